@@ -1,0 +1,1 @@
+"""Figures from numbers. Functions take data and an optional `ax`, return Axes, and know no model."""

@@ -1,0 +1,160 @@
+"""One look for every figure of the course: size, colours, markers, the mark of an edit, text alternatives.
+
+    ax = new_axes()
+    ax.plot(points, delta, **series_style(0), label="Δ")
+    mark_edit(ax, block + 1, "block 2 × 0.5")
+    describe(ax, "Δ is 0 up to block 1, jumps to 6.8 at block 2 and reaches 11.0 at block 11.")
+    show_figure(ax)
+
+Figures are drawn on the Agg canvas without pyplot: nothing is global, and a figure is freed with its last reference.
+"""
+
+from __future__ import annotations
+
+import base64
+import textwrap
+from html import escape
+from io import BytesIO
+from typing import Any, cast
+
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+SIZE = (7.0, 4.0)  # inches
+DPI = 100  # figures stored in a notebook
+WIDGET_DPI = 80  # figures that are redrawn at each key press
+
+PALETTE: tuple[str, ...] = tuple(sns.color_palette("colorblind").as_hex())
+CLEAN, EDITED = PALETTE[0], PALETTE[1]  # the same two colours for "clean" and "edited" in every lesson
+EDIT = PALETTE[3]  # the place of an edit
+QUIET = "#595959"  # text and lines that stay in the background, readable on white
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LINES = ("-", "--", "-.", ":")
+SEQUENTIAL, DIVERGING = "cividis", "RdBu_r"  # heat maps: from low to high, and signed values centred at 0
+
+
+def new_axes(ax: Axes | None = None, size: tuple[float, float] = SIZE, dpi: int = DPI) -> Axes:
+    """Return `ax`, or the axes of a new white figure of `size` inches, in the style of the course."""
+    if ax is None:
+        ax = new_figure(size, dpi).subplots()
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(axis="y", color="0.9", linewidth=0.8)
+    ax.set_axisbelow(True)
+    return ax
+
+
+def new_figure(size: tuple[float, float] = SIZE, dpi: int = DPI) -> Figure:
+    """Return an empty white figure for functions that need several panels: `new_figure().subplots(1, 2)`."""
+    figure = Figure(figsize=size, dpi=dpi, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def series_style(index: int) -> dict[str, Any]:
+    """Return colour, marker and line style of the `index`-th series, so that colour is never the only difference."""
+    return {
+        "color": PALETTE[index % len(PALETTE)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "linestyle": LINES[index % len(LINES)],
+        "markersize": 5,
+        "linewidth": 1.8,
+    }
+
+
+def point_names(n_blocks: int) -> list[str]:
+    """Return names of the `n_blocks + 1` points of the residual stream: `emb`, then the block that wrote it.
+
+    Point i is `output.hidden_states[i]`: the output of block i - 1. The last one is read before the final norm.
+    """
+    return ["emb", *(str(block) for block in range(n_blocks))]
+
+
+def stream_axis(ax: Axes, n_blocks: int) -> None:
+    """Label the x axis of `ax` with the points of the stream; the output of block b stands at x = b + 1."""
+    ax.set_xticks(range(n_blocks + 1), point_names(n_blocks))
+    ax.set_xlabel("residual stream after block (emb: before block 0)")
+    ax.set_xlim(-0.5, n_blocks + 0.5)
+
+
+def block_axis(ax: Axes, n_blocks: int) -> None:
+    """Label the x axis of `ax` with block numbers, for values that belong to a block (a step, an effect)."""
+    ax.set_xticks(range(n_blocks), [str(block) for block in range(n_blocks)])
+    ax.set_xlabel("block")
+    ax.set_xlim(-0.6, n_blocks - 0.4)
+
+
+def set_title(ax: Axes, finding: str) -> None:
+    """Put the finding over the figure, on two lines if one is too short."""
+    ax.set_title("\n".join(textwrap.wrap(finding, 72)), loc="left", fontsize=11, pad=10)
+
+
+def mark_edit(ax: Axes, x: float, label: str = "edit") -> None:
+    """Mark the place of an edit, the same way in every figure: a dashed line with a triangle and a label on top."""
+    top = ax.get_xaxis_transform()
+    ax.axvline(x, color=EDIT, linestyle=(0, (4, 3)), linewidth=1.4, zorder=1)
+    ax.plot([x], [1.0], marker="v", color=EDIT, markersize=8, transform=top, clip_on=False, linestyle="none")
+    right = x > sum(ax.get_xlim()) / 2
+    ax.annotate(
+        label,
+        (x, 1.0),
+        xycoords=top,
+        xytext=(-8 if right else 8, -4),
+        textcoords="offset points",
+        ha="right" if right else "left",
+        va="top",
+        color=EDIT,
+        fontsize=9,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
+    )
+
+
+def describe(ax: Axes | Figure, text: str) -> None:
+    """Give the figure of `ax` a text alternative: what a reader who cannot see it should know. Compute its numbers."""
+    figure_of(ax).set_label(text)
+
+
+def description(ax: Axes | Figure) -> str:
+    """Return the text alternative of a figure. Raises ValueError when it has none: every figure of the course does."""
+    text = str(figure_of(ax).get_label())
+    if not text:
+        raise ValueError("this figure has no text alternative: call describe(ax, text) or pass alt=")
+    return text
+
+
+def figure_of(ax: Axes | Figure) -> Figure:
+    """Return the figure that `ax` belongs to, or `ax` itself when it is one."""
+    return ax if isinstance(ax, Figure) else cast(Figure, ax.get_figure(root=True))
+
+
+def to_png(ax: Axes | Figure, dpi: float | None = None) -> bytes:
+    """Return the figure as a PNG with an opaque white face, so that it stays readable in a dark theme."""
+    buffer = BytesIO()
+    figure = figure_of(ax)
+    figure.savefig(buffer, format="png", dpi=dpi or figure.dpi, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def to_img(ax: Axes | Figure, dpi: float | None = None) -> str:
+    """Return the figure as an HTML `<img>` with its text alternative."""
+    data = base64.b64encode(to_png(ax, dpi)).decode()
+    alt = escape(description(ax), quote=True)
+    return f'<img alt="{alt}" src="data:image/png;base64,{data}" style="max-width: 100%">'
+
+
+def show_figure(ax: Axes | Figure, alt: str | None = None) -> None:
+    """Display a figure at once, with its text alternative (`alt`, or what `describe` gave it).
+
+    The picture carries the alternative as metadata, which exporters turn into `alt`. JupyterLab gives output images
+    no alternative, so the same words follow under "Figure in words". Raises ValueError when there are none.
+    """
+    from IPython.display import display
+
+    if alt is not None:
+        describe(ax, alt)
+    text = description(ax)
+    png = base64.b64encode(to_png(ax)).decode()
+    display({"image/png": png, "text/plain": text}, metadata={"image/png": {"alt": text}}, raw=True)
+    details = f"<details><summary>Figure in words</summary><p>{escape(text)}</p></details>"
+    display({"text/html": details, "text/plain": f"Figure in words: {text}"}, raw=True)

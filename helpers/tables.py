@@ -1,0 +1,151 @@
+"""Small rounded tables: the numbers behind a figure, the same digits on every machine.
+
+    show_table(delta, "Δ at each point of the stream")
+    show_table({"Δ": delta, "‖H‖": size}, "Difference and size", columns=point_names(lm.n_blocks))
+
+In Jupyter a table is HTML with a caption and headed rows and columns, so that a screen reader can read it;
+elsewhere it is aligned text. Numbers keep four significant digits: float64 results agree to far more digits
+than that between CPUs, so a stored table can be compared with a new one character by character.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import numpy as np
+
+TINY = 1e-12
+
+
+def format_number(value: Any, digits: int = 4) -> str:
+    """Return `value` as short text: at most `digits` significant digits, `0` for an exact zero, `< 1e-12` for less.
+
+    Strings pass through, whole numbers stay whole, booleans become `yes` and `no`, None becomes an empty cell.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if hasattr(value, "item"):  # a tensor or numpy scalar
+        value = value.item()
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return str(value)
+    number = float(value)
+    if not math.isfinite(number):
+        return str(number)
+    if number == 0:
+        return "0"
+    if abs(number) < TINY:
+        return f"< {TINY:.0e}"
+    if 1e-3 <= abs(number) < 1e6:
+        return np.format_float_positional(float(f"{number:.{digits - 1}e}"), trim="-")
+    return f"{number:.{max(digits - 2, 1)}e}"
+
+
+def below(value: Any, bound: float = TINY) -> str:
+    """Say how a difference that should be nothing compares with `bound`: `< 1e-12`, or the number if it is larger.
+
+    Use it where rounding may leave 0 on one machine and 1e-16 on the next.
+    """
+    number = abs(float(value))
+    return f"< {bound:.0e}" if number < bound else format_number(number)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A finished table of strings. `header` has one entry per column, the first heads the row labels."""
+
+    caption: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def __repr__(self) -> str:
+        widths = [max(len(line[i]) for line in (self.header, *self.rows)) for i in range(len(self.header))]
+        lines = [self.caption]
+        for line in (self.header, *self.rows):
+            cells = [line[0].ljust(widths[0])] + [cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True)]
+            lines.append("  ".join(cells).rstrip())
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in self.header)
+        body = "\n".join(
+            f'<tr><th scope="row">{escape(row[0])}</th>' + "".join(f"<td>{escape(c)}</td>" for c in row[1:]) + "</tr>"
+            for row in self.rows
+        )
+        return (
+            f"<table>\n<caption>{escape(self.caption)}</caption>\n<thead><tr>{head}</tr></thead>\n"
+            f"<tbody>\n{body}\n</tbody>\n</table>"
+        )
+
+    def to_markdown(self) -> str:
+        """Return the table as a markdown table, without its caption."""
+        lines = [self.header, tuple("---" for _ in self.header), *self.rows]
+        return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def make_table(
+    data: Any,
+    caption: str,
+    columns: Sequence[Any] | None = None,
+    rows: Sequence[Any] | None = None,
+    corner: str = "",
+    digits: int = 4,
+) -> Table:
+    """Build a `Table` from numbers.
+
+    `data` is one series (a single row), a 2-D array or a list of rows, or a mapping from row label to a series or
+    a single value. `columns` and `rows` head the columns and rows (columns default to 0, 1, 2 …), `corner` heads the
+    row labels. Tensors, arrays, numbers, strings, booleans and None are all welcome as cells.
+    Raises ValueError when a row has more or fewer cells than there are columns.
+    """
+    if isinstance(data, Mapping):
+        if rows is not None:
+            raise ValueError("a mapping brings its own row labels: leave `rows` out")
+        rows, series = list(data), [_cells(value) for value in data.values()]
+    else:
+        plain = _cells(data)
+        series = [_cells(row) for row in plain] if plain and isinstance(plain[0], (list, tuple)) else [plain]
+    width = max((len(row) for row in series), default=0)
+    names = [format_number(name) for name in (columns if columns is not None else range(width))]
+    labels = [format_number(name) for name in (rows if rows is not None else [""] * len(series))]
+    if len(labels) != len(series):
+        raise ValueError(f"{len(labels)} row labels for {len(series)} rows")
+    for label, row in zip(labels, series, strict=True):
+        if len(row) != len(names):
+            raise ValueError(f"row {label!r} has {len(row)} cells for {len(names)} columns")
+    body = tuple(
+        (label, *(format_number(cell, digits) for cell in row)) for label, row in zip(labels, series, strict=True)
+    )
+    return Table(caption, (corner, *names), body)
+
+
+def show_table(
+    data: Any,
+    caption: str,
+    columns: Sequence[Any] | None = None,
+    rows: Sequence[Any] | None = None,
+    corner: str = "",
+    digits: int = 4,
+) -> None:
+    """Display the table that `make_table` builds from the same arguments, at once, anywhere in a cell."""
+    from IPython.display import display
+
+    display(make_table(data, caption, columns, rows, corner, digits))
+
+
+def _cells(data: Any) -> list[Any]:
+    """Return `data` as a plain list: of cells for a series, of lists for a 2-D array."""
+    if hasattr(data, "detach"):
+        data = data.detach().cpu()
+    if hasattr(data, "tolist"):
+        data = data.tolist()
+    if isinstance(data, (str, bytes)) or not isinstance(data, Sequence):
+        return [data]
+    return list(data)

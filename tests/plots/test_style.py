@@ -1,0 +1,86 @@
+import base64
+import struct
+
+import numpy as np
+import pytest
+
+from helpers.plots import style
+
+
+def _size(png: bytes) -> tuple[int, int]:
+    return struct.unpack(">II", png[16:24])
+
+
+def test_every_figure_has_the_same_size():
+    assert _size(style.to_png(style.new_axes())) == (700, 400)
+    assert _size(style.to_png(style.new_axes(), dpi=80)) == (560, 320)
+
+
+def test_no_pyplot_state_is_left_behind():
+    import matplotlib.pyplot as plt
+
+    before = plt.get_fignums()
+    style.to_png(style.new_axes())
+    assert plt.get_fignums() == before
+
+
+def test_png_face_is_opaque_white():
+    from io import BytesIO
+
+    import matplotlib.image as image
+
+    ax = style.new_axes()
+    ax.set_axis_off()
+    pixels = image.imread(BytesIO(style.to_png(ax)))
+    assert np.all(pixels[0, 0] == 1.0)
+
+
+def test_series_differ_by_more_than_colour():
+    looks = [style.series_style(i) for i in range(8)]
+    assert len({look["marker"] for look in looks}) == len({look["color"] for look in looks}) == 8
+
+
+def test_axes_given_are_used():
+    ax = style.new_axes()
+    assert style.new_axes(ax) is ax
+
+
+def test_stream_axis_puts_the_output_of_block_b_at_b_plus_1():
+    ax = style.new_axes()
+    style.stream_axis(ax, 4)
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["emb", "0", "1", "2", "3"]
+    assert list(ax.get_xticks()) == [0, 1, 2, 3, 4]
+
+
+def test_the_mark_of_an_edit_is_a_labelled_line_at_its_place():
+    ax = style.new_axes()
+    style.stream_axis(ax, 12)
+    style.mark_edit(ax, 3, "block 2 × 0.5")
+    assert list(ax.lines[0].get_xdata()) == [3, 3]
+    assert ax.texts[0].get_text() == "block 2 × 0.5"
+
+
+def test_a_figure_without_words_is_refused():
+    with pytest.raises(ValueError, match="no text alternative"):
+        style.show_figure(style.new_axes())
+
+
+def test_img_carries_the_escaped_words_and_a_png():
+    ax = style.new_axes()
+    style.describe(ax, 'Δ "grows" & stays < 12')
+    html = style.to_img(ax)
+    assert 'alt="Δ &quot;grows&quot; &amp; stays &lt; 12"' in html
+    data = html.split("base64,")[1].split('"')[0]
+    assert base64.b64decode(data).startswith(b"\x89PNG")
+
+
+def test_show_figure_displays_words_beside_the_picture(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, **options: shown.append((data, options)))
+    style.show_figure(style.new_axes(), alt="Δ grows.")
+    (picture, options), (words, _) = shown
+    assert set(picture) == {"image/png", "text/plain"}
+    assert picture["text/plain"] == "Δ grows."
+    assert options["metadata"] == {"image/png": {"alt": "Δ grows."}}
+    assert "Δ grows." in words["text/html"]
+    assert "base64" not in words["text/html"]
