@@ -1,0 +1,79 @@
+# make lab        JupyterLab at lesson 1 (the first call makes .venv and installs the tested versions)
+# make test       lint, types, every test, every notebook cell compared; the helpers again on transformers 4.57
+# make notebooks  run the notebooks and store clean outputs (one: make notebooks NB=notebooks/01_downstream_scaling.ipynb)
+# make claims     the claims ledger of all lessons (another model: make claims MODEL=gpt2)
+# make bench      sweeps and traces, in plain forward passes
+# make format     let ruff tidy the code
+# make clean      remove the environments and caches
+
+PYTHON ?=
+MODEL ?=
+NB ?= $(wildcard notebooks/*.ipynb)
+LAB_ARGS ?=
+
+PY := .venv/bin/python
+OLD := .venv-4.57/bin/python
+PINS := pyproject.toml constraints.txt
+CODE := helpers tools tests
+# What needs Jupyter and is about the course, not about the helpers: runs once, on the pinned transformers.
+COURSE_TESTS := $(wildcard tests/test_notebooks_rules.py tests/test_guards.py tests/test_browser.py tests/test_package.py)
+
+.PHONY: lab test lint notebooks claims bench format constraints clean
+.DELETE_ON_ERROR:
+
+lab: .venv/.lab
+	cd notebooks && exec ../$(PY) -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS) 01_downstream_scaling.ipynb
+
+test: .venv/.test .venv-4.57/.test lint
+	@echo "== the helpers on transformers 4.57 =="
+	$(OLD) -m pytest tests $(addprefix --ignore=,$(COURSE_TESTS))
+	@echo "== everything on the pinned versions =="
+	$(PY) -m pytest tests notebooks --nbval --nbval-current-env --nbval-cell-timeout=300
+
+lint: .venv/.test
+	$(PY) -m ruff check $(CODE) notebooks
+	$(PY) -m ruff format --check $(CODE)
+	$(PY) -m mypy
+
+notebooks: .venv/.test
+	$(PY) -m jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
+	    --ExecutePreprocessor.store_widget_state=False $(NB)
+
+claims: .venv/.lab
+	$(PY) tools/claims.py $(if $(MODEL),--model $(MODEL))
+
+bench: .venv/.lab
+	$(PY) tools/bench.py
+
+format: .venv/.test
+	$(PY) -m ruff check --fix $(CODE)
+	$(PY) -m ruff format $(CODE)
+
+# The stamps: an environment is renewed when the package's needs or the pins have changed, and only then.
+.venv/.python: tools/find_python.sh
+	@python=$$(tools/find_python.sh $(PYTHON)) && $$python -m venv .venv
+	@touch $@
+
+.venv/.lab: .venv/.python $(PINS) tools/lab-overrides.json
+	$(PY) -m pip install --quiet -c constraints.txt -e '.[lab]'
+	@mkdir -p .venv/share/jupyter/lab/settings
+	@cp tools/lab-overrides.json .venv/share/jupyter/lab/settings/overrides.json
+	@touch $@
+
+.venv/.test: .venv/.lab
+	$(PY) -m pip install --quiet -c constraints.txt -e '.[test]'
+	@touch $@
+
+.venv-4.57/.test: $(PINS) constraints-4.57.txt tools/find_python.sh
+	@python=$$(tools/find_python.sh $(PYTHON)) && $$python -m venv .venv-4.57
+	@awk -F== 'NR == FNR { old[$$1] = 1; print; next } !($$1 in old)' constraints-4.57.txt constraints.txt > .venv-4.57/constraints.txt
+	$(OLD) -m pip install --quiet -c .venv-4.57/constraints.txt -e '.[suite]'
+	@touch $@
+
+constraints: .venv/.test
+	@sed -n '/^#/p' constraints.txt > constraints.new
+	$(PY) -m pip freeze --all --exclude-editable | sed -E '/^pip==/d; s/\+cpu$$//' >> constraints.new
+	mv constraints.new constraints.txt
+
+clean:
+	rm -rf .venv .venv-4.57 .pytest_cache .mypy_cache .ruff_cache .hypothesis
