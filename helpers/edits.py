@@ -1,0 +1,313 @@
+"""Interventions: what to change, and where.
+
+    with edit(lm, scale_block(2, 0.5), zero_heads(5, [3])):
+        changed = trace(lm, prompt)
+    # here the model is as it was
+
+An edit is a small immutable value; making one touches no model. `edit` checks every edit against the model before the
+first hook is registered, so that nothing is ever half applied. Edits at the same place run in the order given, those of
+an outer `with` first. Every factory takes `positions`: None for all tokens, a position, several, or a slice (positions
+count columns of the batch, padding included; negative ones count from the end).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from . import errors
+from .hooks import SITES, on_site, remove
+from .models import LanguageModel, check_indices
+
+Positions = int | Sequence[int] | slice | None
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One intervention. `change(value, stream, lm)` gives the new value of the whole site; `check(lm)` raises if it cannot."""
+
+    name: str
+    site: str
+    block: int
+    change: Callable[[Tensor, Tensor], Tensor] = field(repr=False, compare=False)
+    positions: Positions = None
+    check: Callable[[LanguageModel], object] = field(default=lambda lm: None, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        where = "" if self.positions is None else f" at positions {self.positions}"
+        return self.name + where
+
+
+class edit:
+    """Context manager that applies edits to `lm` and takes them off again, also after an exception or an interrupt.
+
+    Raises a HelpersError at once, before anything is registered, if one of the edits does not fit the model.
+    """
+
+    def __init__(self, lm: LanguageModel, *edits: Edit) -> None:
+        for one in edits:
+            if not isinstance(one, Edit):
+                raise errors.BadEdit(
+                    f"{one!r} is not an edit: use one such as scale_block(2, 0.5) or zero_heads(5, [3])."
+                )
+            lm.check_block(one.block)
+            if one.site not in SITES:
+                raise errors.BadEdit(f"there is no site {one.site!r} in a block: choose one of {', '.join(SITES)}.")
+            one.check(lm)
+        self.lm, self.edits = lm, edits
+        self.entered: list[list[Edit]] = []
+
+    def __enter__(self) -> LanguageModel:
+        group = list(self.edits)
+        self.entered.append(group)
+        self.lm.live_edits.append(group)
+        _register(self.lm)
+        return self.lm
+
+    def __exit__(self, *_) -> None:
+        group = self.entered.pop()
+        self.lm.live_edits = [other for other in self.lm.live_edits if other is not group]
+        _register(self.lm)
+
+
+def _register(lm: LanguageModel) -> None:
+    """Hang all live edits on the model, ahead of every other hook, in their order.
+
+    All are taken off and put on again, since `prepend` would run the newest first; the last one goes on first.
+    """
+    remove(lm.edit_handles)
+    for group in reversed(lm.live_edits):
+        for one in reversed(group):
+            lm.edit_handles += on_site(lm, one.site, one.block, _apply(one), prepend=True)
+
+
+def _apply(one: Edit) -> Callable[[Tensor, Tensor], Tensor]:
+    def see(value: Tensor, stream: Tensor) -> Tensor:
+        new = one.change(value, stream)
+        if not isinstance(new, Tensor):
+            raise errors.BadEdit(f"{one!r} returned {type(new).__name__}: its function must return the new tensor.")
+        for what in ("shape", "dtype", "device"):
+            if getattr(new, what) != getattr(value, what):
+                raise errors.BadEdit(
+                    f"{one!r} returned a tensor of {what} {_short(getattr(new, what))} in place of {_short(getattr(value, what))}: "
+                    f"return one of the same {what}."
+                )
+        if one.positions is None:
+            return new
+        chosen = chosen_positions(one.positions, value.shape[1], value.device)
+        return torch.where(chosen.view(1, -1, *[1] * (value.ndim - 2)), new, value)
+
+    return see
+
+
+def _short(what: object) -> object:
+    return tuple(what) if isinstance(what, torch.Size) else what
+
+
+def chosen_positions(positions: Positions, length: int, device: torch.device | str = "cpu") -> Tensor:
+    """(pos,) bool: which of `length` positions are meant. Raises PositionOutOfRange."""
+    chosen = torch.zeros(length, dtype=torch.bool, device=device)
+    if positions is None or isinstance(positions, slice):
+        chosen[positions or slice(None)] = True
+        if not chosen.any():
+            raise errors.PositionOutOfRange(f"{positions} chooses none of the {length} positions of this prompt.")
+        return chosen
+    for p in [positions] if isinstance(positions, int) else positions:
+        if not -length <= p < length:
+            raise errors.PositionOutOfRange(
+                f"position {p} does not exist: this prompt has {length} tokens, at positions 0 to {length - 1}."
+            )
+        chosen[p] = True
+    return chosen
+
+
+# ---- checks of what the factories are given
+
+
+def _number(value: object, name: str, least: float = -math.inf) -> float:
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value < least:
+        allowed = "a finite number" if least == -math.inf else f"a finite number, {least:g} or more"
+        raise errors.BadFactor(f"{name} {value!r} cannot be used: give {allowed}, for example 0.5.")
+    return float(value)
+
+
+def _positions(positions: Positions) -> Positions:
+    if positions is None or isinstance(positions, slice):
+        return positions
+    given = [positions] if isinstance(positions, int) else list(positions) if isinstance(positions, Sequence) else []
+    if not given or not all(isinstance(p, int) and not isinstance(p, bool) for p in given):
+        raise errors.PositionOutOfRange(
+            f"positions {positions!r} cannot be used: give None for all, one position, a list of them, or a slice."
+        )
+    return tuple(given)
+
+
+def _tensor(value: object, name: str) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise errors.BadValue(f"{name} must be a tensor, but this is a {type(value).__name__}.")
+    if not torch.isfinite(value).all():
+        raise errors.BadValue(f"{name} holds NaN or infinity: every number must be finite.")
+    return value.detach()
+
+
+def _fits(value: Tensor, like: Tensor, what: str) -> Tensor:
+    """`value` in the dtype and on the device of `like`, broadcast to its shape."""
+    try:
+        return value.to(like).broadcast_to(like.shape)
+    except RuntimeError:
+        raise errors.BadValue(
+            f"{what} has shape {tuple(value.shape)}, which does not fit {tuple(like.shape)} at this place."
+        ) from None
+
+
+# ---- the edits
+
+
+def change(site: str, block: int, function: Callable[[Tensor], Tensor], positions: Positions = None) -> Edit:
+    """Any edit of your own: `function(value)` returns the new value of a site, in the same shape, dtype and device.
+
+    site: "block" (batch, pos, d_model), "attention" or "mlp" (what they add to the stream), "heads" (batch, pos, n_heads,
+    d_head), "keys" (batch, pos, n_key_heads, d_head), "neurons" or "preactivation" (batch, pos, d_mlp). The function
+    must not edit its argument in place.
+    """
+    if not callable(function):
+        raise errors.BadEdit(f"change needs a function that takes a tensor and returns one, but this is {function!r}.")
+    name = f"change({site!r}, {block!r}, {getattr(function, '__name__', 'function')})"
+    return Edit(name, site, block, lambda value, _: function(value), _positions(positions))
+
+
+def _scale(name: str, site: str, block: int, factor: float, positions: Positions) -> Edit:
+    by = _number(factor, "factor")
+    return Edit(f"{name}({block}, {by:g})", site, block, lambda value, _: value * by, _positions(positions))
+
+
+def scale_block(block: int, factor: float, positions: Positions = None) -> Edit:
+    """Multiply the residual stream after `block` by `factor`."""
+    return _scale("scale_block", "block", block, factor, positions)
+
+
+def scale_attention(block: int, factor: float, positions: Positions = None) -> Edit:
+    """Multiply what attention adds to the stream in `block` by `factor`."""
+    return _scale("scale_attention", "attention", block, factor, positions)
+
+
+def scale_mlp(block: int, factor: float, positions: Positions = None) -> Edit:
+    """Multiply what the MLP adds to the stream in `block` by `factor`."""
+    return _scale("scale_mlp", "mlp", block, factor, positions)
+
+
+def skip_block(block: int, positions: Positions = None) -> Edit:
+    """Hand on the stream that entered `block`: the block computes, and its result is thrown away."""
+    return Edit(f"skip_block({block})", "block", block, lambda value, stream: stream, _positions(positions))
+
+
+def skip_attention(block: int, positions: Positions = None) -> Edit:
+    """Attention in `block` adds nothing to the stream."""
+    zero = lambda value, _: torch.zeros_like(value)  # noqa: E731
+    return Edit(f"skip_attention({block})", "attention", block, zero, _positions(positions))
+
+
+def skip_mlp(block: int, positions: Positions = None) -> Edit:
+    """The MLP in `block` adds nothing to the stream."""
+    zero = lambda value, _: torch.zeros_like(value)  # noqa: E731
+    return Edit(f"skip_mlp({block})", "mlp", block, zero, _positions(positions))
+
+
+def add_to_block(block: int, vector: Tensor, positions: Positions = None) -> Edit:
+    """Add a tensor that broadcasts to (batch, pos, d_model), usually one (d_model,) direction, to the stream after `block`."""
+    vector = _tensor(vector, "the vector")
+    return Edit(
+        f"add_to_block({block}, {tuple(vector.shape)})", "block", block,
+        lambda value, _: value + _fits(vector, value, "the vector"), _positions(positions),
+    )  # fmt: skip
+
+
+def patch_block(block: int, value: Tensor, positions: Positions = None) -> Edit:
+    """Replace the stream after `block` by a tensor that broadcasts to (batch, pos, d_model), for example another run's."""
+    given = _tensor(value, "the patch")
+    return Edit(
+        f"patch_block({block}, {tuple(given.shape)})", "block", block,
+        lambda old, _: _fits(given, old, "the patch").clone(), _positions(positions),
+    )  # fmt: skip
+
+
+def zero_heads(block: int, heads: Sequence[int] | int, positions: Positions = None) -> Edit:
+    """Set the outputs of these heads to zero, before the output projection mixes them."""
+    one = replace_heads(block, heads, torch.zeros(()), positions)
+    return Edit(f"zero_heads({block}, {heads})", one.site, one.block, one.change, one.positions, one.check)
+
+
+def replace_heads(block: int, heads: Sequence[int] | int, value: Tensor, positions: Positions = None) -> Edit:
+    """Set the outputs of these heads to `value`, which broadcasts to (batch, pos, len(heads), d_head).
+
+    Zero ablation is a zero, mean ablation the heads' mean over a set of prompts, resample ablation the heads' outputs
+    on another prompt (Wang et al. 2022 compare them): see `sweep_heads(..., replacement=...)`.
+    """
+    given = _tensor(value, "the replacement")
+    listed = [heads] if isinstance(heads, int) else heads
+
+    def replace(old: Tensor, _: Tensor) -> Tensor:
+        new = old.clone()
+        new[:, :, list(listed)] = _fits(given, old[:, :, list(listed)], "the replacement")
+        return new
+
+    name = f"replace_heads({block}, {heads}, {tuple(given.shape)})"
+    return Edit(name, "heads", block, replace, _positions(positions), lambda lm: lm.check_heads(listed))
+
+
+def zero_keys(block: int, heads: Sequence[int] | int, positions: Positions = None) -> Edit:
+    """Set the keys of these heads to zero: their scores become 0 and they attend evenly over all they may see.
+
+    With grouped-query attention several heads share one key head; `heads` then counts key heads.
+    """
+    listed = [heads] if isinstance(heads, int) else heads
+
+    def zero(old: Tensor, _: Tensor) -> Tensor:
+        new = old.clone()
+        new[:, :, list(listed)] = 0
+        return new
+
+    name = f"zero_keys({block}, {heads})"
+    return Edit(name, "keys", block, zero, _positions(positions), lambda lm: lm.check_heads(listed, of_keys=True))
+
+
+def noise_neurons(
+    block: int, neurons: Sequence[int] | slice, mean: float, std: float, generator: torch.Generator,
+    before_activation: bool = False, positions: Positions = None,
+) -> Edit:  # fmt: skip
+    """Replace MLP neurons by Gaussian noise, after the activation function or before it.
+
+    neurons: indices, or a slice such as slice(0, None, 2). Each pass draws anew from `generator`, so seed it again to
+    see the same noise twice. (Zhang & Nanda 2023 explain why noise takes a model off its distribution.)
+    """
+    mean, std = _number(mean, "mean"), _number(std, "std", least=0.0)
+    if not isinstance(generator, torch.Generator):
+        raise errors.BadValue(
+            f"generator must be a torch.Generator, for example torch.Generator().manual_seed(0), but this is {generator!r}."
+        )
+
+    def check(lm: LanguageModel) -> None:
+        if isinstance(neurons, slice):
+            if not range(lm.d_mlp)[neurons]:
+                raise errors.NeuronOutOfRange(f"{neurons} chooses none of the {lm.d_mlp} neurons.")
+        else:
+            check_indices(neurons, lm.d_mlp, errors.NeuronOutOfRange, "neuron", "each MLP has")
+
+    def noise(old: Tensor, _: Tensor) -> Tensor:
+        new = old.clone()
+        chosen = neurons if isinstance(neurons, slice) else list(neurons)
+        part = new[..., chosen]
+        # Drawn in float64 on the generator's device: the same numbers for every dtype and every device of the model.
+        drawn = torch.randn(part.shape, generator=generator, dtype=torch.float64, device=generator.device)
+        new[..., chosen] = (mean + std * drawn).to(part)
+        return new
+
+    site = "preactivation" if before_activation else "neurons"
+    return Edit(f"noise_neurons({block}, mean {mean:g}, std {std:g})", site, block, noise, _positions(positions), check)

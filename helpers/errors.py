@@ -1,0 +1,64 @@
+"""One exception class for each kind of mistake, so that code can tell them apart; the sentence is written where the mistake is found.
+
+Every sentence names the value, says what is allowed and what to do.
+"""
+
+
+class HelpersError(ValueError):
+    """Parent of all mistakes that this package reports."""
+
+
+class UnknownModel(HelpersError):
+    """No model of that name or at that place."""
+
+
+class NoNetwork(HelpersError):
+    """The model is not on this machine, and the hub cannot be reached."""
+
+
+class DamagedWeights(HelpersError):
+    """The weights file is truncated or does not fit the model."""
+
+
+class UnsupportedFamily(HelpersError):
+    """The architecture is not in the table of families."""
+
+
+class BadPrompt(HelpersError):
+    """The prompt is empty or not text."""
+
+
+class PromptTooLong(HelpersError):
+    """The prompt has more tokens than the model has positions."""
+
+
+class TargetIsNotOneToken(HelpersError):
+    """A target must be exactly one token."""
+
+
+class BlockOutOfRange(HelpersError):
+    """The model has no such block."""
+
+
+class HeadOutOfRange(HelpersError):
+    """The block has no such head."""
+
+
+class NeuronOutOfRange(HelpersError):
+    """The MLP has no such neuron."""
+
+
+class PositionOutOfRange(HelpersError):
+    """The prompt has no such token position."""
+
+
+class BadFactor(HelpersError):
+    """A factor, mean or standard deviation that is no finite number."""
+
+
+class BadEdit(HelpersError):
+    """An edit that cannot be applied: no edit at all, or a change that does not return what it must."""
+
+
+class BadValue(HelpersError):
+    """A tensor or option of the wrong kind, shape, dtype or device."""

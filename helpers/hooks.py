@@ -1,0 +1,158 @@
+"""The only file that registers a PyTorch hook. How hooks, their order and recorders work:
+
+A *forward hook* is a function that PyTorch calls when a module has finished: `hook(module, args, output)`. If it returns
+something other than None, that replaces the output. A *pre-hook* is called before the module runs and may replace its
+input. Both come from `module.register_forward_hook(...)`, which gives back a handle; `handle.remove()` takes the hook off.
+
+Hooks on one module run in the order in which they were registered, and each sees what the one before it returned. That
+is harmless until somebody *records* with a hook: a recorder that was registered before an edit stores the state from
+before that edit. transformers 5 fills `output.hidden_states` in just this way, with hooks that it installs at the first
+call that asks for hidden states and never removes. An edit that is registered later is real (the next block sees it) but
+does not show in `hidden_states`, and nothing warns.
+
+Two rules make the order right whatever ran before:
+
+* edits are registered with `prepend=True`, so that they run ahead of every recorder, transformers' own included;
+* our recorders are registered at the end, for one pass, so that they see edits, a learner's raw hooks, everything.
+
+A block returns a plain tensor on transformers 5 and a tuple on 4.57, attention modules return tuples on both: `first` and
+`with_first` are the one code path for all of these. Handles are kept by those who made them, and only those are removed.
+Hooks receive tensors and return new ones; nothing is edited in place, since others may have recorded the same object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from . import errors
+from .models import LanguageModel
+
+Seen = Callable[[Tensor, Tensor], Tensor | None]
+SITES = ("block", "attention", "mlp", "heads", "keys", "neurons", "preactivation")
+
+
+def first(output: Any) -> Tensor:
+    """The hidden state in what a module received or returned: a tensor, or the first element of a tuple."""
+    return output[0] if isinstance(output, tuple | list) else output
+
+
+def with_first(output: Any, state: Tensor) -> Any:
+    """The same form as `output`, with another hidden state in it."""
+    return (state, *output[1:]) if isinstance(output, tuple | list) else state
+
+
+def entering(args: tuple, kwargs: dict) -> Tensor:
+    """The residual stream that a block was called with."""
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def remove(handles: list[RemovableHandle]) -> None:
+    """Take these hooks off, and no others."""
+    while handles:
+        handles.pop().remove()
+
+
+def on_input(module: nn.Module, see: Callable[[Tensor], Tensor | None], prepend: bool = False) -> RemovableHandle:
+    """Call `see(input)` before `module` runs; what it returns, unless None, becomes the input."""
+
+    def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        new = see(entering(args, kwargs))
+        if new is None:
+            return None
+        return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
+
+    return module.register_forward_pre_hook(hook, prepend=prepend, with_kwargs=True)
+
+
+def on_call(module: nn.Module, see: Callable[[tuple, dict], None]) -> RemovableHandle:
+    """Call `see(args, kwargs)` with everything that `module` is called with."""
+    return module.register_forward_pre_hook(lambda m, args, kwargs: see(args, kwargs), with_kwargs=True)
+
+
+def on_output(module: nn.Module, see: Seen, prepend: bool = False) -> RemovableHandle:
+    """Call `see(output, input)` when `module` has run; what it returns, unless None, becomes the output."""
+
+    def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        new = see(first(output), entering(args, kwargs) if args or "hidden_states" in kwargs else first(output))
+        return None if new is None else with_first(output, new)
+
+    return module.register_forward_hook(hook, prepend=prepend, with_kwargs=True)
+
+
+def on_site(lm: LanguageModel, site: str, block: int, see: Seen, prepend: bool = False) -> list[RemovableHandle]:
+    """Show one place of the model to `see(value, stream)`; what it returns, unless None, replaces the value there.
+
+    value, by site: "block" the stream after the block, "attention" and "mlp" what they add to it, (batch, pos, d_model);
+    "heads" the heads' outputs before the output projection, (batch, pos, n_heads, d_head); "keys" (batch, pos,
+    n_key_heads, d_head); "neurons" and "preactivation" the MLP after and before its activation function, (batch, pos,
+    d_mlp). stream: the residual stream that entered the block, for "block"; the value itself elsewhere.
+    """
+    parts = lm.parts
+    if site == "block":
+        return [on_output(lm.blocks[block], see, prepend)]
+    shape: list[int] = []
+    handles: list[RemovableHandle] = []
+
+    def spread(value: Tensor) -> Tensor:
+        return value.reshape(*shape, value.shape[-1]) if value.ndim == 2 and shape else value
+
+    def through(
+        view: Callable[[Tensor], Tensor], back: Callable[[Tensor, Tensor], Tensor]
+    ) -> Callable[..., Tensor | None]:
+        def apply(value: Tensor, _: Tensor | None = None) -> Tensor | None:
+            seen = view(spread(value))
+            new = see(seen, seen)
+            return None if new is None else back(new, spread(value)).reshape(value.shape)
+
+        return apply
+
+    if lm.family == "opt":  # its MLP works on (batch × pos, width): remember the shape that it came from
+
+        def remember(stream: Tensor) -> None:
+            shape[:] = stream.shape[:2]
+
+        handles.append(on_input(lm.blocks[block], remember))
+    whole = through(lambda v: v, lambda new, v: new)
+    heads = through(lambda v: v.unflatten(-1, (lm.n_heads, lm.d_head)), lambda new, v: new.flatten(-2))
+    if site == "attention":
+        handles.append(on_output(lm.part(block, parts.attention_delta), whole, prepend))
+    elif site == "mlp":
+        handles.append(on_output(lm.part(block, parts.mlp_delta), whole, prepend))
+    elif site == "heads":
+        handles.append(on_input(lm.part(block, parts.heads_out), heads, prepend))
+    elif site == "neurons":
+        handles.append(on_input(lm.part(block, parts.neurons_out), whole, prepend))
+    elif site == "preactivation":
+        handles.append(on_output(lm.part(block, parts.preactivation), whole, prepend))
+    elif site == "keys":
+        handles.append(on_output(lm.part(block, parts.keys), through(*_key_views(lm)), prepend))
+    else:
+        remove(handles)
+        raise errors.BadEdit(f"there is no site {site!r} in a block: choose one of {', '.join(SITES)}.")
+    return handles
+
+
+def _key_views(lm: LanguageModel) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]:
+    """How to see the keys, (batch, pos, n_key_heads, d_head), in their projection's output, and how to put them back."""
+    layout, number, width = lm.parts.keys_layout, lm.n_key_heads, lm.d_head
+    if layout == "alone":
+        return lambda v: v.unflatten(-1, (number, width)), lambda new, v: new.flatten(-2)
+    if layout == "q|k|v":
+
+        def put(new: Tensor, v: Tensor) -> Tensor:
+            parts = v.unflatten(-1, (3, number, width)).clone()
+            parts[..., 1, :, :] = new
+            return parts.flatten(-3)
+
+        return lambda v: v.unflatten(-1, (3, number, width))[..., 1, :, :], put
+
+    def put_per_head(new: Tensor, v: Tensor) -> Tensor:
+        parts = v.unflatten(-1, (number, 3, width)).clone()
+        parts[..., 1, :] = new
+        return parts.flatten(-3)
+
+    return lambda v: v.unflatten(-1, (number, 3, width))[..., 1, :], put_per_head
