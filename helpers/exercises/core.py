@@ -134,15 +134,14 @@ def tiny_model(seed: int = 0, n_blocks: int = 4, n_heads: int = 4, d_model: int 
     It has 50 tokens, 32 positions and no tokenizer: prompts are tensors of ids, for example `torch.arange(6)`.
     Its weights are enlarged so that every part visibly matters.
     """
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import AutoModelForCausalLM, GPT2Config
 
     config = GPT2Config(
-        vocab_size=50, n_positions=32, n_layer=n_blocks, n_head=n_heads, n_embd=d_model, bos_token_id=0, eos_token_id=0,
-        attn_implementation="eager",
-    )  # fmt: skip
+        vocab_size=50, n_positions=32, n_layer=n_blocks, n_head=n_heads, n_embd=d_model, bos_token_id=0, eos_token_id=0
+    )
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        model = GPT2LMHeadModel(config)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 parameter.mul_(6)
