@@ -1,0 +1,356 @@
+"""What every stored notebook must be: executed in order, clean, small, and comparable cell by cell.
+
+nbval runs a cell without an execution count but compares nothing, so a stripped notebook would pass it unseen: the
+rules below are what keeps nbval honest. A rule takes a notebook (and its number) and yields what is wrong with it;
+each is also shown a small broken notebook, which it must reject.
+"""
+
+import copy
+import itertools
+import re
+from collections import Counter
+from pathlib import Path
+from urllib.parse import urlparse
+
+import nbformat
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "notebooks"
+LESSONS = [
+    "01_downstream_scaling",
+    "02_hooks_vs_hidden_states",
+    "03_multi_component_challenge",
+    "04_head_ablation",
+    "05_skip_layer",
+]
+MOST_BYTES = 700_000
+PUBLIC_HOSTS = {
+    "aclanthology.org",
+    "arxiv.org",
+    "distill.pub",
+    "doi.org",
+    "docs.pytorch.org",
+    "github.com",
+    "huggingface.co",
+    "jupyter.org",
+    "openreview.net",
+    "pytorch.org",
+    "transformer-circuits.pub",
+    "www.lesswrong.com",
+    "www.alignmentforum.org",
+    "www.cs.toronto.edu",
+}
+NBVAL_MARK = re.compile(r"^\s*#\s*(NBVAL_\w+|PYTEST_VALIDATE_\w+)", re.M)
+BEHIND_THE_SCENES = re.compile(r"^\s*(!|%%|%(pip|conda|cd|env|run|reset|load)\b|.*\bget_ipython\()", re.M)
+MACHINE = re.compile(
+    r"(?<![\w.])/(home|root|Users|tmp|work|opt|mnt|usr|var)/\w|\b[A-Z]:\\\\?\w|\bat 0x[0-9a-f]{6,}|\bfile:"
+)
+URL = re.compile(r"https?://[^\s\"'<>)\]`\\]+")
+ROUNDING_NOISE = re.compile(r"\d(\.\d+)?e-(1[3-9]|[2-9]\d)\b")
+NOT_ROUNDED = re.compile(r"\d\.\d{7,}")
+
+
+def code(nb):
+    return [cell for cell in nb.cells if cell.cell_type == "code"]
+
+
+def outputs(nb):
+    return [(cell, output) for cell in code(nb) for output in cell.outputs]
+
+
+def text_of(output):
+    """All text that a reader of `output` sees."""
+    data = output.get("data", {})
+    parts = [
+        output.get("text", ""),
+        data.get("text/plain", ""),
+        re.sub(r'src="data:[^"]*"', "", data.get("text/html", "")),
+    ]
+    return "\n".join(part if isinstance(part, str) else "".join(part) for part in parts)
+
+
+def counts_run_in_order(nb, number):
+    counts = [cell.execution_count for cell in code(nb) if cell.source.strip()]
+    if counts != list(range(1, len(counts) + 1)):
+        yield f"execution counts are {counts}: run the notebook from top to bottom, then store it"
+
+
+def no_cell_is_empty(nb, number):
+    yield from (f"{cell.id} is empty" for cell in nb.cells if not cell.source.strip())
+
+
+def no_errors(nb, number):
+    yield from (f"{cell.id} raised {out.ename}" for cell, out in outputs(nb) if out.output_type == "error")
+
+
+def no_stderr(nb, number):
+    for cell, out in outputs(nb):
+        if out.output_type == "stream" and out.name == "stderr":
+            yield f"{cell.id} writes to stderr: {out.text[:80]!r}"
+
+
+def no_widget_metadata(nb, number):
+    if "widgets" in nb.metadata:
+        yield "the notebook stores widget states"
+
+
+def no_timing_metadata(nb, number):
+    for cell in nb.cells:
+        extra = set(cell.metadata) - {"tags", "nbgrader", "jupyter", "editable", "slideshow"}
+        if extra:
+            yield f"{cell.id} has metadata {sorted(extra)}"
+
+
+def no_svg(nb, number):
+    for cell, out in outputs(nb):
+        if any("svg" in kind for kind in out.get("data", {})) or "<svg" in text_of(out):
+            yield f"{cell.id} shows an SVG, whose text differs between machines"
+
+
+def small(nb, number):
+    size = len(nbformat.writes(nb).encode())
+    if size >= MOST_BYTES:
+        yield f"{size} bytes, allowed are fewer than {MOST_BYTES}"
+
+
+def ids_tell(nb, number):
+    for cell in nb.cells:
+        words = cell.id.split("-")
+        right = words[0] == f"l{number}" and len(words) > 1 and all(re.fullmatch(r"[a-z0-9]+", word) for word in words)
+        if not right or not any(re.fullmatch(r"[a-z]{3,}", word) for word in words[1:]):
+            yield f"id {cell.id!r}: write l{number}- and words that tell what the cell does"
+
+
+def ids_are_unique(nb, number):
+    yield from (
+        f"id {name!r} is used {times} times" for name, times in Counter(c.id for c in nb.cells).items() if times > 1
+    )
+
+
+def opens_as_every_lesson(nb, number):
+    if nb.cells[0].cell_type != "markdown" or not nb.cells[0].source.startswith("# "):
+        yield "the first cell is not a title"
+    first = code(nb)[0].source
+    lines = [line for line in first.splitlines() if line.strip()]
+    if len(lines) > 3 or "helpers" not in first or "load_model" not in first:
+        yield "the first code cell is not three lines at most that import helpers, load the model and name the prompt"
+
+
+def one_title(nb, number):
+    markdown = "\n".join(re.sub(r"```.*?```", "", c.source, flags=re.S) for c in nb.cells if c.cell_type == "markdown")
+    levels = [len(marks) for marks in re.findall(r"^(#+) ", markdown, re.M)]
+    if levels.count(1) != 1:
+        yield f"{levels.count(1)} titles of the first level"
+    jumps = [b for a, b in itertools.pairwise(levels) if b > a + 1]
+    if jumps:
+        yield f"a heading skips a level (to {jumps[0]}), which loses readers with a screen reader"
+
+
+def length(nb, number):
+    if not 25 <= len(nb.cells) <= 45:
+        yield f"{len(nb.cells)} cells; a lesson has 25 to 45"
+
+
+def nothing_is_ignored(nb, number):
+    for cell in nb.cells:
+        marks = [tag for tag in cell.metadata.get("tags", []) if "nbval" in tag or tag in ("raises-exception", "skip")]
+        marks += NBVAL_MARK.findall(cell.source) if cell.cell_type == "code" else []
+        if marks:
+            yield f"{cell.id} is exempt from comparison: {marks}"
+
+
+def no_trailing_semicolon(nb, number):
+    yield from (f"{cell.id} ends in ;" for cell in code(nb) if cell.source.rstrip().endswith(";"))
+
+
+def no_magic(nb, number):
+    for cell in code(nb):
+        if BEHIND_THE_SCENES.search(cell.source):
+            yield f"{cell.id} installs, shells out or uses a magic: a lesson is plain Python"
+
+
+def pictures_have_alt(nb, number):
+    for cell, out in outputs(nb):
+        for kind in out.get("data", {}):
+            if kind.startswith("image/") and not out.metadata.get(kind, {}).get("alt", "").strip():
+                yield f"{cell.id} shows a picture without alt text: use show_figure"
+        html = out.get("data", {}).get("text/html", "")
+        if any(not re.search(r'\balt="[^"]+"', image) for image in re.findall(r"<img\b[^>]*>", html)):
+            yield f"{cell.id} shows an <img> without alt text"
+    for cell in nb.cells:
+        if cell.cell_type == "markdown":
+            bare = re.findall(r"!\[\s*\]\(", cell.source)
+            bare += [
+                image for image in re.findall(r"<img\b[^>]*>", cell.source) if not re.search(r'\balt="[^"]+"', image)
+            ]
+            if bare:
+                yield f"{cell.id} has a picture without alt text"
+
+
+def pictures_have_numbers(nb, number):
+    """nbval does not compare pictures: words and numbers with them are what guards them."""
+    for cell in code(nb):
+        kinds = [kind for out in cell.outputs for kind in out.get("data", {})]
+        text = "".join(text_of(out) for out in cell.outputs)
+        if any(kind.startswith("image/") for kind in kinds) and not re.search(r"\d", text):
+            yield f"{cell.id} shows a picture and no number"
+
+
+def no_machine(nb, number):
+    for cell in nb.cells:
+        text = "\n".join([cell.source, *(text_of(out) for out in cell.get("outputs", []))])
+        found = MACHINE.search(text)
+        if found:
+            yield f"{cell.id} names a place on one machine: {found.group()!r}"
+        for url in URL.findall(text):
+            if urlparse(url).netloc not in PUBLIC_HOSTS:
+                yield f"{cell.id} links to {url}: not a public source of papers, code or documentation"
+
+
+def numbers_are_rounded(nb, number):
+    for cell, out in outputs(nb):
+        found = ROUNDING_NOISE.search(text_of(out)) or NOT_ROUNDED.search(text_of(out))
+        if found:
+            yield f"{cell.id} prints {found.group()!r}, which differs between CPUs: round it, or print a comparison"
+
+
+RULES = [
+    counts_run_in_order,
+    no_cell_is_empty,
+    no_errors,
+    no_stderr,
+    no_widget_metadata,
+    no_timing_metadata,
+    no_svg,
+    small,
+    ids_tell,
+    ids_are_unique,
+    opens_as_every_lesson,
+    one_title,
+    length,
+    nothing_is_ignored,
+    no_trailing_semicolon,
+    no_magic,
+    pictures_have_alt,
+    pictures_have_numbers,
+    no_machine,
+    numbers_are_rounded,
+]
+
+
+@pytest.fixture(scope="module", params=LESSONS)
+def lesson(request):
+    """The notebook as stored, with its number."""
+    return nbformat.read(FOLDER / f"{request.param}.ipynb", as_version=4), int(request.param[:2])
+
+
+def test_the_lessons_are_there():
+    assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == LESSONS
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_rule(lesson, rule):
+    assert list(rule(*lesson)) == []
+
+
+def test_is_a_valid_notebook(lesson):
+    nbformat.validate(lesson[0])
+    assert (lesson[0].nbformat, lesson[0].nbformat_minor) >= (4, 5), "cells of older formats have no ids"
+
+
+# ---- each rule rejects a notebook that breaks it
+
+
+def good():
+    """A notebook of 25 cells that keeps every rule."""
+    v4 = nbformat.v4
+    cells = [
+        v4.new_markdown_cell("# A lesson\n\n![the stream](stream.png)", id="l1-title-text"),
+        v4.new_code_cell("from helpers import load_model\nlm = load_model()", id="l1-setup", execution_count=1),
+    ]
+    for i in range(2, 25):
+        cells.append(v4.new_code_cell(f"print({i})", id=f"l1-number-{i}", execution_count=i))
+        cells[-1].outputs = [v4.new_output("stream", text=f"{i}\n")]
+    picture = v4.new_output("display_data", {"image/png": "iVBO", "text/plain": "Δ ends at 11.0"})
+    picture.metadata = {"image/png": {"alt": "Δ ends at 11.0"}}
+    cells[5].outputs.append(picture)
+    return v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+
+
+def broken(change):
+    nb = copy.deepcopy(good())
+    change(nb)
+    return nb
+
+
+def stream(text, name="stdout"):
+    return nbformat.v4.new_output("stream", text=text, name=name)
+
+
+def shown(**data):
+    return nbformat.v4.new_output("display_data", {key.replace("_", "/"): value for key, value in data.items()})
+
+
+def edit_source(index, source):
+    return lambda nb: nb.cells[index].update(source=source)
+
+
+def add_output(output):
+    return lambda nb: nb.cells[4].outputs.append(output)
+
+
+BREAKS = [
+    (counts_run_in_order, lambda nb: nb.cells[3].update(execution_count=None)),
+    (counts_run_in_order, lambda nb: nb.cells[3].update(execution_count=30)),
+    (no_cell_is_empty, edit_source(3, " \n")),
+    (no_errors, add_output(nbformat.v4.new_output("error", ename="ValueError", evalue="no", traceback=[]))),
+    (no_stderr, add_output(stream("a warning", "stderr"))),
+    (no_widget_metadata, lambda nb: nb.metadata.update(widgets={"application/vnd.jupyter.widget-state+json": {}})),
+    (no_timing_metadata, lambda nb: nb.cells[3].metadata.update(execution={"iopub.execute_input": "2026-01-01"})),
+    (no_svg, add_output(nbformat.v4.new_output("display_data", {"image/svg+xml": "<svg/>"}))),
+    (no_svg, add_output(shown(text_html="<div><svg/></div>"))),
+    (small, add_output(stream("x" * MOST_BYTES))),
+    (ids_tell, lambda nb: nb.cells[3].update(id="3f9ac0de")),
+    (ids_tell, lambda nb: nb.cells[3].update(id="l2-first-token")),
+    (ids_tell, lambda nb: nb.cells[3].update(id="l1-3")),
+    (ids_are_unique, lambda nb: nb.cells[3].update(id=nb.cells[4].id)),
+    (opens_as_every_lesson, edit_source(0, "No title")),
+    (opens_as_every_lesson, edit_source(1, "import torch\nfrom helpers import load_model\nlm = load_model()\nx = 1")),
+    (opens_as_every_lesson, edit_source(1, "import torch")),
+    (one_title, edit_source(0, "# One\n\n# Two")),
+    (one_title, edit_source(0, "# One\n\n### Three")),
+    (length, lambda nb: nb.cells.pop()),
+    (length, lambda nb: nb.cells.extend([nb.cells[-1]] * 21)),
+    (nothing_is_ignored, lambda nb: nb.cells[3].metadata.update(tags=["nbval-ignore-output"])),
+    (nothing_is_ignored, lambda nb: nb.cells[3].metadata.update(tags=["raises-exception"])),
+    (nothing_is_ignored, edit_source(3, "# NBVAL_IGNORE_OUTPUT\nprint(3)")),
+    (no_trailing_semicolon, edit_source(3, "plot(3);\n")),
+    (no_magic, edit_source(3, "%pip install helpers")),
+    (no_magic, edit_source(3, "!ls")),
+    (no_magic, edit_source(3, "%%capture\nprint(3)")),
+    (pictures_have_alt, add_output(shown(image_png="iVBO", text_plain="1"))),
+    (pictures_have_alt, add_output(shown(text_html='<img src="x.png">'))),
+    (pictures_have_alt, add_output(shown(text_html='<img alt="" src="x.png">'))),
+    (pictures_have_alt, edit_source(0, "# One\n\n![](stream.png)")),
+    (pictures_have_numbers, lambda nb: nb.cells[4].update(outputs=[shown(image_png="iVBO", text_plain="<Figure>")])),
+    (no_machine, add_output(stream("/home/ada/model.bin"))),
+    (no_machine, add_output(stream("C:\\\\Users\\\\ada"))),
+    (no_machine, add_output(stream("<Module at 0x7f31aa20>"))),
+    (no_machine, edit_source(0, "# One\n\n[the model](http://gpu-server:8080/x)")),
+    (numbers_are_rounded, add_output(stream("difference 2.2e-16"))),
+    (numbers_are_rounded, add_output(stream("0.30000000000000004"))),
+]
+
+
+def test_every_rule_is_shown_a_broken_notebook():
+    assert {rule for rule, _ in BREAKS} == set(RULES)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_a_good_notebook_passes(rule):
+    assert list(rule(good(), 1)) == []
+
+
+@pytest.mark.parametrize(("rule", "change"), BREAKS, ids=[f"{i}-{rule.__name__}" for i, (rule, _) in enumerate(BREAKS)])
+def test_a_broken_notebook_is_rejected(rule, change):
+    assert list(rule(broken(change), 1)) != []
