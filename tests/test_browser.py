@@ -1,0 +1,215 @@
+"""A real browser opens every lesson in JupyterLab, runs it, and works its widgets from the keyboard.
+
+Needs Debian's chromium; without it the tests skip, except in CI, where they fail. SCREENSHOTS=folder keeps the
+pictures (light and dark theme); `make screenshot` takes the README's from them.
+"""
+
+import contextlib
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+playwright_api = pytest.importorskip("playwright.sync_api")
+
+LESSONS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+CHROMIUM = shutil.which("chromium")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+SERVER = """
+from jupyterlab.galata import configure_jupyter_server
+configure_jupyter_server(c)
+c.ServerApp.ip, c.ServerApp.port, c.ServerApp.allow_root = "127.0.0.1", {port}, True
+c.LabApp.user_settings_dir = {settings!r}
+"""
+SETTINGS = {
+    "notebook-extension/tracker": '{"windowingMode": "none"}',  # every cell is on the page, seen or not
+    "apputils-extension/notification": '{"fetchNews": "false", "checkForUpdates": false}',
+}
+REDRAWS = 15
+CONTROLS = ".noUi-handle, select, input[type=checkbox], input[type=text], .widget-toggle-button, textarea"
+# In the page: the time from a key press to the moment at which the new picture is decoded.
+WATCH = """panel => {
+    let pressed = null, last = panel.querySelector('img').src;
+    window.redraws = [];
+    document.addEventListener('keydown', () => { pressed = performance.now(); }, true);
+    new MutationObserver(async () => {
+        const image = panel.querySelector('img');
+        if (!image || image.src === last || pressed === null) return;
+        last = image.src;
+        const start = pressed;
+        await image.decode();
+        window.redraws.push(performance.now() - start);
+    }).observe(panel, {subtree: true, childList: true, attributes: true});
+}"""
+
+
+FINISHED = """() => document.querySelector("[data-mime-type='application/vnd.jupyter.error']") !== null
+    || [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].every(prompt => /\\d/.test(prompt.innerText))"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """JupyterLab on copies of the lessons, with settings, kernels' files and temporary files in a folder of its own."""
+    home = tmp_path_factory.mktemp("jupyter")
+    lessons, settings = home / "lessons", home / "settings"
+    lessons.mkdir()
+    for lesson in LESSONS:
+        shutil.copy(lesson, lessons)
+    for name, content in SETTINGS.items():
+        path = settings / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    config = home / "jupyter_server_config.py"
+    config.write_text(SERVER.format(port=port, settings=str(settings)))
+    own = {
+        "JUPYTER_CONFIG_DIR": "config",
+        "JUPYTER_DATA_DIR": "data",
+        "JUPYTER_RUNTIME_DIR": "run",
+        "IPYTHONDIR": "ipython",
+    }
+    env = {**os.environ, "JUPYTERLAB_GALATA_ROOT_DIR": str(lessons), "TMPDIR": str(home)}
+    env |= {variable: str(home / folder) for variable, folder in own.items()}
+    with open(home / "server.log", "w") as log:
+        command = [sys.executable, "-m", "jupyterlab", f"--config={config}"]
+        process = subprocess.Popen(command, cwd=lessons, env=env, stdout=log, stderr=subprocess.STDOUT)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(300):
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"{url}/api/status", timeout=5).close()
+                break
+            assert process.poll() is None, (home / "server.log").read_text()
+            time.sleep(0.2)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        message = "the browser test needs chromium (on Debian: apt install chromium)"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    with playwright_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser):
+    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    page.set_default_timeout(120_000)
+    yield page
+    page.close()
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
+def test_lesson(server, page, lesson, tmp_path, note):
+    run_all(page, f"{server}/lab/tree/{lesson.name}?reset")
+    assert page.locator("[data-mime-type='application/vnd.jupyter.error']").all_inner_texts() == []
+    assert page.locator("[data-mime-type='application/vnd.jupyter.stderr']").all_inner_texts() == []
+    panels = page.locator(".widget-vbox:has(> .widget-html [role=status])")
+    assert panels.count() > 0, "a lesson has a widget with a picture and a line of numbers"
+    for panel in panels.all():
+        panel.scroll_into_view_if_needed()
+        every_control_has_a_label(panel)
+        tab_reaches_every_control(page, panel)
+        times = move_sliders(page, panel)
+        a_bad_prompt_is_explained(page, panel)
+        note(
+            f"{lesson.stem}: redraw {statistics.median(times):.0f} ms (median of {len(times)}), slowest {max(times):.0f} ms"
+        )
+    pictures = Path(os.environ.get("SCREENSHOTS", tmp_path))
+    pictures.mkdir(parents=True, exist_ok=True)
+    for theme in ("Light", "Dark"):
+        page.evaluate(f"jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme}'}})")
+        page.wait_for_selector(f"body[data-jp-theme-light={str(theme == 'Light').lower()}]", state="attached")
+        panels.first.scroll_into_view_if_needed()
+        page.screenshot(path=pictures / f"{lesson.stem}-{theme.lower()}.png")
+
+
+def run_all(page, url):
+    """Open a notebook, run every cell, and wait until the last one is done or one has failed."""
+    page.goto(url)
+    page.wait_for_selector("#jupyterlab-splash", state="detached")
+    page.wait_for_selector(".jp-Notebook .jp-Cell")
+    page.wait_for_selector("#jp-main-statusbar >> text=/Python 3.* Idle/")
+    page.evaluate("void jupyterapp.commands.execute('notebook:run-all-cells')")
+    page.wait_for_function(FINISHED)
+    prompts = page.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts()
+    assert prompts == [f"[{i}]:" for i in range(1, len(prompts) + 1)]
+
+
+def every_control_has_a_label(panel):
+    for control in panel.locator(".widget-inline-hbox:not(.widget-html)").all():
+        assert control.locator("label, .widget-label").first.inner_text().strip(), control.inner_html()
+
+
+def tab_reaches_every_control(page, panel):
+    """From one control, Tab comes to the next; a slider's readout, which can be typed into, may lie between."""
+    controls = panel.locator(CONTROLS).all()
+    controls[0].focus()
+    for control in controls[1:]:
+        for _ in range(2):
+            page.keyboard.press("Tab")
+            if has_focus(control):
+                break
+        assert has_focus(control), control.evaluate("element => element.outerHTML")
+
+
+def has_focus(control):
+    return control.evaluate("element => element === document.activeElement")
+
+
+def move_sliders(page, panel):
+    """Press arrow keys on every slider; the picture and the numbers must follow. Returns times in milliseconds."""
+    panel.evaluate(WATCH)
+    sliders = panel.locator(".noUi-handle").all()
+    assert sliders, "a widget has a slider"
+    for slider in sliders:
+        before = (panel.locator("img").get_attribute("src"), panel.locator("[role=status]").inner_text())
+        slider.focus()
+        for _ in range(-(-REDRAWS // len(sliders))):
+            known = page.evaluate("window.redraws.length")
+            value, most = (slider.get_attribute(name) for name in ("aria-valuenow", "aria-valuemax"))
+            page.keyboard.press("ArrowLeft" if value == most else "ArrowRight")
+            page.wait_for_function("known => window.redraws.length > known", arg=known, timeout=30_000)
+        after = (panel.locator("img").get_attribute("src"), panel.locator("[role=status]").inner_text())
+        assert after[0] != before[0], "the picture does not follow the slider"
+        assert after[1] != before[1], "the line of numbers does not follow the slider"
+    return page.evaluate("window.redraws")
+
+
+def a_bad_prompt_is_explained(page, panel):
+    """An empty prompt shows its sentence in the widget; the old prompt brings the picture back."""
+    for box in panel.locator(".widget-text", has_text="prompt").locator("input").all():
+        good = box.input_value()
+        box.fill("")
+        page.keyboard.press("Enter")
+        panel.locator("img").wait_for(state="detached")
+        assert "prompt" in panel.locator("[role=status]").inner_text()
+        box.fill(good)
+        page.keyboard.press("Enter")
+        panel.locator("img").wait_for()
