@@ -143,9 +143,11 @@ def test_lesson(server, page, lesson, tmp_path, note):
         )
     pictures = Path(os.environ.get("SCREENSHOTS", tmp_path))
     pictures.mkdir(parents=True, exist_ok=True)
+    page.evaluate("jupyterapp.commands.execute('application:toggle-left-area')")
     for theme in ("Light", "Dark"):
         page.evaluate(f"jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme}'}})")
         page.wait_for_selector(f"body[data-jp-theme-light={str(theme == 'Light').lower()}]", state="attached")
+        page.wait_for_selector("#jupyterlab-splash", state="detached")
         panels.first.scroll_into_view_if_needed()
         page.screenshot(path=pictures / f"{lesson.stem}-{theme.lower()}.png")
 
