@@ -3,6 +3,7 @@
 # make notebooks  run the notebooks and store clean outputs (one: make notebooks NB=notebooks/01_downstream_scaling.ipynb)
 # make claims     the claims ledger of all lessons (another model: make claims MODEL=gpt2)
 # make bench      sweeps and traces, in plain forward passes
+# make screenshot take the README's picture from the real page (needs chromium)
 # make format     let ruff tidy the code
 # make clean      remove the environments and caches
 
@@ -18,7 +19,7 @@ CODE := helpers tools tests
 # What needs Jupyter and is about the course, not about the helpers: runs once, on the pinned transformers.
 COURSE_TESTS := $(wildcard tests/test_notebooks_rules.py tests/test_guards.py tests/test_browser.py tests/test_package.py)
 
-.PHONY: lab test lint notebooks claims bench format constraints clean
+.PHONY: lab test lint notebooks claims bench screenshot format constraints clean
 .DELETE_ON_ERROR:
 
 lab: .venv/.lab
@@ -44,6 +45,10 @@ claims: .venv/.lab
 
 bench: .venv/.lab
 	$(PY) tools/bench.py
+
+screenshot: .venv/.test
+	SCREENSHOTS=.cache/screenshots CI=true $(PY) -m pytest tests/test_browser.py -k 01_
+	cp .cache/screenshots/01_downstream_scaling-light.png docs/lesson1.png
 
 format: .venv/.test
 	$(PY) -m ruff check --fix $(CODE)

@@ -85,3 +85,12 @@ def test_pins_are_in_the_ranges():
     for requirement in map(Requirement, wanted):
         if requirement.name != project["name"]:
             assert requirement.specifier.contains(pins[requirement.name.lower().replace("_", "-")]), requirement
+
+
+def test_conda_installs_the_same_package():
+    """environment.yml keeps no list of its own."""
+    import yaml
+
+    wanted = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
+    assert [item.split("=")[0] for item in wanted[:-1]] == ["python", "pip"]
+    assert wanted[-1] == {"pip": ["-c constraints.txt", "-e .[lab]"]}
