@@ -117,7 +117,7 @@ def ids_tell(nb, number):
     for cell in nb.cells:
         words = cell.id.split("-")
         right = words[0] == f"l{number}" and len(words) > 1 and all(re.fullmatch(r"[a-z0-9]+", word) for word in words)
-        if not right or not any(re.fullmatch(r"[a-z]{3,}", word) for word in words[1:]):
+        if not right or not any(re.fullmatch(r"[a-z]{3,}\d*", word) for word in words[1:]):
             yield f"id {cell.id!r}: write l{number}- and words that tell what the cell does"
 
 
