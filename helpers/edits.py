@@ -7,7 +7,13 @@
 An edit is a small immutable value; making one touches no model. `edit` checks every edit against the model before the
 first hook is registered, so that nothing is ever half applied. Edits at the same place run in the order given, those of
 an outer `with` first. Every factory takes `positions`: None for all tokens, a position, several, or a slice (positions
-count columns of the batch, padding included; negative ones count from the end).
+count columns of the batch, padding included; negative ones count from the end). A position that the prompt does not
+have is only found when the prompt is there: that pass raises PositionOutOfRange.
+
+"attention" and "mlp" are what the two parts add to the residual stream. In Gemma 2 and 3 that is their output after the
+norm that follows it; in OPT in train mode it is the value before its dropout, which no hook can see.
+
+An edit hangs on the model itself, so it changes every pass of it, those of other threads too: one thread per model.
 """
 
 from __future__ import annotations
@@ -22,9 +28,9 @@ from torch import Tensor
 
 from . import errors
 from .hooks import SITES, on_site, remove
-from .models import LanguageModel, check_indices
+from .models import LanguageModel, check_indices, check_model, whole_numbers
 
-Positions = int | Sequence[int] | slice | None
+Positions = int | Sequence[int] | slice | None  # of tokens, as the factories take them
 
 
 @dataclass(frozen=True)
@@ -46,14 +52,17 @@ class Edit:
 class edit:
     """Context manager that applies edits to `lm` and takes them off again, also after an exception or an interrupt.
 
-    Raises a HelpersError at once, before anything is registered, if one of the edits does not fit the model.
+    `with edit(lm, one, another) as lm:` makes no copy: until the block ends, every pass of `lm.model`, from here or from
+    another thread, is edited. Raises a HelpersError at once, before anything is registered, if one of the edits does not
+    fit the model.
     """
 
     def __init__(self, lm: LanguageModel, *edits: Edit) -> None:
+        check_model(lm)
         for one in edits:
             if not isinstance(one, Edit):
                 raise errors.BadEdit(
-                    f"{one!r} is not an edit: use one such as scale_block(2, 0.5) or zero_heads(5, [3])."
+                    f"{one!r} is not an edit: pass edits such as scale_block(2, 0.5) or zero_heads(5, [3]), one by one."
                 )
             lm.check_block(one.block)
             if one.site not in SITES:
@@ -65,14 +74,25 @@ class edit:
     def __enter__(self) -> LanguageModel:
         group = list(self.edits)
         self.entered.append(group)
-        self.lm.live_edits.append(group)
-        _register(self.lm)
+        try:
+            self.lm.live_edits.append(group)
+            _register(self.lm)
+        except BaseException:  # an interrupt in here: Python would not call __exit__
+            self.__exit__()
+            raise
         return self.lm
 
     def __exit__(self, *_) -> None:
-        group = self.entered.pop()
-        self.lm.live_edits = [other for other in self.lm.live_edits if other is not group]
-        _register(self.lm)
+        group = self.entered[-1]
+        try:
+            self.lm.live_edits = [other for other in self.lm.live_edits if other is not group]
+            _register(self.lm)
+        except BaseException:  # an interrupt in here: finish, then let it through
+            self.lm.live_edits = [other for other in self.lm.live_edits if other is not group]
+            _register(self.lm)
+            raise
+        finally:
+            self.entered.remove(group)
 
 
 def _register(lm: LanguageModel) -> None:
@@ -83,14 +103,17 @@ def _register(lm: LanguageModel) -> None:
     remove(lm.edit_handles)
     for group in reversed(lm.live_edits):
         for one in reversed(group):
-            lm.edit_handles += on_site(lm, one.site, one.block, _apply(one), prepend=True)
+            lm.edit_handles += on_site(lm, one.site, one.block, applied(one), prepend=True)
 
 
-def _apply(one: Edit) -> Callable[[Tensor, Tensor], Tensor]:
+def applied(one: Edit) -> Callable[[Tensor, Tensor], Tensor]:
     def see(value: Tensor, stream: Tensor) -> Tensor:
         new = one.change(value, stream)
         if not isinstance(new, Tensor):
-            raise errors.BadEdit(f"{one!r} returned {type(new).__name__}: its function must return the new tensor.")
+            raise errors.BadEdit(
+                f"{one!r} returned {'None' if new is None else f'a {type(new).__name__}'}: its function must return the new "
+                f"tensor, of shape {tuple(value.shape)} here."
+            )
         for what in ("shape", "dtype", "device"):
             if getattr(new, what) != getattr(value, what):
                 raise errors.BadEdit(
@@ -113,16 +136,20 @@ def chosen_positions(positions: Positions, length: int, device: torch.device | s
     """(pos,) bool: which of `length` positions are meant. Raises PositionOutOfRange."""
     chosen = torch.zeros(length, dtype=torch.bool, device=device)
     if positions is None or isinstance(positions, slice):
-        chosen[positions or slice(None)] = True
-        if not chosen.any():
-            raise errors.PositionOutOfRange(f"{positions} chooses none of the {length} positions of this prompt.")
-        return chosen
-    for p in [positions] if isinstance(positions, int) else positions:
-        if not -length <= p < length:
+        columns: Sequence[int] = range(length)[positions or slice(None)]
+        if not columns:
             raise errors.PositionOutOfRange(
-                f"position {p} does not exist: this prompt has {length} tokens, at positions 0 to {length - 1}."
+                f"{positions} chooses none of the {length} positions of this prompt: choose from 0 to {length - 1}."
             )
-        chosen[p] = True
+    else:
+        columns = whole_numbers(positions, errors.PositionOutOfRange, "position")
+        for p in columns:
+            if not -length <= p < length:
+                raise errors.PositionOutOfRange(
+                    f"position {p} does not exist: this prompt has {length} tokens, at positions 0 to {length - 1}; "
+                    "choose from them, or count from the end with -1, -2, …"
+                )
+    chosen[list(columns)] = True
     return chosen
 
 
@@ -132,29 +159,43 @@ def chosen_positions(positions: Positions, length: int, device: torch.device | s
 def _number(value: object, name: str, least: float = -math.inf) -> float:
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value < least:
+    try:
+        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # a whole number with hundreds of digits
+        number = math.nan
+    if not math.isfinite(number) or number < least:
         allowed = "a finite number" if least == -math.inf else f"a finite number, {least:g} or more"
         raise errors.BadFactor(f"{name} {value!r} cannot be used: give {allowed}, for example 0.5.")
-    return float(value)
+    return number
 
 
 def _positions(positions: Positions) -> Positions:
-    if positions is None or isinstance(positions, slice):
+    if positions is None:
+        return None
+    if isinstance(positions, slice):
+        try:
+            range(1)[positions]
+        except (TypeError, ValueError):
+            raise errors.PositionOutOfRange(
+                f"{positions} cannot be used: give a slice of whole numbers, for example slice(1, None)."
+            ) from None
         return positions
-    given = [positions] if isinstance(positions, int) else list(positions) if isinstance(positions, Sequence) else []
-    if not given or not all(isinstance(p, int) and not isinstance(p, bool) for p in given):
+    try:
+        return whole_numbers(positions, errors.PositionOutOfRange, "position")
+    except errors.PositionOutOfRange:
         raise errors.PositionOutOfRange(
             f"positions {positions!r} cannot be used: give None for all, one position, a list of them, or a slice."
-        )
-    return tuple(given)
+        ) from None
 
 
 def _tensor(value: object, name: str) -> Tensor:
     if not isinstance(value, Tensor):
-        raise errors.BadValue(f"{name} must be a tensor, but this is a {type(value).__name__}.")
-    if not torch.isfinite(value).all():
-        raise errors.BadValue(f"{name} holds NaN or infinity: every number must be finite.")
-    return value.detach()
+        raise errors.BadValue(
+            f"{name} must be a tensor, but this is a {type(value).__name__}: make one with torch.tensor(...)."
+        )
+    if value.is_complex() or not torch.isfinite(value).all():
+        raise errors.BadValue(f"{name} holds complex numbers, NaN or infinity: every number must be real and finite.")
+    return value.detach().clone()  # what its owner does to it later must not change the edit
 
 
 def _fits(value: Tensor, like: Tensor, what: str) -> Tensor:
@@ -163,7 +204,8 @@ def _fits(value: Tensor, like: Tensor, what: str) -> Tensor:
         return value.to(like).broadcast_to(like.shape)
     except RuntimeError:
         raise errors.BadValue(
-            f"{what} has shape {tuple(value.shape)}, which does not fit {tuple(like.shape)} at this place."
+            f"{what} has shape {tuple(value.shape)}, which does not fit {tuple(like.shape)} at this place: give that shape, "
+            "or one that broadcasts to it."
         ) from None
 
 
@@ -175,12 +217,12 @@ def change(site: str, block: int, function: Callable[[Tensor], Tensor], position
 
     site: "block" (batch, pos, d_model), "attention" or "mlp" (what they add to the stream), "heads" (batch, pos, n_heads,
     d_head), "keys" (batch, pos, n_key_heads, d_head), "neurons" or "preactivation" (batch, pos, d_mlp). The function
-    must not edit its argument in place.
+    gets a copy, so it may also work in place, but it must return the result. Raises BadEdit.
     """
     if not callable(function):
         raise errors.BadEdit(f"change needs a function that takes a tensor and returns one, but this is {function!r}.")
     name = f"change({site!r}, {block!r}, {getattr(function, '__name__', 'function')})"
-    return Edit(name, site, block, lambda value, _: function(value), _positions(positions))
+    return Edit(name, site, block, lambda value, _: function(value.clone()), _positions(positions))
 
 
 def _scale(name: str, site: str, block: int, factor: float, positions: Positions) -> Edit:
@@ -189,39 +231,48 @@ def _scale(name: str, site: str, block: int, factor: float, positions: Positions
 
 
 def scale_block(block: int, factor: float, positions: Positions = None) -> Edit:
-    """Multiply the residual stream after `block` by `factor`."""
+    """Multiply the residual stream after `block` by `factor`, any finite number: 1 changes nothing, 0 empties the stream.
+
+    Raises BadFactor; `edit` raises BlockOutOfRange.
+    """
     return _scale("scale_block", "block", block, factor, positions)
 
 
 def scale_attention(block: int, factor: float, positions: Positions = None) -> Edit:
-    """Multiply what attention adds to the stream in `block` by `factor`."""
+    """Multiply what attention adds to the stream in `block`, (batch, pos, d_model), by `factor`. Raises BadFactor."""
     return _scale("scale_attention", "attention", block, factor, positions)
 
 
 def scale_mlp(block: int, factor: float, positions: Positions = None) -> Edit:
-    """Multiply what the MLP adds to the stream in `block` by `factor`."""
+    """Multiply what the MLP adds to the stream in `block`, (batch, pos, d_model), by `factor`. Raises BadFactor."""
     return _scale("scale_mlp", "mlp", block, factor, positions)
 
 
 def skip_block(block: int, positions: Positions = None) -> Edit:
-    """Hand on the stream that entered `block`: the block computes, and its result is thrown away."""
-    return Edit(f"skip_block({block})", "block", block, lambda value, stream: stream, _positions(positions))
+    """Hand on the stream that entered `block`, (batch, pos, d_model): the block computes, and its result is thrown away.
+
+    `edit` raises BlockOutOfRange.
+    """
+    return Edit(f"skip_block({block})", "block", block, lambda value, stream: stream.clone(), _positions(positions))
 
 
 def skip_attention(block: int, positions: Positions = None) -> Edit:
-    """Attention in `block` adds nothing to the stream."""
+    """Attention in `block` adds nothing to the stream, (batch, pos, d_model). `edit` raises BlockOutOfRange."""
     zero = lambda value, _: torch.zeros_like(value)  # noqa: E731
     return Edit(f"skip_attention({block})", "attention", block, zero, _positions(positions))
 
 
 def skip_mlp(block: int, positions: Positions = None) -> Edit:
-    """The MLP in `block` adds nothing to the stream."""
+    """The MLP in `block` adds nothing to the stream, (batch, pos, d_model). `edit` raises BlockOutOfRange."""
     zero = lambda value, _: torch.zeros_like(value)  # noqa: E731
     return Edit(f"skip_mlp({block})", "mlp", block, zero, _positions(positions))
 
 
 def add_to_block(block: int, vector: Tensor, positions: Positions = None) -> Edit:
-    """Add a tensor that broadcasts to (batch, pos, d_model), usually one (d_model,) direction, to the stream after `block`."""
+    """Add a tensor that broadcasts to (batch, pos, d_model), usually one (d_model,) direction, to the stream after `block`.
+
+    Raises BadValue, also in the pass if the shape does not fit.
+    """
     vector = _tensor(vector, "the vector")
     return Edit(
         f"add_to_block({block}, {tuple(vector.shape)})", "block", block,
@@ -230,7 +281,10 @@ def add_to_block(block: int, vector: Tensor, positions: Positions = None) -> Edi
 
 
 def patch_block(block: int, value: Tensor, positions: Positions = None) -> Edit:
-    """Replace the stream after `block` by a tensor that broadcasts to (batch, pos, d_model), for example another run's."""
+    """Replace the stream after `block` by a tensor that broadcasts to (batch, pos, d_model), for example another run's.
+
+    Raises BadValue, also in the pass if the shape does not fit.
+    """
     given = _tensor(value, "the patch")
     return Edit(
         f"patch_block({block}, {tuple(given.shape)})", "block", block,
@@ -239,7 +293,10 @@ def patch_block(block: int, value: Tensor, positions: Positions = None) -> Edit:
 
 
 def zero_heads(block: int, heads: Sequence[int] | int, positions: Positions = None) -> Edit:
-    """Set the outputs of these heads to zero, before the output projection mixes them."""
+    """Set the outputs of these heads, (batch, pos, n_heads, d_head), to zero, before the output projection mixes them.
+
+    heads: one, or several. Raises HeadOutOfRange (here or in `edit`, which knows the model).
+    """
     one = replace_heads(block, heads, torch.zeros(()), positions)
     return Edit(f"zero_heads({block}, {heads})", one.site, one.block, one.change, one.positions, one.check)
 
@@ -248,14 +305,14 @@ def replace_heads(block: int, heads: Sequence[int] | int, value: Tensor, positio
     """Set the outputs of these heads to `value`, which broadcasts to (batch, pos, len(heads), d_head).
 
     Zero ablation is a zero, mean ablation the heads' mean over a set of prompts, resample ablation the heads' outputs
-    on another prompt (Wang et al. 2022 compare them): see `sweep_heads(..., replacement=...)`.
+    on another prompt (Wang et al. 2022 compare them): see `sweep_heads(..., replacement=...)`. Raises BadValue, HeadOutOfRange.
     """
     given = _tensor(value, "the replacement")
-    listed = [heads] if isinstance(heads, int) else heads
+    listed = list(whole_numbers(heads, errors.HeadOutOfRange, "head"))
 
     def replace(old: Tensor, _: Tensor) -> Tensor:
         new = old.clone()
-        new[:, :, list(listed)] = _fits(given, old[:, :, list(listed)], "the replacement")
+        new[:, :, listed] = _fits(given, old[:, :, listed], "the replacement")
         return new
 
     name = f"replace_heads({block}, {heads}, {tuple(given.shape)})"
@@ -265,13 +322,13 @@ def replace_heads(block: int, heads: Sequence[int] | int, value: Tensor, positio
 def zero_keys(block: int, heads: Sequence[int] | int, positions: Positions = None) -> Edit:
     """Set the keys of these heads to zero: their scores become 0 and they attend evenly over all they may see.
 
-    With grouped-query attention several heads share one key head; `heads` then counts key heads.
+    With grouped-query attention several heads share one key head; `heads` then counts key heads. Raises HeadOutOfRange.
     """
-    listed = [heads] if isinstance(heads, int) else heads
+    listed = list(whole_numbers(heads, errors.HeadOutOfRange, "key head"))
 
     def zero(old: Tensor, _: Tensor) -> Tensor:
         new = old.clone()
-        new[:, :, list(listed)] = 0
+        new[:, :, listed] = 0
         return new
 
     name = f"zero_keys({block}, {heads})"
@@ -279,13 +336,14 @@ def zero_keys(block: int, heads: Sequence[int] | int, positions: Positions = Non
 
 
 def noise_neurons(
-    block: int, neurons: Sequence[int] | slice, mean: float, std: float, generator: torch.Generator,
+    block: int, neurons: Sequence[int] | int | slice, mean: float, std: float, generator: torch.Generator,
     before_activation: bool = False, positions: Positions = None,
 ) -> Edit:  # fmt: skip
     """Replace MLP neurons by Gaussian noise, after the activation function or before it.
 
     neurons: indices, or a slice such as slice(0, None, 2). Each pass draws anew from `generator`, so seed it again to
     see the same noise twice. (Zhang & Nanda 2023 explain why noise takes a model off its distribution.)
+    Raises BadFactor, BadValue, NeuronOutOfRange.
     """
     mean, std = _number(mean, "mean"), _number(std, "std", least=0.0)
     if not isinstance(generator, torch.Generator):
@@ -293,21 +351,32 @@ def noise_neurons(
             f"generator must be a torch.Generator, for example torch.Generator().manual_seed(0), but this is {generator!r}."
         )
 
-    def check(lm: LanguageModel) -> None:
-        if isinstance(neurons, slice):
-            if not range(lm.d_mlp)[neurons]:
-                raise errors.NeuronOutOfRange(f"{neurons} chooses none of the {lm.d_mlp} neurons.")
-        else:
-            check_indices(neurons, lm.d_mlp, errors.NeuronOutOfRange, "neuron", "each MLP has")
+    chosen: slice | tuple[int, ...] = (
+        neurons if isinstance(neurons, slice) else whole_numbers(neurons, errors.NeuronOutOfRange, "neuron")
+    )
+
+    def listed(width: int) -> list[int]:
+        if not isinstance(chosen, slice):
+            return check_indices(chosen, width, errors.NeuronOutOfRange, "neuron", "each MLP has")
+        try:
+            found = list(range(width)[chosen])
+        except (TypeError, ValueError):
+            found = []
+        if not found:
+            raise errors.NeuronOutOfRange(
+                f"{chosen} chooses none of the {width} neurons: choose from 0 to {width - 1}."
+            )
+        return found
 
     def noise(old: Tensor, _: Tensor) -> Tensor:
         new = old.clone()
-        chosen = neurons if isinstance(neurons, slice) else list(neurons)
-        part = new[..., chosen]
+        at = listed(old.shape[-1])
+        part = new[..., at]
         # Drawn in float64 on the generator's device: the same numbers for every dtype and every device of the model.
         drawn = torch.randn(part.shape, generator=generator, dtype=torch.float64, device=generator.device)
-        new[..., chosen] = (mean + std * drawn).to(part)
+        new[..., at] = (mean + std * drawn).to(part)
         return new
 
     site = "preactivation" if before_activation else "neurons"
-    return Edit(f"noise_neurons({block}, mean {mean:g}, std {std:g})", site, block, noise, _positions(positions), check)
+    name = f"noise_neurons({block}, mean {mean:g}, std {std:g})"
+    return Edit(name, site, block, noise, _positions(positions), lambda lm: listed(lm.d_mlp))

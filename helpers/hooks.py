@@ -53,7 +53,8 @@ def entering(args: tuple, kwargs: dict) -> Tensor:
 def remove(handles: list[RemovableHandle]) -> None:
     """Take these hooks off, and no others."""
     while handles:
-        handles.pop().remove()
+        handles[-1].remove()  # first off, then forgotten: an interrupt in between must not lose a handle
+        handles.pop()
 
 
 def on_input(module: nn.Module, see: Callable[[Tensor], Tensor | None], prepend: bool = False) -> RemovableHandle:
@@ -69,8 +70,18 @@ def on_input(module: nn.Module, see: Callable[[Tensor], Tensor | None], prepend:
 
 
 def on_call(module: nn.Module, see: Callable[[tuple, dict], None]) -> RemovableHandle:
-    """Call `see(args, kwargs)` with everything that `module` is called with."""
-    return module.register_forward_pre_hook(lambda m, args, kwargs: see(args, kwargs), with_kwargs=True)
+    """Call `see(args, kwargs)` with everything that `module` is called with, before any other pre-hook changes it."""
+    return module.register_forward_pre_hook(lambda m, args, kwargs: see(args, kwargs), prepend=True, with_kwargs=True)
+
+
+def has_other_hooks(module: nn.Module, ours: list[RemovableHandle], inside: bool = True) -> bool:
+    """Whether a module, or one inside it, has hooks besides `ours` and transformers' recorders, which only look."""
+    known = {handle.id for handle in ours}
+    for one in module.modules() if inside else [module]:
+        for key, hook in (*one._forward_hooks.items(), *one._forward_pre_hooks.items()):
+            if key not in known and not str(getattr(hook, "__module__", "")).startswith("transformers."):
+                return True
+    return False
 
 
 def on_output(module: nn.Module, see: Seen, prepend: bool = False) -> RemovableHandle:
@@ -96,6 +107,8 @@ def on_site(lm: LanguageModel, site: str, block: int, see: Seen, prepend: bool =
         return [on_output(lm.blocks[block], see, prepend)]
     shape: list[int] = []
     handles: list[RemovableHandle] = []
+    if site not in SITES:
+        raise errors.BadEdit(f"there is no site {site!r} in a block: choose one of {', '.join(SITES)}.")
 
     def spread(value: Tensor) -> Tensor:
         return value.reshape(*shape, value.shape[-1]) if value.ndim == 2 and shape else value
@@ -110,29 +123,29 @@ def on_site(lm: LanguageModel, site: str, block: int, see: Seen, prepend: bool =
 
         return apply
 
-    if lm.family == "opt":  # its MLP works on (batch × pos, width): remember the shape that it came from
+    def remember(stream: Tensor) -> None:
+        shape[:] = stream.shape[:2]
 
-        def remember(stream: Tensor) -> None:
-            shape[:] = stream.shape[:2]
-
-        handles.append(on_input(lm.blocks[block], remember))
     whole = through(lambda v: v, lambda new, v: new)
     heads = through(lambda v: v.unflatten(-1, (lm.n_heads, lm.d_head)), lambda new, v: new.flatten(-2))
-    if site == "attention":
-        handles.append(on_output(lm.part(block, parts.attention_delta), whole, prepend))
-    elif site == "mlp":
-        handles.append(on_output(lm.part(block, parts.mlp_delta), whole, prepend))
-    elif site == "heads":
-        handles.append(on_input(lm.part(block, parts.heads_out), heads, prepend))
-    elif site == "neurons":
-        handles.append(on_input(lm.part(block, parts.neurons_out), whole, prepend))
-    elif site == "preactivation":
-        handles.append(on_output(lm.part(block, parts.preactivation), whole, prepend))
-    elif site == "keys":
-        handles.append(on_output(lm.part(block, parts.keys), through(*_key_views(lm)), prepend))
-    else:
+    try:
+        if lm.family == "opt":  # its MLP works on (batch × pos, width): remember the shape that it came from
+            handles.append(on_input(lm.blocks[block], remember))
+        if site == "attention":
+            handles.append(on_output(lm.part(block, parts.attention_delta), whole, prepend))
+        elif site == "mlp":
+            handles.append(on_output(lm.part(block, parts.mlp_delta), whole, prepend))
+        elif site == "heads":
+            handles.append(on_input(lm.part(block, parts.heads_out), heads, prepend))
+        elif site == "neurons":
+            handles.append(on_input(lm.part(block, parts.neurons_out), whole, prepend))
+        elif site == "preactivation":
+            handles.append(on_output(lm.part(block, parts.preactivation), whole, prepend))
+        else:
+            handles.append(on_output(lm.part(block, parts.keys), through(*_key_views(lm)), prepend))
+    except BaseException:  # an interrupt in here: the caller never sees these handles
         remove(handles)
-        raise errors.BadEdit(f"there is no site {site!r} in a block: choose one of {', '.join(SITES)}.")
+        raise
     return handles
 
 

@@ -1,34 +1,56 @@
 """Numbers from tensors: pure functions that know no model.
 
 Points of the residual stream come first: `resid` tensors are (n_points, batch, pos, d_model), as in `Trace.resid`.
+Lengths are in the stream's own unit, logarithms natural (nats). What is stored in 16 bits is computed in 32.
 """
 
 from __future__ import annotations
+
+from numbers import Real
 
 import torch
 from torch import Tensor
 
 from . import errors
-from .models import LanguageModel
+from .models import LanguageModel, whole
 
 
 def _pair(clean: Tensor, edited: Tensor, include_first: bool, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    a, b = _select(clean, include_first, mask), _select(edited, include_first, mask)
     if clean.shape != edited.shape:
         raise errors.BadValue(
             f"the two runs differ in shape, {tuple(clean.shape)} and {tuple(edited.shape)}: trace the same prompt in both."
         )
-    return _select(clean, include_first, mask), _select(edited, include_first, mask)
+    return a, b
+
+
+def _wide(values: Tensor) -> Tensor:
+    if not isinstance(values, Tensor):
+        raise errors.BadValue(
+            f"expected a tensor, but this is a {type(values).__name__}: pass for example trace(...).resid."
+        )
+    return values if values.dtype in (torch.float32, torch.float64) else values.float()
 
 
 def _select(resid: Tensor, include_first: bool, mask: Tensor | None) -> Tensor:
-    """(n_points, batch, pos, d_model) with the first token and padding left out if asked."""
+    """(n_points, batch, pos, d_model) with padding set to 0, and without the first token if asked."""
+    resid = _wide(resid)
     if resid.ndim != 4:
-        raise errors.BadValue(f"expected (points, batch, pos, d_model), but this has shape {tuple(resid.shape)}.")
+        raise errors.BadValue(
+            f"expected (points, batch, pos, d_model), but this has shape {tuple(resid.shape)}: pass for example trace(...).resid."
+        )
     if mask is not None:
-        resid = resid * mask[None, :, :, None].to(resid)
+        if mask.dtype != torch.bool or mask.shape != resid.shape[1:3]:
+            raise errors.BadValue(
+                f"the mask must be bool of shape {tuple(resid.shape[1:3])}, but this is {tuple(mask.shape)} {mask.dtype}: "
+                "pass Trace.mask."
+            )
+        resid = resid.masked_fill(~mask[None, :, :, None], 0)  # no product: padding may hold NaN
     if not include_first:
         if resid.shape[2] < 2:
-            raise errors.BadValue("the prompt has one token: nothing is left without the first.")
+            raise errors.BadValue(
+                "the prompt has one token, so nothing is left without the first: give a longer prompt."
+            )
         if mask is not None and not mask[:, 0].all():
             raise errors.BadValue("the first token is not in the first column: pad on the right to leave it out.")
         resid = resid[:, :, 1:]
@@ -38,21 +60,28 @@ def _select(resid: Tensor, include_first: bool, mask: Tensor | None) -> Tensor:
 def delta_norm(clean: Tensor, edited: Tensor, include_first: bool = True, mask: Tensor | None = None) -> Tensor:
     """Δ: Frobenius norm of the difference at each point, over batch, tokens and dimensions. (n_points,), in the stream's unit.
 
-    mask: (batch, pos), False where padded, as in `Trace.mask`.
+    include_first: whether the first token counts; where it is an outlier it hides the others. mask: (batch, pos), False
+    where padded, as in `Trace.mask`. Raises BadValue.
     """
     a, b = _pair(clean, edited, include_first, mask)
     return (a - b).flatten(1).norm(dim=1)
 
 
 def relative_error(clean: Tensor, edited: Tensor, include_first: bool = True, mask: Tensor | None = None) -> Tensor:
-    """Δ divided by the clean stream's own norm at the same point. (n_points,), no unit: 1 is an error as long as the stream."""
+    """Δ divided by the clean stream's own norm at the same point. (n_points,), no unit: 1 is an error as long as the stream.
+
+    Options as in `delta_norm`. Raises BadValue.
+    """
     a, b = _pair(clean, edited, include_first, mask)
     return (a - b).flatten(1).norm(dim=1) / a.flatten(1).norm(dim=1)
 
 
 def cosine_similarity(clean: Tensor, edited: Tensor, include_first: bool = True, mask: Tensor | None = None) -> Tensor:
-    """Mean over tokens of the cosine between the clean and the edited stream. (n_points,), −1 to 1: 1 is the same direction."""
-    a, b = _pair(clean, edited, include_first, None)
+    """Mean over tokens of the cosine between the clean and the edited stream. (n_points,), −1 to 1: 1 is the same direction.
+
+    Options as in `delta_norm`. Raises BadValue.
+    """
+    a, b = _pair(clean, edited, include_first, mask)
     cosines = torch.nn.functional.cosine_similarity(a, b, dim=-1)
     if mask is None:
         return cosines.flatten(1).mean(dim=1)
@@ -61,55 +90,108 @@ def cosine_similarity(clean: Tensor, edited: Tensor, include_first: bool = True,
 
 
 def step_norm(resid: Tensor, include_first: bool = True, mask: Tensor | None = None) -> Tensor:
-    """‖H_(l+1) − H_l‖_F for each block l. (n_points − 1,); exactly 0 at a skipped block."""
+    """‖H_(l+1) − H_l‖_F for each block l. (n_points − 1,); in the stream's unit, exactly 0 at a skipped block.
+
+    Options as in `delta_norm`. Raises BadValue.
+    """
     kept = _select(resid, include_first, mask)
     return (kept[1:] - kept[:-1]).flatten(1).norm(dim=1)
 
 
 def token_norms(resid: Tensor) -> Tensor:
-    """Length of the stream of each token. (n_points, batch, pos)."""
-    return resid.norm(dim=-1)
+    """Length of the stream of each token. (n_points, batch, pos), in the stream's unit."""
+    return _wide(resid).norm(dim=-1)
+
+
+def _check_token(logits: Tensor, token: object) -> int:
+    """Raises BadValue unless this is one of the vocabulary's ids."""
+    found, size = whole(token), logits.shape[-1]
+    if found is None or not 0 <= found < size:
+        raise errors.BadValue(
+            f"token id {token!r} does not exist: these logits are of tokens 0 to {size - 1}; lm.token_id(' Germany') finds an id."
+        )
+    return found
 
 
 def log_prob(logits: Tensor, token: int | Tensor) -> Tensor:
-    """Natural log-probability of a token id (or of one id per row), from logits (…, vocabulary) to (…)."""
-    logprobs = logits.log_softmax(dim=-1)
-    if isinstance(token, int):
-        return logprobs[..., token]
-    return logprobs.gather(-1, token.unsqueeze(-1)).squeeze(-1)
+    """Natural log-probability of a token id (or of one id per row, (…)), from logits (…, vocabulary) to (…), in nats.
+
+    Raises BadValue.
+    """
+    logprobs = _wide(logits).log_softmax(dim=-1)
+    if not isinstance(token, Tensor) or token.ndim == 0:
+        return logprobs[..., _check_token(logits, token)]
+    if token.shape != logits.shape[:-1]:
+        raise errors.BadValue(
+            f"one token id for each row is needed, shape {tuple(logits.shape[:-1])}, but this has shape {tuple(token.shape)}."
+        )
+    for one in token.flatten().tolist():
+        _check_token(logits, one)
+    return logprobs.gather(-1, token.long().unsqueeze(-1)).squeeze(-1)
 
 
 def logit_difference(logits: Tensor, target: int, contrast: int) -> Tensor:
-    """logit(target) − logit(contrast), in nats of log odds: 0 when both are equally probable. (…)."""
-    return logits[..., target] - logits[..., contrast]
+    """logit(target) − logit(contrast), in nats of log odds: 0 when both are equally probable. (…). Raises BadValue."""
+    logits = _wide(logits)
+    return logits[..., _check_token(logits, target)] - logits[..., _check_token(logits, contrast)]
 
 
 def kl(clean_logits: Tensor, edited_logits: Tensor) -> Tensor:
-    """KL divergence of the edited prediction from the clean one, KL(clean ‖ edited), in nats, over the last axis. (…)."""
-    clean, edited = clean_logits.log_softmax(-1), edited_logits.log_softmax(-1)
+    """KL divergence of the edited prediction from the clean one, KL(clean ‖ edited), in nats, over the last axis. (…).
+
+    Raises BadValue.
+    """
+    clean, edited = _wide(clean_logits).log_softmax(-1), _wide(edited_logits).log_softmax(-1)
+    if clean.shape != edited.shape:
+        raise errors.BadValue(
+            f"the two predictions differ in shape, {tuple(clean.shape)} and {tuple(edited.shape)}: compare the same prompt."
+        )
     return (clean.exp() * (clean - edited)).sum(-1).clamp(min=0)
 
 
 def top_k(lm: LanguageModel, logits: Tensor, k: int = 5) -> list[tuple[str, float]]:
-    """The k most probable next tokens as (text, probability), from logits (vocabulary,) or (1, vocabulary)."""
+    """The k most probable next tokens as (text, probability), from logits (vocabulary,) or (1, vocabulary).
+
+    Raises BadValue.
+    """
+    logits, number = _wide(logits), whole(k)
     if logits.numel() != logits.shape[-1]:
-        raise errors.BadValue(f"top_k needs the logits of one position, but this has shape {tuple(logits.shape)}.")
-    if not 1 <= k <= logits.shape[-1]:
-        raise errors.BadValue(f"k = {k} cannot be used: choose from 1 to {logits.shape[-1]}.")
-    probabilities, ids = logits.flatten().softmax(-1).topk(k)
+        raise errors.BadValue(
+            f"top_k needs the logits of one position, but this has shape {tuple(logits.shape)}: index one."
+        )
+    if number is None or not 1 <= number <= logits.shape[-1]:
+        raise errors.BadValue(f"k = {k!r} cannot be used: choose a whole number from 1 to {logits.shape[-1]}.")
+    if lm.tokenizer is None:
+        raise errors.BadValue(
+            "this model was wrapped without a tokenizer, so its tokens have no text: wrap(model, tokenizer)."
+        )
+    probabilities, ids = logits.flatten().softmax(-1).topk(number)
     return [(lm.tokenizer.decode([i]), p) for i, p in zip(ids.tolist(), probabilities.tolist(), strict=True)]
 
 
 def bootstrap_interval(
     values: Tensor, generator: torch.Generator, level: float = 0.95, draws: int = 2000
 ) -> tuple[float, float, float]:
-    """(mean, low, high): the mean of (n,) values and its percentile bootstrap interval (Efron 1979)."""
+    """(mean, low, high): the mean of (n,) values and its percentile bootstrap interval (Efron 1979), in the values' unit.
+
+    Draws on the generator's device, in float64. Raises BadValue.
+    """
     values = torch.as_tensor(values, dtype=torch.float64).flatten()
+    if not values.isfinite().all():
+        raise errors.BadValue("the values hold NaN or infinity: an interval needs finite numbers only.")
     if values.numel() < 2:
-        raise errors.BadValue(f"an interval needs two values or more, but there is {values.numel()}.")
-    if not 0 < level < 1:
-        raise errors.BadValue(f"level {level} cannot be used: choose a number between 0 and 1, for example 0.95.")
-    picks = torch.randint(values.numel(), (draws, values.numel()), generator=generator)
+        raise errors.BadValue(f"an interval needs two values or more, but there is {values.numel()}: measure more.")
+    if not isinstance(level, Real) or not 0 < level < 1:
+        raise errors.BadValue(f"level {level!r} cannot be used: choose a number between 0 and 1, for example 0.95.")
+    number = whole(draws)
+    if number is None or number < 1:
+        raise errors.BadValue(f"draws = {draws!r} cannot be used: give a whole number, 1 or more, for example 2000.")
+    if not isinstance(generator, torch.Generator):
+        raise errors.BadValue(
+            f"generator must be a torch.Generator, for example torch.Generator().manual_seed(0), but this is {generator!r}."
+        )
+    values = values.to(generator.device)
+    picks = torch.randint(values.numel(), (number, values.numel()), generator=generator, device=generator.device)
     means = values[picks].mean(dim=1)
-    low, high = means.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
+    low, high = means.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64).to(means)).tolist()
     return values.mean().item(), low, high

@@ -11,8 +11,9 @@ keeps its parts; nothing else in this package knows a module's name.
 
 from __future__ import annotations
 
+import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,15 @@ FAMILIES: dict[str, Family] = {
 }  # fmt: skip
 
 
+def _family(name: str) -> Family:
+    if name not in FAMILIES:
+        raise errors.UnsupportedFamily(
+            f"{name!r} models are not in the table of families; it has {', '.join(FAMILIES)}. "
+            "Choose a model of one of these, or add a row to helpers.models.FAMILIES that says where the parts are."
+        )
+    return FAMILIES[name]
+
+
 @dataclass(frozen=True)
 class Tokens:
     """Encoded prompts: ids (batch, pos) and mask (batch, pos), False where a shorter prompt is padded."""
@@ -112,12 +122,7 @@ class LanguageModel:
     def __init__(self, model: Any, tokenizer: Any) -> None:
         config = model.config
         self.family = getattr(config, "model_type", type(model).__name__)
-        if self.family not in FAMILIES:
-            raise errors.UnsupportedFamily(
-                f"{self.family!r} models are not in the table of families; it has {', '.join(FAMILIES)}. "
-                "Add a row to helpers.models.FAMILIES that says where the parts are."
-            )
-        self.parts = FAMILIES[self.family]
+        self.parts = _family(self.family)
         self.model, self.tokenizer = model, tokenizer
         # Edits that are on now, in groups, outermost `with` first, and their handles: helpers/edits.py keeps them here.
         self.live_edits: list[list[Any]] = []
@@ -208,45 +213,56 @@ class LanguageModel:
     # ---- checks that everybody shares
 
     def check_block(self, block: int) -> int:
-        if isinstance(block, bool) or not isinstance(block, int):
-            raise errors.BlockOutOfRange(f"block {block!r} is no whole number: choose from 0 to {self.n_blocks - 1}.")
-        if not 0 <= block < self.n_blocks:
+        """The block as an int. Raises BlockOutOfRange."""
+        found = whole(block)
+        if found is None:
             raise errors.BlockOutOfRange(
-                f"block {block} does not exist: this model has blocks 0 to {self.n_blocks - 1} "
+                f"block {_kind(block)} is not a whole number: choose one from 0 to {self.n_blocks - 1}."
+            )
+        if not 0 <= found < self.n_blocks:
+            raise errors.BlockOutOfRange(
+                f"block {found} does not exist: this model has blocks 0 to {self.n_blocks - 1}; choose one of them "
                 f"(hidden state {self.n_blocks} is the output of block {self.n_blocks - 1})."
             )
-        return block
+        return found
 
-    def check_heads(self, heads: Sequence[int], of_keys: bool = False) -> list[int]:
+    def check_heads(self, heads: Sequence[int] | int, of_keys: bool = False) -> list[int]:
+        """The heads (or, with `of_keys`, the key heads) as a list of ints. Raises HeadOutOfRange."""
         number = self.n_key_heads if of_keys else self.n_heads
         return check_indices(heads, number, errors.HeadOutOfRange, "key head" if of_keys else "head", "each block has")
 
     # ---- text and tokens
 
     def encode(self, prompt: str | Sequence[str] | Tensor | Tokens, padding: str = "right") -> Tokens:
-        """Token ids of one prompt, of several (padded on the `padding` side), or of a tensor of ids, with their mask."""
+        """Token ids (batch, pos) of one prompt, of several (padded on the `padding` side), or of a tensor of ids, and their mask.
+
+        Raises BadPrompt, PromptTooLong or BadValue.
+        """
         if isinstance(prompt, Tokens):
-            return prompt
+            return self._checked(prompt)
         if isinstance(prompt, Tensor):
             return self._from_ids(prompt)
         if padding not in ("left", "right"):
             raise errors.BadValue(f"padding {padding!r} is not a side: choose 'left' or 'right'.")
         texts = [prompt] if isinstance(prompt, str) else prompt
         if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
-            raise errors.BadPrompt(f"a prompt must be text or a list of texts, but this is {_kind(prompt)}.")
+            raise errors.BadPrompt(
+                f"a prompt must be text, a list of texts or a tensor of token ids, but this is {_kind(prompt)}."
+            )
         if not texts:
             raise errors.BadPrompt("the list of prompts is empty: give at least one text.")
         rows = []
         for text in texts:
             ids = self.token_ids(text)
-            if not ids:
+            if not text or not ids:  # some tokenizers put a token of their own in front of nothing
                 raise errors.BadPrompt(
                     "the prompt is empty: type at least one word, for example 'Berlin is the capital of'."
                 )
-            if len(ids) > self.context:
-                raise errors.PromptTooLong(
-                    f"the prompt has {len(ids)} tokens, but this model has {self.context} positions: "
-                    f"shorten it by {len(ids) - self.context} tokens or more."
+            self._check_length(len(ids))
+            if max(ids) >= self.vocabulary:
+                raise errors.BadPrompt(
+                    f"the tokenizer made token {max(ids)}, but this model has tokens 0 to {self.vocabulary - 1}: "
+                    "it belongs to another model. Pass this model's own."
                 )
             rows.append(torch.tensor(ids, device=self.device))
         length = max(len(row) for row in rows)
@@ -260,44 +276,81 @@ class LanguageModel:
     def _from_ids(self, ids: Tensor) -> Tokens:
         if ids.dtype.is_floating_point or ids.dtype == torch.bool or ids.ndim not in (1, 2) or ids.numel() == 0:
             raise errors.BadPrompt(
-                f"token ids must be whole numbers of shape (pos,) or (batch, pos), but this is {tuple(ids.shape)} {ids.dtype}."
+                f"token ids must be whole numbers of shape (pos,) or (batch, pos), but this is {tuple(ids.shape)} {ids.dtype}: "
+                "pass one row of ids for each prompt, for example torch.tensor([[5, 3, 8]])."
             )
         ids = ids.reshape(-1, ids.shape[-1]).long().to(self.device)
         if ids.min() < 0 or ids.max() >= self.vocabulary:
             wrong = ids[(ids < 0) | (ids >= self.vocabulary)][0].item()
             raise errors.BadPrompt(
-                f"token id {wrong} does not exist: this model has tokens 0 to {self.vocabulary - 1}."
+                f"token id {wrong} does not exist: this model has tokens 0 to {self.vocabulary - 1}; "
+                "use ids that its own tokenizer made."
             )
-        if ids.shape[1] > self.context:
-            raise errors.PromptTooLong(
-                f"the prompt has {ids.shape[1]} tokens, but this model has {self.context} positions: "
-                f"shorten it by {ids.shape[1] - self.context} tokens or more."
-            )
+        self._check_length(ids.shape[1])
         return Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
 
-    def token_ids(self, text: str) -> list[int]:
+    def _checked(self, tokens: Tokens) -> Tokens:
+        ids, mask = self._from_ids(tokens.ids).ids, tokens.mask
+        if mask.dtype != torch.bool or mask.shape != ids.shape or not mask.any(dim=1).all():
+            raise errors.BadPrompt(
+                f"the mask must be bool, of the ids' shape {tuple(ids.shape)}, with a real token in each row, but this is "
+                f"{tuple(mask.shape)} {mask.dtype}: make tokens with lm.encode(...)."
+            )
+        return Tokens(ids, mask.to(ids.device))
+
+    def _check_length(self, length: int) -> None:
+        if length > self.context:
+            raise errors.PromptTooLong(
+                f"the prompt has {length} tokens, but this model has {self.context} positions: "
+                f"shorten it by {length - self.context} tokens or more."
+            )
+
+    def _need_tokenizer(self) -> Any:
         if self.tokenizer is None:
-            raise errors.BadPrompt("this model was wrapped without a tokenizer: pass token ids as a tensor, not text.")
-        return list(self.tokenizer(text, verbose=False)["input_ids"])
+            raise errors.BadPrompt(
+                "this model was wrapped without a tokenizer, so it knows token ids only: pass a tensor of ids, or "
+                "wrap(model, tokenizer)."
+            )
+        return self.tokenizer
+
+    def token_ids(self, text: str) -> list[int]:
+        """The ids of one text, with the special tokens that the tokenizer adds, of any length. Raises BadPrompt."""
+        return list(self._need_tokenizer()(text, verbose=False)["input_ids"])
 
     def token_id(self, text: str) -> int:
-        """The id of a text that is exactly one token, as " Germany"; special tokens that a tokenizer adds don't count."""
+        """The id of a text that is exactly one token, as " Germany"; special tokens that a tokenizer adds don't count.
+
+        Raises TargetIsNotOneToken.
+        """
         if not isinstance(text, str):
             raise errors.TargetIsNotOneToken(
                 f"a target must be text, for example ' Germany', but this is {_kind(text)}."
             )
-        ids = list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+        def split(text: str) -> list[int]:
+            return list(self._need_tokenizer()(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+        ids = split(text)
+        if len(ids) != 1 and text.startswith(" "):  # some tokenizers put a space in front by themselves: don't give two
+            without = split(text[1:])
+            if len(without) == 1 and self.tokenizer.convert_ids_to_tokens(without)[0].startswith("▁"):
+                ids = without
         if len(ids) != 1:
             pieces = ", ".join(repr(self.tokenizer.decode([i])) for i in ids)
             hint = "" if text.startswith(" ") else " A word inside a sentence begins with a space."
             raise errors.TargetIsNotOneToken(
-                f"{text!r} is {len(ids)} tokens here ({pieces}); choose a target of one token, for example ' Germany'.{hint}"
+                f"{text!r} is {len(ids)} tokens here ({pieces or 'none'}); choose a target of one token, for example ' Germany'.{hint}"
             )
         return ids[0]
 
     def token_strings(self, prompt: str | Tensor) -> list[str]:
-        """The text of each token of one prompt."""
-        return [self.tokenizer.decode([i]) for i in self.encode(prompt).ids[0].tolist()]
+        """The text of each token of one prompt. Raises BadPrompt."""
+        tokenizer, ids = self._need_tokenizer(), self.encode(prompt).ids
+        if len(ids) != 1:
+            raise errors.BadPrompt(
+                f"token_strings reads one prompt, but these are {len(ids)}: pass them one at a time."
+            )
+        return [tokenizer.decode([i]) for i in ids[0].tolist()]
 
     # ---- running it
 
@@ -339,21 +392,42 @@ def _kind(value: object) -> str:
     return f"{value!r} ({type(value).__name__})" if len(repr(value)) < 60 else f"a {type(value).__name__}"
 
 
+def check_model(lm: object) -> None:
+    """Raises BadValue unless this is a LanguageModel."""
+    if not isinstance(lm, LanguageModel):
+        raise errors.BadValue(
+            f"the first argument must be a model of the helpers, not {_kind(lm)}: make one with load_model() or wrap(model)."
+        )
+
+
+def whole(value: object) -> int | None:
+    """The int that a whole number stands for, NumPy's and PyTorch's included; None for anything else, bools too."""
+    if isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool:
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def whole_numbers(values: object, kind: type[errors.HelpersError], name: str) -> tuple[int, ...]:
+    """Whole numbers from a single one or several. Raises `kind`."""
+    single = whole(values)
+    given = [values] if single is not None else list(values) if isinstance(values, Iterable) else []
+    found = [whole(value) for value in given]
+    if not found or None in found:
+        raise kind(f"{values!r} does not name {name}s: give whole numbers, counted from 0, for example 3 or [0, 3].")
+    return tuple(value for value in found if value is not None)
+
+
 def check_indices(
     values: Sequence[int] | int, number: int, kind: type[errors.HelpersError], name: str, owner: str
 ) -> list[int]:
     """A list of indices in 0 … number − 1, without repeats; a single index counts as a list of one."""
-    given = [values] if isinstance(values, int) else values
-    try:
-        found = [int(v) for v in given]
-        whole = all(int(v) == v and not isinstance(v, bool) for v in given)
-    except (TypeError, ValueError):
-        whole, found = False, []
-    if not whole or not found:
-        raise kind(f"{values!r} does not name {name}s: give whole numbers from 0 to {number - 1}, for example [0, 3].")
+    found = list(whole_numbers(values, kind, name))
     for value in found:
         if not 0 <= value < number:
-            raise kind(f"{name} {value} does not exist: {owner} {name}s 0 to {number - 1}.")
+            raise kind(f"{name} {value} does not exist: {owner} {name}s 0 to {number - 1}; choose from them.")
     if len(set(found)) < len(found):
         raise kind(f"{name}s {found} name one more than once: give each only once.")
     return found
@@ -361,38 +435,32 @@ def check_indices(
 
 # ---- loading
 
+# Any one of these makes a folder one with a tokenizer. Without this check transformers 5 makes up an empty tokenizer.
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+_WEIGHTS_FILES = ("model.safetensors", "model.safetensors.index.json")
+_WAY_OUT = "use load_model() for the model that ships with the course, or pass a folder that holds the model"
+
 
 def load_model(
     name: str | Path = "pocket", *, dtype: torch.dtype | None = None, threads: int | None = None
 ) -> LanguageModel:
     """Load a model and its tokenizer, ready for lessons: eval mode, eager attention (so that attention patterns can be read).
 
-    name: "pocket" (ships with the package; runs in float64, so that printed figures are the same on every machine), the
-    name of a model on the hub, or a local folder. dtype: overrides the model's own. threads: PyTorch threads for this
-    process; by default one for models below 50M parameters (unless OMP_NUM_THREADS is set), and unchanged for larger ones.
+    name: "pocket" (ships with the package; runs in float64, so that printed figures are the same on every machine), a
+    local folder, or the name of a model on the hub: from the cache if it is there, else from the network. Code that
+    comes with a model is never run, and only safetensors are read. dtype: overrides the model's own. threads: PyTorch
+    threads for this process; by default one for models below 50M parameters (unless OMP_NUM_THREADS is set), and
+    unchanged for larger ones.
 
-    Raises UnknownModel, NoNetwork, DamagedWeights or UnsupportedFamily.
+    Raises UnknownModel, NoNetwork, DamagedWeights, UnsupportedFamily or BadValue.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    if not isinstance(name, str | Path) or not str(name).strip():
-        raise errors.UnknownModel(
-            f"{name!r} is not the name of a model: use 'pocket', a hub name such as 'gpt2', or a folder."
-        )
-    is_pocket = str(name) == "pocket"
-    source = str(POCKET_FOLDER if is_pocket else Path(name).expanduser() if Path(name).expanduser().is_dir() else name)
-    wanted = dtype or (torch.float64 if is_pocket else "auto")
-    with _quiet(), _explained(str(name), source):
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=wanted, attn_implementation="eager", use_safetensors=True, output_loading_info=True
-        )
-        model, info = loaded
-        if info["missing_keys"]:  # transformers would fill them with random numbers and only warn
-            raise errors.DamagedWeights(
-                f"the weights of {str(name)!r} lack {len(info['missing_keys'])} tensors ({sorted(info['missing_keys'])[0]}, …): "
-                "the file is not whole or belongs to another model. Fetch it again."
-            )
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise errors.BadValue(f"dtype {dtype!r} cannot be used: give a floating dtype, for example torch.float32.")
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise errors.BadValue(f"threads {threads!r} cannot be used: give a whole number, 1 or more.")
+    source = _find(name)
+    with _explained(str(name), source), _quiet(download=not isinstance(source, Path)):
+        model, tokenizer = _read(str(name), source, dtype or (torch.float64 if source == POCKET_FOLDER else "auto"))
     if threads is not None:
         torch.set_num_threads(threads)
     elif model.num_parameters() < ONE_THREAD_BELOW and "OMP_NUM_THREADS" not in os.environ:
@@ -403,44 +471,153 @@ def load_model(
 def wrap(model: Any, tokenizer: Any = None) -> LanguageModel:
     """Use the helpers on a transformers causal language model that you loaded yourself; it is put into eval mode.
 
-    Without a tokenizer prompts are tensors of token ids. Raises UnsupportedFamily.
+    Without a tokenizer prompts are tensors of token ids. Raises UnsupportedFamily or BadValue.
     """
-    return LanguageModel(model.eval(), tokenizer)
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        raise errors.BadValue(
+            f"wrap needs a transformers model, for example AutoModelForCausalLM.from_pretrained(...), not {_kind(model)}."
+        )
+    lm = LanguageModel(model, tokenizer)
+    model.eval()
+    return lm
+
+
+def _find(name: str | Path) -> str | Path:
+    """Where a model is: a folder that holds everything, or else a hub name that the hub has to be asked for."""
+    if not isinstance(name, str | Path) or not str(name).strip():
+        raise errors.UnknownModel(
+            f"{name!r} is not the name of a model: use 'pocket', a hub name such as 'gpt2', or a folder."
+        )
+    text, path = str(name), Path(name).expanduser()
+    if text == "pocket":
+        if not (POCKET_FOLDER / "model.safetensors").is_file():
+            raise errors.UnknownModel(
+                "the pocket model is not here: the package was installed without helpers/pocket. Install it again from a "
+                "whole copy of the course, or name another model."
+            )
+        return POCKET_FOLDER
+    if path.is_dir():
+        _check_folder(text, path)
+        return path
+    if path.is_file():
+        raise errors.UnknownModel(f"{text!r} is a file: pass the folder that it is in.")
+    if isinstance(name, Path) or text.startswith((".", "~", "/")) or "\\" in text or text.count("/") > 1:
+        raise errors.UnknownModel(f"there is no folder {text!r}: check the path, or {_WAY_OUT}.")
+    return _snapshot(text) or text
+
+
+def _check_folder(name: str, folder: Path) -> None:
+    def has(*files: str) -> bool:
+        return any((folder / file).is_file() for file in files)
+
+    if not has("config.json"):
+        raise errors.UnknownModel(
+            f"the folder {name!r} holds no model (no config.json): save one there with save_pretrained, or {_WAY_OUT}."
+        )
+    if not has(*_WEIGHTS_FILES):
+        raise errors.UnknownModel(
+            f"the folder {name!r} holds no model.safetensors (other formats can run code when they are read and are not "
+            f"loaded here): save it again with save_pretrained, or {_WAY_OUT}."
+        )
+    if not has(*_TOKENIZER_FILES):
+        raise errors.UnknownModel(
+            f"the folder {name!r} holds no tokenizer (no tokenizer.json): save it there with tokenizer.save_pretrained."
+        )
+
+
+def _snapshot(name: str) -> Path | None:
+    """The folder in the hub's cache that holds all of a model. Read as a folder it needs no network, not even to ask."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:
+        raise errors.UnknownModel(
+            f"{name!r} is not the name of a model: hub names look like 'gpt2' or 'EleutherAI/pythia-70m'. Or {_WAY_OUT}."
+        ) from None
+    if not isinstance(config, str):
+        return None
+    folder = Path(config).parent
+    try:
+        _check_folder(name, folder)
+    except errors.UnknownModel:
+        return None  # fetched in part only
+    return folder
+
+
+def _ask_hub(name: str) -> None:
+    """Raise NoNetwork within seconds if the hub does not answer: transformers would try again and again for most of a minute."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import get_session
+
+    try:
+        answer = get_session().head(hf_hub_url(name, "config.json"), timeout=5)
+    except Exception:  # every HTTP library has its own, and offline mode another
+        reachable = False
+    else:
+        reachable = answer.status_code < 500
+    if not reachable:
+        raise errors.NoNetwork(
+            f"{name!r} is not on this machine and the model hub does not answer: connect once so that it is cached, {_WAY_OUT}."
+        )
+
+
+def _read(name: str, source: str | Path, dtype: torch.dtype | str) -> tuple[Any, Any]:
+    """Model and tokenizer, checked to be whole. No code that comes with the model is run."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+
+    if not isinstance(source, Path):
+        _ask_hub(name)
+    config, _ = PretrainedConfig.get_config_dict(str(source))
+    _family(config.get("model_type", "unknown"))  # before gigabytes are fetched
+    tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        str(source), dtype=dtype, attn_implementation="eager", use_safetensors=True, trust_remote_code=False,
+        output_loading_info=True,
+    )  # fmt: skip
+    model, info = loaded
+    missing = sorted(info["missing_keys"])
+    if missing:  # transformers would fill them with random numbers and only warn
+        raise errors.DamagedWeights(
+            f"the weights of {name!r} lack {len(missing)} tensors ({missing[0]}, …): the file is not whole or belongs to "
+            "another model. Fetch it again."
+        )
+    blocks = f"{_family(model.config.model_type).blocks.split('.')[-1]}.{model.config.num_hidden_layers}."
+    if any(blocks in key for key in info["unexpected_keys"]):  # transformers would leave the rest of the model out
+        raise errors.DamagedWeights(
+            f"the weights of {name!r} hold more than the {model.config.num_hidden_layers} blocks that its config.json "
+            "names: the two files do not belong together. Fetch them again."
+        )
+    return model, tokenizer
 
 
 @contextmanager
-def _quiet():
-    """No progress bar while loading: it would differ from run to run. The learner's own setting comes back afterwards."""
+def _quiet(download: bool):
+    """No bars and no reports while a folder is read: they differ from run to run. The learner's own settings come back."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    if download:  # here a bar is welcome
+        yield
+        return
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
-        if shown:
+        logging.set_verbosity(level)
+        if bars:
             logging.enable_progress_bar()
 
 
 @contextmanager
-def _explained(name: str, source: str):
+def _explained(name: str, source: str | Path):
     """Turn what the loading libraries raise into one sentence."""
     from huggingface_hub.errors import RepositoryNotFoundError
     from safetensors import SafetensorError
 
-    folder = Path(source)
-    way_out = "use load_model() for the model that ships with the course, or pass a folder that holds the model"
     try:
-        if (
-            ("/" in name or "\\" in name or name.startswith((".", "~")))
-            and not folder.is_dir()
-            and name.count("/") != 1
-        ):
-            raise errors.UnknownModel(f"there is no folder {name!r}: check the path, or {way_out}.")
-        if folder.is_dir() and not (folder / "config.json").is_file():
-            raise errors.UnknownModel(
-                f"the folder {name!r} holds no model (no config.json): save one there with save_pretrained, or {way_out}."
-            )
         yield
     except errors.HelpersError:
         raise
@@ -448,7 +625,7 @@ def _explained(name: str, source: str):
         raise errors.DamagedWeights(
             f"the weights of {name!r} cannot be read: the file is damaged or was cut off while it was copied. Fetch it again."
         ) from None
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except Exception as error:
         # transformers wraps the hub's own exceptions, so the reason may lie further down the chain.
         chain: list[BaseException] = []
         link: BaseException | None = error
@@ -457,19 +634,12 @@ def _explained(name: str, source: str):
             link = link.__cause__ or link.__context__
         if any(isinstance(e, RepositoryNotFoundError) for e in chain):
             raise errors.UnknownModel(
-                f"the hub has no public model {name!r}: check the spelling, or {way_out}."
+                f"the hub has no public model {name!r}: check the spelling, or {_WAY_OUT}."
             ) from None
-        if folder.is_dir() and isinstance(error, OSError) and not (folder / "model.safetensors").is_file():
-            raise errors.UnknownModel(
-                f"the folder {name!r} holds no model.safetensors (other formats can run code when they are read and are not "
-                f"loaded here): save it again with save_pretrained, or {way_out}."
-            ) from None
-        if folder.is_dir():
+        if isinstance(source, Path):
             raise errors.DamagedWeights(
                 f"the model in {name!r} cannot be loaded: its files are damaged or do not belong together. Copy it again."
             ) from error
-        if isinstance(error, OSError):
-            raise errors.NoNetwork(
-                f"{name!r} is not on this machine and the model hub does not answer: connect once so that it is cached, {way_out}."
-            ) from None
-        raise errors.UnknownModel(f"{name!r} cannot be loaded as a language model ({error}): {way_out}.") from None
+        raise errors.UnknownModel(
+            f"{name!r} cannot be loaded as a language model ({str(error).splitlines()[0]}): {_WAY_OUT}."
+        ) from error

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from . import hooks
-from .models import LanguageModel, Tokens
+from . import errors, hooks
+from .models import LanguageModel, Tokens, check_model
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,9 @@ class Trace:
     def last_logits(self) -> Tensor:
         """(batch, vocabulary) logits at each prompt's last real token."""
         if self.logits is None:
-            raise ValueError("this trace stopped at a block and has no logits: trace again without stop_after.")
-        return self.logits[torch.arange(len(self.tokens)), Tokens(self.tokens, self.mask).last]
+            raise errors.BadValue("this trace stopped at a block and has no logits: trace again without stop_after.")
+        rows = torch.arange(len(self.tokens), device=self.tokens.device)
+        return self.logits[rows, Tokens(self.tokens, self.mask).last]
 
 
 class _Stop(Exception):
@@ -57,6 +58,7 @@ def trace(lm: LanguageModel, prompt: str | Sequence[str] | Tensor | Tokens, stop
     this block, without the work of the later ones; resid then ends with the output of that block, and final and logits
     are None. The model's mode and hooks stay as they are. Raises BadPrompt, PromptTooLong, BlockOutOfRange.
     """
+    check_model(lm)
     tokens = lm.encode(prompt)
     n = lm.n_blocks if stop_after is None else lm.check_block(stop_after) + 1
     shape = tokens.ids.shape
@@ -70,7 +72,7 @@ def trace(lm: LanguageModel, prompt: str | Sequence[str] | Tensor | Tokens, stop
 
     def keep(into: Tensor):
         def see(value: Tensor, _: Tensor | None = None) -> None:
-            into.copy_(value.view(into.shape))  # a copy: a hook that edits in place later must not reach it
+            into.copy_(value.reshape(into.shape))  # a copy: a hook that edits in place later must not reach it
 
         return see
 
@@ -108,7 +110,7 @@ def _differences(lm: LanguageModel, block: int, resid: Tensor, attn: Tensor, mlp
     middle = torch.empty_like(resid)
 
     def before_mlp(value: Tensor) -> None:
-        middle.copy_(value.view(middle.shape))
+        middle.copy_(value.reshape(middle.shape))
         attn.copy_(middle - resid)
 
     def after(value: Tensor, _: Tensor) -> None:
