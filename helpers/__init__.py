@@ -19,6 +19,10 @@ _WHERE = {
         "delta_norm", "relative_error", "cosine_similarity", "step_norm", "token_norms", "log_prob", "logit_difference",
         "kl", "top_k", "bootstrap_interval",
     ],
+    "sweeps": [
+        "sweep_heads", "sweep_blocks", "sweep_block_pairs", "sweep_factors", "sweep_edits", "mean_heads", "windows",
+    ],
+    "measures": ["Measure", "Outcome", "predictions", "text_damage"],
     "errors": ["HelpersError"],
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}

@@ -1,0 +1,346 @@
+"""Many interventions in few forward passes.
+
+    effects = sweep_heads(lm, "Berlin is the capital of", " Germany")     # (n_blocks, n_heads): log p(target) after − before
+    effects = sweep_heads(lm, prompts, targets, replacement="mean")       # (n_prompts, n_blocks, n_heads)
+    damage = sweep_blocks(lm, windows(lm, text, 64), measure=text_damage())     # (n_windows, n_blocks, 3)
+
+Every sweep gives the numbers of the plain loop `with edit(lm, one): lm.logits(prompt)`, to the last digits of the dtype, for
+a fraction of its work (helpers/staircase.py explains how). All share the arguments of `sweep_edits`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from . import errors, staircase
+from .edits import (
+    Edit,
+    edit,
+    replace_heads,
+    scale_attention,
+    scale_block,
+    scale_mlp,
+    skip_attention,
+    skip_block,
+    skip_mlp,
+)
+from .measures import Measure, Outcome, Targets, log_prob_change, predictions, text_damage
+from .models import LanguageModel, Tokens
+from .staircase import Copy
+from .tracing import trace
+
+__all__ = [
+    "Measure",
+    "Outcome",
+    "mean_heads",
+    "predictions",
+    "sweep_block_pairs",
+    "sweep_blocks",
+    "sweep_edits",
+    "sweep_factors",
+    "sweep_heads",
+    "text_damage",
+    "windows",
+]
+
+Prompts = str | Sequence[str] | Tensor | Tokens
+Measured = Measure | Callable[[Outcome], Tensor] | None
+Part = Literal["block", "attention", "mlp"]
+Progress = bool | Callable[[int, int], object] | None
+
+_SKIP: dict[str, Callable[[int], Edit]] = {"block": skip_block, "attention": skip_attention, "mlp": skip_mlp}
+_SCALE: dict[str, Callable[[int, float], Edit]] = {
+    "block": scale_block,
+    "attention": scale_attention,
+    "mlp": scale_mlp,
+}
+
+
+def sweep_edits(
+    lm: LanguageModel,
+    prompts: Prompts,
+    edits: Sequence[Edit | Sequence[Edit]],
+    target: Targets | None = None,
+    *,
+    measure: Measured = None,
+    chunk: int = 512,
+    progress: Progress = None,
+) -> Tensor:
+    """Any interventions, each an edit or several at once, on each prompt: (n_prompts, len(edits), ...) on the CPU.
+
+    prompts: one text, or ids (pos,): the result then has no prompt axis; or several texts, ids (n_prompts, pos), Tokens.
+    target: one text or token id for all prompts, or a list with one for each. The result is log p(target) at the last
+    token, after − before, in nats. measure: instead of a target, a Measure such as `predictions` or `text_damage`, or a
+    function of an Outcome that returns (copies, ...). chunk: tokens, copies × positions, that go through a block at once;
+    memory grows with it, not with the number of prompts or edits. progress: None shows a bar for a sweep longer than a
+    second or two if somebody watches (a terminal, or a cell that a person runs; never where a program executes a
+    notebook); True or False decides; a function is called with (done, total).
+
+    Raises what `edit` and `lm.encode` raise, TargetIsNotOneToken, and BadValue in train mode, where dropout would make
+    every copy another experiment, or when a hook hangs on the whole model, which a walk over its blocks does not call.
+    """
+    if isinstance(edits, Edit) or not isinstance(edits, Sequence) or not edits:
+        raise errors.BadEdit(
+            "give a list of edits, for example [skip_block(0), skip_block(1)]; each may be a list itself."
+        )
+    copies = [_copy(lm, one) for one in edits]
+    return _sweep(lm, prompts, lambda chosen: copies, (len(copies),), target, measure, chunk, progress)
+
+
+def sweep_heads(
+    lm: LanguageModel,
+    prompts: Prompts,
+    target: Targets | None = None,
+    *,
+    measure: Measured = None,
+    replacement: Literal["zero", "mean", "resample"] | Tensor = "zero",
+    reference: Prompts | None = None,
+    generator: torch.Generator | None = None,
+    chunk: int = 512,
+    progress: Progress = None,
+) -> Tensor:
+    """Every head of every block ablated, one at a time: (n_prompts, n_blocks, n_heads, ...); no prompt axis for one text.
+
+    replacement: what the head's output becomes (Wang et al. 2022 and Li & Janson 2024 compare them). "zero"; "mean", its
+    mean over the real tokens of the reference prompts; "resample", its output on another prompt, drawn once for each
+    prompt with `generator`, positions counted back from the last token (where the other prompt is shorter, its first
+    token's output stands in); or a tensor that broadcasts to (n_blocks, n_heads, d_head). reference: prompts for mean and
+    resample; without it the swept ones, and resample never gives a prompt to itself. All else as in `sweep_edits`.
+    """
+    sites = [(block, head) for block in range(lm.n_blocks) for head in range(lm.n_heads)]
+    pool = prompts if reference is None else reference
+    if isinstance(replacement, str) and replacement == "resample":
+        copies_of = _resampled(lm, _rows(lm, prompts), _rows(lm, pool), reference is None, generator, sites)
+    else:
+        mean = isinstance(replacement, str) and replacement == "mean"
+        value = mean_heads(lm, pool, chunk=chunk) if mean else _heads_tensor(lm, replacement)
+        copies = [_copy(lm, replace_heads(block, head, value[block, head])) for block, head in sites]
+        copies_of = lambda chosen: copies  # noqa: E731
+    return _sweep(lm, prompts, copies_of, (lm.n_blocks, lm.n_heads), target, measure, chunk, progress)
+
+
+def sweep_blocks(
+    lm: LanguageModel,
+    prompts: Prompts,
+    target: Targets | None = None,
+    *,
+    part: Part = "block",
+    measure: Measured = None,
+    chunk: int = 512,
+    progress: Progress = None,
+) -> Tensor:
+    """Each block skipped, or its attention or MLP alone: (n_prompts, n_blocks, ...). All else as in `sweep_edits`."""
+    copies = [(_of_part(_SKIP, part)(block),) for block in range(lm.n_blocks)]
+    return _sweep(lm, prompts, lambda chosen: copies, (lm.n_blocks,), target, measure, chunk, progress)
+
+
+def sweep_block_pairs(
+    lm: LanguageModel,
+    prompts: Prompts,
+    target: Targets | None = None,
+    *,
+    part: Part = "block",
+    measure: Measured = None,
+    chunk: int = 512,
+    progress: Progress = None,
+) -> Tensor:
+    """Each pair of blocks skipped, or of their attentions or MLPs: (n_prompts, n_blocks, n_blocks, ...).
+
+    Symmetric, with single blocks on the diagonal. All else as in `sweep_edits`.
+    """
+    skips = [_of_part(_SKIP, part)(block) for block in range(lm.n_blocks)]
+    pairs = [(a, b) for a in range(lm.n_blocks) for b in range(a, lm.n_blocks)]
+    copies: list[Copy] = [(skips[a],) if a == b else (skips[a], skips[b]) for a, b in pairs]
+    found = _sweep(lm, prompts, lambda chosen: copies, (len(pairs),), target, measure, chunk, progress)
+    number = {pair: k for k, pair in enumerate(pairs)}
+    square = [[number[min(a, b), max(a, b)] for b in range(lm.n_blocks)] for a in range(lm.n_blocks)]
+    return found[torch.tensor(square)] if _single(prompts) else found[:, torch.tensor(square)]
+
+
+def sweep_factors(
+    lm: LanguageModel,
+    prompts: Prompts,
+    block: int,
+    factors: Sequence[float] | Tensor,
+    target: Targets | None = None,
+    *,
+    part: Part = "block",
+    measure: Measured = None,
+    chunk: int = 512,
+    progress: Progress = None,
+) -> Tensor:
+    """One block's output, or what its attention or MLP adds, times each factor: (n_prompts, n_factors, ...).
+
+    All else as in `sweep_edits`.
+    """
+    scale = _of_part(_SCALE, part)
+    given = factors.tolist() if isinstance(factors, Tensor) else list(factors)
+    return sweep_edits(
+        lm, prompts, [scale(block, f) for f in given], target, measure=measure, chunk=chunk, progress=progress
+    )
+
+
+@torch.no_grad()
+def mean_heads(lm: LanguageModel, prompts: Prompts, *, chunk: int = 512) -> Tensor:
+    """(n_blocks, n_heads, d_head): each head's output, averaged over the real tokens of all prompts. chunk: tokens at once."""
+    rows = _rows(lm, prompts)
+    total = torch.zeros(lm.n_blocks, lm.n_heads, lm.d_head, device=lm.device, dtype=torch.float64)
+    for chosen in staircase.groups(rows, 1, chunk):
+        heads = trace(lm, torch.stack([rows[i] for i in chosen]), stop_after=lm.n_blocks - 1).heads
+        total += heads.sum((1, 2), dtype=torch.float64)
+    return (total / sum(len(row) for row in rows)).to(lm.dtype)
+
+
+def windows(lm: LanguageModel, text: str, length: int, most: int | None = None) -> Tensor:
+    """(n_windows, length) token ids: a text cut into windows that do not overlap; what remains at its end is left out.
+
+    most: the number of windows at most. Raises PromptTooLong or BadPrompt.
+    """
+    if length > lm.context:
+        raise errors.PromptTooLong(f"windows of {length} tokens do not fit: this model has {lm.context} positions.")
+    ids = lm.token_ids(text)
+    number = len(ids) // length if length > 0 else 0
+    number = number if most is None else min(number, most)
+    if number < 1:
+        raise errors.BadPrompt(
+            f"a text of {len(ids)} tokens makes no window of {length}: give more text or shorter windows."
+        )
+    return torch.tensor(ids[: number * length], device=lm.device).view(number, length)
+
+
+# ---- what the sweeps share
+
+
+def _sweep(
+    lm: LanguageModel,
+    prompts: Prompts,
+    copies_of: Callable[[list[int]], Sequence[Copy]],
+    shape: tuple[int, ...],
+    target: Targets | None,
+    measure: Measured,
+    chunk: int,
+    progress: Progress,
+) -> Tensor:
+    rows = _rows(lm, prompts)
+    if (target is None) == (measure is None):
+        raise errors.BadValue("give a target, for example ' Germany', or a measure, and not both.")
+    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
+        raise errors.BadValue(f"chunk {chunk!r} cannot be used: give a number of tokens, 1 or more.")
+    if measure is None:
+        assert target is not None
+        measure = log_prob_change(lm, target)
+    elif not isinstance(measure, Measure):
+        measure = Measure(measure)
+    if measure.prompts not in (None, len(rows)):
+        raise errors.BadValue(
+            f"there are {len(rows)} prompts and {measure.prompts} targets: give one target, or one for each prompt."
+        )
+    number = torch.Size(shape).numel()
+    with _bar(len(rows) * number * lm.n_blocks, progress) as done:
+        found = staircase.run(lm, rows, copies_of, number, measure, chunk, done)
+    return found[0].unflatten(0, shape) if _single(prompts) else torch.stack(found).unflatten(1, shape)
+
+
+def _single(prompts: Prompts) -> bool:
+    return isinstance(prompts, str) or (isinstance(prompts, Tensor) and prompts.ndim == 1)
+
+
+def _rows(lm: LanguageModel, prompts: Prompts) -> list[Tensor]:
+    """(pos,) ids of each prompt, without padding."""
+    tokens = lm.encode(prompts)
+    return [ids[mask] for ids, mask in zip(tokens.ids, tokens.mask, strict=True)]
+
+
+def _copy(lm: LanguageModel, one: Edit | Sequence[Edit]) -> Copy:
+    copy = (one,) if isinstance(one, Edit) else tuple(one)
+    if not copy:
+        raise errors.BadEdit("one of the interventions is an empty list: give an edit or several.")
+    edit(lm, *copy)  # raises if one does not fit
+    return tuple(sorted(copy, key=lambda e: e.block))
+
+
+def _of_part(table: dict[str, Callable[..., Edit]], part: str) -> Callable[..., Edit]:
+    if part not in table:
+        raise errors.BadValue(f"part {part!r} is unknown: choose 'block', 'attention' or 'mlp'.")
+    return table[part]
+
+
+def _heads_tensor(lm: LanguageModel, replacement: object) -> Tensor:
+    shape = (lm.n_blocks, lm.n_heads, lm.d_head)
+    if isinstance(replacement, str) and replacement == "zero":
+        replacement = torch.zeros(())
+    if not isinstance(replacement, Tensor):
+        raise errors.BadValue(
+            f"replacement {replacement!r} is unknown: choose 'zero', 'mean', 'resample', or a tensor."
+        )
+    try:
+        return replacement.to(device=lm.device, dtype=lm.dtype).broadcast_to(shape)
+    except RuntimeError:
+        raise errors.BadValue(
+            f"the replacement has shape {tuple(replacement.shape)}, which does not broadcast to "
+            f"(n_blocks, n_heads, d_head) = {shape}."
+        ) from None
+
+
+def _resampled(
+    lm: LanguageModel,
+    rows: list[Tensor],
+    pool: list[Tensor],
+    same: bool,
+    generator: torch.Generator | None,
+    sites: list[tuple[int, int]],
+) -> Callable[[list[int]], Sequence[Copy]]:
+    """For some of the prompts, the copies in which a head comes from another prompt. Partners are drawn now, once."""
+    if not isinstance(generator, torch.Generator):
+        raise errors.BadValue(
+            "resample draws other prompts: pass generator=torch.Generator().manual_seed(0), so that it can be repeated."
+        )
+    if same and len(pool) < 2:
+        raise errors.BadValue("resample needs other prompts: sweep two or more, or pass some as reference=.")
+    drawn = torch.randint(int(same), len(pool), (len(rows),), generator=generator)
+    partner = ((torch.arange(len(rows)) + drawn) % len(pool) if same else drawn).tolist()
+
+    def copies_of(chosen: list[int]) -> list[Copy]:
+        moved = []
+        for i in chosen:
+            heads = trace(lm, pool[partner[i]], stop_after=lm.n_blocks - 1).heads[:, 0]
+            position = torch.arange(len(rows[i])) + heads.shape[1] - len(rows[i])  # last tokens meet
+            moved.append(heads[:, position.clamp(min=0).to(lm.device)])
+        values = torch.stack(moved, dim=1)
+        return [(replace_heads(block, head, values[block][:, :, head : head + 1]),) for block, head in sites]
+
+    return copies_of
+
+
+def _somebody_watches() -> bool:
+    """A terminal, or a notebook cell that a person runs: programs that execute notebooks let no cell ask for input."""
+    if sys.stderr.isatty():
+        return True
+    kernel = getattr(getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)(), "kernel", None)
+    return kernel is not None and bool(kernel.get_parent("shell").get("content", {}).get("allow_stdin", False))
+
+
+@contextmanager
+def _bar(total: int, progress: Progress) -> Iterator[Callable[[int], object]]:
+    if callable(progress):
+        count = 0
+
+        def tell(more: int) -> None:
+            nonlocal count
+            count += more
+            progress(count, total)
+
+        yield tell
+    elif progress or (progress is None and _somebody_watches()):
+        from tqdm import tqdm
+
+        with tqdm(total=total, unit=" block passes", delay=1.5, leave=False, file=sys.stderr) as shown:
+            yield shown.update
+    else:
+        yield lambda more: None
