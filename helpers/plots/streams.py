@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
 from helpers.plots.style import (
@@ -50,24 +51,30 @@ def plot_measure(values: Tensor, block: int, factor: float, measure: str = "Δ",
 
 def measure_finding(values: Tensor, block: int, measure: str = "Δ") -> str:
     """Return in one sentence what a measure does from the edited block to the last one."""
-    start, end, last = float(values[block + 1]), float(values[-1]), len(values) - 2
-    name = measure[0].upper() + measure[1:]
-    here = f"{name} is {format_number(start, 3)} after block {block}"
+    after, last = values[block + 1 :], len(values) - 2
+    here = f"{measure[0].upper() + measure[1:]} is {_n(after[0])} after block {block}"
     if block == last:
         return f"{here}, the last block"
-    return f"{here}, then {_course(values[block + 1 :])} and ends at {format_number(end, 3)} after block {last}"
+    return f"{here}, {_course(after, block)} {_n(after[-1])} after block {last}"
 
 
-def _course(values: Tensor) -> str:
-    """Say how a series goes from its first value to its last."""
-    steps = values.diff()
+def _course(after: Tensor, block: int) -> str:
+    """Say how a series goes from its first value, after `block`, to its last."""
+    steps, ends = after.diff(), {0, len(after) - 1}
+    low, high = int(after.argmin()), int(after.argmax())
     if bool((steps.abs() < 1e-9).all()):
-        return "stays"
+        return "stays there and is"
     if bool((steps >= 0).all()):
-        return "grows at every block"
+        return "grows at every block and ends at"
     if bool((steps <= 0).all()):
-        return "falls at every block"
-    return "rises, with dips," if values[-1] > values[0] else "falls, with rises between,"
+        return "falls at every block and ends at"
+    if high in ends and low not in ends:
+        return f"falls to {_n(after[low])} after block {block + low} and ends at"
+    if low in ends and high not in ends:
+        return f"rises to {_n(after[high])} after block {block + high} and ends at"
+    if low not in ends:
+        return f"moves between {_n(after[low])} and {_n(after[high])} and ends at"
+    return "rises with dips and ends at" if after[-1] > after[0] else "falls with rises and ends at"
 
 
 def plot_growth(delta: Tensor, size: Tensor, relative: Tensor, cosine: Tensor, block: int, factor: float) -> Figure:
@@ -87,8 +94,8 @@ def plot_growth(delta: Tensor, size: Tensor, relative: Tensor, cosine: Tensor, b
     figure.suptitle(finding, x=0.01, ha="left", fontsize=11)
     describe(
         figure,
-        f"Two panels along the stream, {edit_label(block, factor)}. {finding} "
-        f"The norm of the clean stream goes from {_n(size[block + 1])} to {_n(size[-1])} over the same blocks, "
+        f"Two panels along the stream, {edit_label(block, factor)}. {finding} ".replace("\n", " ")
+        + f"The norm of the clean stream goes from {_n(size[block + 1])} to {_n(size[-1])} over the same blocks, "
         f"the cosine between the two runs from {_n(cosine[block + 1])} to {_n(cosine[-1])}.",
     )
     return figure
@@ -109,18 +116,26 @@ def _goes(up: bool) -> str:
 
 
 def plot_first_token(with_first: Tensor, without: Tensor, block: int, factor: float, ax: Axes | None = None) -> Axes:
-    """Draw Δ with and without the first token, on a logarithmic axis, from the edited block on (before it both are 0)."""
+    """Draw Δ with and without the first token from the edited block on (before it both are 0).
+
+    The axis is logarithmic where the two are far apart.
+    """
     ax = new_axes(ax)
     points = range(block + 1, len(without))
     for index, (name, values) in enumerate({"all tokens": with_first, "without the first": without}.items()):
         ax.plot(points, values[block + 1 :].tolist(), label=name, **series_style(index))
-    ax.set_yscale("log")
-    ax.yaxis.set_major_formatter(lambda value, _: format_number(float(value)))
-    ax.yaxis.set_minor_formatter(lambda value, _: format_number(float(value)) if f"{value:.0e}"[0] in "25" else "")
-    _finish(ax, len(without) - 1, block, factor)
-    ax.set_ylabel("Δ (Frobenius norm, logarithmic)")
-    ax.legend(frameon=False)
     ratio = with_first[block + 1 :] / without[block + 1 :]
+    wide = float(ratio.max()) > 5
+    if wide:
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter(lambda value, _: format_number(float(value)))
+        ax.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        ax.set_ylim(bottom=0)
+    _finish(ax, len(without) - 1, block, factor)
+    ax.set_ylabel("Δ (Frobenius norm, logarithmic)" if wide else "Δ (Frobenius norm)")
+    ax.legend(frameon=False)
     finding = f"With the first token Δ is {_n(ratio.min())} to {_n(ratio.max())} times as large as without it"
     set_title(ax, finding)
     describe(
@@ -140,10 +155,11 @@ def plot_token_norms(norms: Tensor, ax: Axes | None = None) -> Axes:
     stream_axis(ax, len(norms) - 1)
     ax.set_ylabel("length of the stream ‖h‖")
     ax.legend(frameon=False)
-    ratio = first / others
-    point = int(ratio.argmax())
-    place = "at the embedding" if point == 0 else f"after block {point - 1}"
-    finding = f"The first token's stream is at most {_n(ratio.max())} times as long as the others' ({place})"
+    ratio = (first / others)[1:]
+    finding = (
+        f"The first token's stream is at most {_n(ratio.max())} times as long as the others' "
+        f"(after block {int(ratio.argmax())})"
+    )
     set_title(ax, finding)
     describe(
         ax,
@@ -168,10 +184,7 @@ def plot_end(last_points: Mapping[float, Sequence[float]], names: Sequence[str],
     ax.legend(title="factor", frameon=False)
     block_dips = sum(after < before for before, after, _ in last_points.values())
     norm_dips = sum(final < after for _, after, final in last_points.values())
-    finding = (
-        f"From {names[0]} to {names[1]} Δ falls for {block_dips} of {len(last_points)} factors; "
-        f"the final norm lowers it for {norm_dips} of {len(last_points)}"
-    )
+    finding = f"The last block lowers Δ for {block_dips} of {len(last_points)} factors, the final norm for {norm_dips}"
     set_title(ax, finding)
     told = "; ".join(
         f"× {format_number(f, 3)}: {', '.join(_n(v) for v in values)}" for f, values in last_points.items()

@@ -87,11 +87,11 @@ def block_axis(ax: Axes, n_blocks: int) -> None:
 
 def set_title(ax: Axes, finding: str) -> None:
     """Put the finding over the figure, on two lines if one is too short."""
-    ax.set_title("\n".join(textwrap.wrap(finding, 72)), loc="left", fontsize=11, pad=10)
+    ax.set_title("\n".join(textwrap.wrap(finding, 72)), loc="left", fontsize=11, pad=20)  # room for mark_edit
 
 
 def mark_edit(ax: Axes, x: float, label: str = "edit") -> None:
-    """Mark the place of an edit, the same way in every figure: a dashed line with a triangle and a label on top."""
+    """Mark the place of an edit, the same way in every figure: a dashed line, and above it a triangle and a label."""
     top = ax.get_xaxis_transform()
     ax.axvline(x, color=EDIT, linestyle=(0, (4, 3)), linewidth=1.4, zorder=1)
     ax.plot([x], [1.0], marker="v", color=EDIT, markersize=8, transform=top, clip_on=False, linestyle="none")
@@ -100,13 +100,12 @@ def mark_edit(ax: Axes, x: float, label: str = "edit") -> None:
         label,
         (x, 1.0),
         xycoords=top,
-        xytext=(-8 if right else 8, -4),
+        xytext=(-8 if right else 8, 2),  # above the axes: no curve can hide it
         textcoords="offset points",
         ha="right" if right else "left",
-        va="top",
+        va="bottom",
         color=EDIT,
         fontsize=9,
-        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
     )
 
 

@@ -11,11 +11,14 @@ FALLING = torch.tensor([0.0, 0.0, 4.0, 2.0, 1.0])
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        (RISING, "Δ is 1 after block 1, then grows at every block and ends at 4 after block 3"),
-        (FALLING, "Δ is 4 after block 1, then falls at every block and ends at 1 after block 3"),
-        (torch.tensor([0, 0, 1.0, 3, 2]), "Δ is 1 after block 1, then rises, with dips, and ends at 2 after block 3"),
-        (torch.tensor([0, 0, 3.0, 4, 2]), "falls, with rises between, and ends at 2"),
-        (torch.tensor([0, 0, 3.0, 3, 3]), "then stays and ends at 3"),
+        (RISING, "Δ is 1 after block 1, grows at every block and ends at 4 after block 3"),
+        (FALLING, "Δ is 4 after block 1, falls at every block and ends at 1 after block 3"),
+        (torch.tensor([0, 0, 1.0, 3, 2]), "Δ is 1 after block 1, rises to 3 after block 2 and ends at 2 after block 3"),
+        (torch.tensor([0, 0, 3.0, 1, 2]), "Δ is 3 after block 1, falls to 1 after block 2 and ends at 2 after block 3"),
+        (torch.tensor([0, 0, 3.0, 4, 1, 2]), "Δ is 3 after block 1, moves between 1 and 4 and ends at 2 after block 4"),
+        (torch.tensor([0, 0, 1.0, 3, 2, 4]), "rises with dips and ends at 4 after block 4"),
+        (torch.tensor([0, 0, 4.0, 2, 3, 1]), "falls with rises and ends at 1 after block 4"),
+        (torch.tensor([0, 0, 3.0, 3, 3]), "stays there and is 3"),
     ],
 )
 def test_the_title_says_what_the_line_does(values, said):
@@ -52,6 +55,8 @@ def test_first_token_ratio_is_told():
     assert "With the first token Δ is 30 to 30 times as large" in ax.get_title(loc="left")
     assert ax.get_yscale() == "log"
     assert list(ax.lines[1].get_ydata()) == [1.0, 2.0, 4.0]
+    assert to_png(ax).startswith(b"\x89PNG")
+    assert streams.plot_first_token(RISING * 1.1, RISING, 1, 0.5).get_yscale() == "linear"
 
 
 def test_token_norms_find_the_loudest_point():
@@ -60,11 +65,11 @@ def test_token_norms_find_the_loudest_point():
     ax = streams.plot_token_norms(norms)
     assert "50 times as long as the others' (after block 2)" in ax.get_title(loc="left").replace("\n", " ")
     norms[0, 0] = 60
-    assert "at the embedding" in description(streams.plot_token_norms(norms))
+    assert "50 times" in description(streams.plot_token_norms(norms))  # what the embedding holds is no activation yet
 
 
 def test_the_end_counts_both_dips():
     ax = streams.plot_end({0.5: [9.0, 8.0, 2.0], 1.5: [9.0, 10.0, 3.0]}, ["block 10", "block 11", "final norm"])
     title = ax.get_title(loc="left").replace("\n", " ")
-    assert "From block 10 to block 11 Δ falls for 1 of 2 factors; the final norm lowers it for 2 of 2" in title
+    assert "The last block lowers Δ for 1 of 2 factors, the final norm for 2" in title
     assert "× 0.5: 9, 8, 2" in description(ax)
