@@ -55,24 +55,26 @@ format: .venv/.test
 	$(PY) -m ruff format $(CODE)
 
 # The stamps: an environment is renewed when the package's needs or the pins have changed, and only then.
-.venv/.python: tools/find_python.sh
+.venv/.python: | tools/find_python.sh
 	@python=$$(tools/find_python.sh $(PYTHON)) && $$python -m venv .venv
 	@touch $@
 
 .venv/.lab: .venv/.python $(PINS) tools/lab-overrides.json
-	$(PY) -m pip install --quiet -c constraints.txt -e '.[lab]'
+	@echo "Installing the tested versions into .venv: minutes the first time, seconds later."
+	@$(PY) -m pip install --quiet -c constraints.txt -e '.[lab]'
 	@mkdir -p .venv/share/jupyter/lab/settings
 	@cp tools/lab-overrides.json .venv/share/jupyter/lab/settings/overrides.json
 	@touch $@
 
 .venv/.test: .venv/.lab
-	$(PY) -m pip install --quiet -c constraints.txt -e '.[test]'
+	@$(PY) -m pip install --quiet -c constraints.txt -e '.[test]'
 	@touch $@
 
-.venv-4.57/.test: $(PINS) constraints-4.57.txt tools/find_python.sh
+.venv-4.57/.test: $(PINS) constraints-4.57.txt | tools/find_python.sh
 	@python=$$(tools/find_python.sh $(PYTHON)) && $$python -m venv .venv-4.57
 	@awk -F== 'NR == FNR { old[$$1] = 1; print; next } !($$1 in old)' constraints-4.57.txt constraints.txt > .venv-4.57/constraints.txt
-	$(OLD) -m pip install --quiet -c .venv-4.57/constraints.txt -e '.[suite]'
+	@echo "Installing transformers 4.57 into .venv-4.57, for the second run of the helper suite."
+	@$(OLD) -m pip install --quiet -c .venv-4.57/constraints.txt -e '.[suite]'
 	@touch $@
 
 constraints: .venv/.test
