@@ -355,16 +355,14 @@ class LanguageModel:
     # ---- running it
 
     def inputs(self, tokens: Tokens) -> dict[str, Tensor | bool]:
-        """Keyword arguments for `lm.model`: without padding just the ids, as one would write by hand."""
+        """Keyword arguments for `lm.model`: without padding on the left just the ids, as one would write by hand.
+
+        Padding on the right needs no mask: a causal model's real tokens never look at what comes after them. Raises BadValue.
+        """
         found: dict[str, Tensor | bool] = {"input_ids": tokens.ids, "use_cache": False}
-        if tokens.padded:
+        if bool((tokens.mask[:, 1:] & ~tokens.mask[:, :-1]).any()):  # a real token after padding
             eager = self.model.config._attn_implementation == "eager"
-            if (
-                eager
-                and self.dtype == torch.float64
-                and self.family not in ("gpt2", "gpt_neo")
-                and not tokens.mask[:, 0].all()
-            ):
+            if eager and self.dtype == torch.float64 and self.family not in ("gpt2", "gpt_neo"):
                 # Their softmax runs in float32, where the mask's lowest float64 number is minus infinity: rows of NaN.
                 raise errors.BadValue(
                     "padding on the left gives NaN in float64 with eager attention in this family (transformers computes "
