@@ -15,10 +15,12 @@ _WHERE = {
         "zero_heads", "replace_heads", "zero_keys", "noise_neurons", "add_to_block", "patch_block",
     ],
     "tracing": ["trace", "Trace"],
+    "readings": ["attention_patterns", "read_site", "spread"],
     "metrics": [
         "delta_norm", "relative_error", "cosine_similarity", "step_norm", "token_norms", "log_prob", "logit_difference",
         "kl", "top_k", "bootstrap_interval",
     ],
+    "correlations": ["correlation", "correlation_per_dimension", "random_step_correlation", "within_percentile"],
     "sweeps": [
         "sweep_heads", "sweep_blocks", "sweep_block_pairs", "sweep_factors", "sweep_edits", "mean_heads", "windows",
     ],

@@ -1,0 +1,68 @@
+"""What the inside of a block holds in one pass, and how widely the stream spreads.
+
+    attention_patterns(lm, prompt)[5, 0, 2]      # whom head 2 of block 5 looks at, (pos, pos)
+    read_site(lm, prompt, "neurons", 5)          # the MLP's neurons after the activation function
+    spread(trace(lm, prompt).resid)              # standard deviation of the stream at each point
+
+All of them see live edits and a learner's own hooks, since they read last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import errors
+from .hooks import SITES, on_site, remove
+from .models import LanguageModel, Tokens
+
+Prompt = str | Sequence[str] | Tensor | Tokens
+
+
+@torch.no_grad()
+def attention_patterns(lm: LanguageModel, prompt: Prompt) -> Tensor:
+    """(n_blocks, batch, n_heads, pos, pos): each row sums to 1 over the tokens that the row's token may see.
+
+    Only eager attention computes these weights as numbers; the fused kernels (sdpa, flash) never write them down, and
+    transformers then returns an empty tuple without a word. Raises BadValue in that case.
+    """
+    attentions = lm.model(**lm.inputs(lm.encode(prompt)), output_attentions=True).attentions
+    if not attentions or any(weights is None for weights in attentions):
+        raise errors.BadValue(
+            "this model's attention does not write its patterns down: load it with attn_implementation='eager', as load_model does."
+        )
+    return torch.stack(list(attentions))
+
+
+@torch.no_grad()
+def read_site(lm: LanguageModel, prompt: Prompt, site: str, block: int) -> Tensor:
+    """The value at one place of the model, a copy, as the rest of the pass sees it. Sites and shapes as in `helpers.change`.
+
+    Raises BlockOutOfRange, BadEdit (no such site), BadPrompt.
+    """
+    lm.check_block(block)
+    if site not in SITES:
+        raise errors.BadEdit(f"there is no site {site!r} in a block: choose one of {', '.join(SITES)}.")
+    found: list[Tensor] = []
+    handles = on_site(lm, site, block, lambda value, _: found.append(value.clone()))
+    try:
+        lm.logits(prompt)
+    finally:
+        remove(handles)
+    return found[0]
+
+
+def spread(resid: Tensor, include_first: bool = True) -> Tensor:
+    """Standard deviation of all coordinates of all tokens at each point of the stream. (n_points,), in the stream's unit.
+
+    resid: (n_points, batch, pos, d_model), as in `Trace.resid`. include_first: whether the first token counts; where it
+    carries a massive activation (Sun et al. 2024) it alone decides the result. Raises BadValue.
+    """
+    if resid.ndim != 4:
+        raise errors.BadValue(f"expected (points, batch, pos, d_model), but this has shape {tuple(resid.shape)}.")
+    kept = resid if include_first else resid[:, :, 1:]
+    if kept.shape[2] == 0:
+        raise errors.BadValue("the prompt has one token: nothing is left without the first.")
+    return kept.flatten(1).std(dim=1)
