@@ -79,7 +79,8 @@ def _record(lm: LanguageModel, ids: Tensor) -> _Clean:
 
     def keep(args: tuple, kwargs: dict[str, Any]) -> None:
         streams[len(calls)].copy_(hooks.entering(args, kwargs))
-        calls.append((args[1:], {name: value for name, value in kwargs.items() if name != "hidden_states"}))
+        rest = {name: _one_row(value, len(ids)) for name, value in kwargs.items() if name != "hidden_states"}
+        calls.append((_one_row(args[1:], len(ids)), rest))
 
     def stop(stream: Tensor) -> None:
         streams[lm.n_blocks].copy_(stream)
@@ -117,11 +118,11 @@ def _walk(
 
     def change_at(there: list[tuple[int, Change]]) -> Change:
         def change(value: Tensor, stream: Tensor) -> Tensor:
-            new = value.clone()
-            for row, function in there:
-                if begin <= row < end:
-                    mine = slice((row - begin) * prompts, (row - begin + 1) * prompts)
-                    new[mine] = function(new[mine], stream[mine])
+            here = [(row, function) for row, function in there if begin <= row < end]
+            new = value.clone() if here else value
+            for row, function in here:
+                mine = slice((row - begin) * prompts, (row - begin + 1) * prompts)
+                new[mine] = function(new[mine], stream[mine])
             return new
 
         return change
@@ -138,12 +139,14 @@ def _walk(
                         streams[row] = clean.streams[block] if parent is None else streams[row_of[parent]]
                 if only_last and block == lm.n_blocks - 1:
                     shortcuts += _last_token_only(lm, changes)
+                born = sum(birth < block for birth, _ in births)
+                if all(births[copy][1] is None and not _edits_keys(copies[copy], block) for copy in order[born:alive]):
+                    shortcuts += _shared_attention(lm, block, born, prompts, lambda: (begin, end))
                 for rows in _pieces(range(alive), chunk // (prompts * length)):
                     begin, end = rows[0], rows[-1] + 1
-                    more = [_repeat(value, prompts, len(rows)) for value in rest]
-                    keywords = {name: _repeat(value, prompts, len(rows)) for name, value in named.items()}
-                    output = lm.blocks[block](streams[begin:end].flatten(0, 1), *more, **keywords)
+                    output = lm.blocks[block](streams[begin:end].flatten(0, 1), *rest, **named)
                     streams[begin:end] = hooks.first(output).view(len(rows), prompts, length, lm.d_model)
+                hooks.remove(shortcuts)
                 done(len(copies) * prompts)
     finally:
         hooks.remove(shortcuts)
@@ -164,6 +167,10 @@ def _births(copies: Sequence[Copy]) -> tuple[list[tuple[int, int | None]], list[
     return births, sorted(range(len(copies)), key=lambda copy: births[copy][0])
 
 
+def _edits_keys(copy: Copy, block: int) -> bool:
+    return any(one.site == "keys" and one.block == block for one in copy)
+
+
 def _last_token_only(lm: LanguageModel, changes: list[Edit]) -> list[RemovableHandle]:
     """In the last block, let the output projection and the MLP see each prompt's last token alone.
 
@@ -180,6 +187,31 @@ def _last_token_only(lm: LanguageModel, changes: list[Edit]) -> list[RemovableHa
 
     modules = lm.part(last, lm.parts.heads_out), lm.mlp(last)
     return [hooks.on_input(module, lambda value: value[:, -1:]) for module in modules]
+
+
+def _shared_attention(
+    lm: LanguageModel, block: int, born: int, prompts: int, rows: Callable[[], tuple[int, int]]
+) -> list[RemovableHandle]:
+    """Copies that join at this block, rows from `born` on, are still equal when attention begins: compute it once for all.
+
+    Attention gets one of them, and its output projection gets them all again, each to be edited there or later.
+    """
+    if hooks.has_other_hooks(lm.blocks[block], lm.edit_handles):
+        return []
+
+    def narrow(value: Tensor) -> Tensor:
+        return value[: prompts * (max(born - rows()[0], 0) + 1)]
+
+    def widen(value: Tensor) -> Tensor:
+        begin, end = rows()
+        old = prompts * max(min(born, end) - begin, 0)
+        again = value[old:].repeat(end - max(born, begin), *[1] * (value.ndim - 1)) if end > born else value[old:]
+        return torch.cat([value[:old], again]) if old else again
+
+    return [
+        hooks.on_input(lm.attention(block), narrow),
+        hooks.on_input(lm.part(block, lm.parts.heads_out), widen, prepend=True),
+    ]
 
 
 def _measure(
@@ -206,16 +238,11 @@ def _measure(
         yield value
 
 
-def _repeat(value: Any, prompts: int, times: int) -> Any:
-    """What a block was called with for some prompts (masks, position embeddings), for that many copies of them.
-
-    A single prompt's broadcasts as it is. One-dimensional tensors count positions, not prompts.
-    """
-    if isinstance(value, Tensor) and value.ndim > 1 and prompts > 1 and len(value) == prompts:
-        return value.repeat(times, *[1] * (value.ndim - 1))
-    if isinstance(value, tuple | list):
-        return type(value)(_repeat(one, prompts, times) for one in value)
-    return value
+def _one_row(value: Any, prompts: int) -> Any:
+    """Masks and position embeddings of the first prompt, which broadcast: prompts of one length all have the same."""
+    if isinstance(value, Tensor) and value.ndim > 1 and len(value) == prompts:
+        return value[:1]
+    return type(value)(_one_row(one, prompts) for one in value) if isinstance(value, tuple | list) else value
 
 
 def _pieces(items: Any, most: int) -> list[Any]:
