@@ -25,6 +25,8 @@ _WHERE = {
         "sweep_heads", "sweep_blocks", "sweep_block_pairs", "sweep_factors", "sweep_edits", "mean_heads", "windows",
     ],
     "measures": ["Measure", "Outcome", "predictions", "text_damage"],
+    "countries": ["capital_prompts", "CapitalPrompt"],
+    "texts": ["held_out_text", "loss_rise"],
     "errors": ["HelpersError"],
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
