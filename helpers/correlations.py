@@ -1,0 +1,65 @@
+"""How alike two states of the stream are, value by value: Pearson's r, and what it owes to a few large values.
+
+    before, after = clean.resid[10], clean.resid[11]
+    correlation(before, after)                       # over all values
+    keep = within_percentile(before, after, 99)      # True for the 99 % that are no outliers
+    correlation(before[keep], after[keep])
+
+States are (batch, pos, d_model), as in `Trace.resid[l]`. Pure functions that know no model.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import errors
+
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    """Pearson's r over all values of two tensors of the same shape, −1 to 1; NaN if one of them is constant."""
+    _same_shape(a, b)
+    return float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1])
+
+
+def correlation_per_dimension(a: Tensor, b: Tensor) -> Tensor:
+    """(d_model,) Pearson's r of each coordinate over all tokens of (batch, pos, d_model). What all tokens share drops out.
+
+    Raises BadValue for fewer than three tokens: with two, r is always 1 or −1.
+    """
+    _same_shape(a, b)
+    a, b = a.flatten(0, -2), b.flatten(0, -2)
+    if len(a) < 3:
+        raise errors.BadValue(
+            f"r per dimension needs three tokens or more, but there are {len(a)}: use a longer prompt."
+        )
+    a, b = a - a.mean(dim=0), b - b.mean(dim=0)
+    return (a * b).sum(dim=0) / (a.norm(dim=0) * b.norm(dim=0))
+
+
+def within_percentile(a: Tensor, b: Tensor, percentile: float) -> Tensor:
+    """Mask in the shape of `a`: True where neither |a| nor |b| is among the largest (100 − percentile) % of values.
+
+    One mask for both, cut at the percentile of max(|a|, |b|), so that pairs stay together. 100 keeps everything.
+    """
+    _same_shape(a, b)
+    if not 0 < percentile <= 100:
+        raise errors.BadValue(
+            f"percentile {percentile} cannot be used: choose a number above 0, up to 100, such as 99."
+        )
+    size = torch.maximum(a.abs(), b.abs())
+    return size <= torch.quantile(size.flatten(), percentile / 100)
+
+
+def random_step_correlation(a: Tensor, b: Tensor) -> float:
+    """The r to be expected between `a` and `a` plus a random step with the spread of b − a.
+
+    For a step that has nothing to do with a, r = 1 / sqrt(1 + var(step) / var(a)): a matter of sizes alone.
+    """
+    _same_shape(a, b)
+    return float((1 + (b - a).var() / a.var()) ** -0.5)
+
+
+def _same_shape(a: Tensor, b: Tensor) -> None:
+    if a.shape != b.shape:
+        raise errors.BadValue(f"the two states differ in shape, {tuple(a.shape)} and {tuple(b.shape)}.")

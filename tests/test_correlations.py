@@ -1,0 +1,54 @@
+import pytest
+import torch
+
+from helpers import correlation, correlation_per_dimension, random_step_correlation, within_percentile
+from helpers.errors import BadValue
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_r_of_a_line_is_one_and_of_its_mirror_minus_one():
+    a = noise(1, 5, 8)
+    assert correlation(a, 3 * a + 1) == pytest.approx(1)
+    assert correlation(a, -a) == pytest.approx(-1)
+    assert abs(correlation(noise(1, 50, 80), noise(1, 50, 80, seed=1))) < 0.05
+
+
+def test_r_per_dimension_sees_through_what_all_tokens_share():
+    offset = 10 * noise(1, 1, 40, seed=2)
+    a, b = noise(1, 30, 40) + offset, noise(1, 30, 40, seed=1) + offset
+    assert correlation(a, b) > 0.95
+    assert abs(correlation_per_dimension(a, b).mean()) < 0.1
+    expected = [correlation(a[0, :, d], b[0, :, d]) for d in range(40)]
+    assert correlation_per_dimension(a, b).tolist() == pytest.approx(expected)
+
+
+def test_the_mask_is_one_for_both_and_counts_sizes():
+    a, b = noise(1, 10, 10), noise(1, 10, 10, seed=1)
+    a[0, 0, 0], b[0, 3, 3], b[0, 4, 4] = -50, 40, 30
+    keep = within_percentile(a, b, 97)
+    assert (~keep).nonzero().tolist() == [[0, 0, 0], [0, 3, 3], [0, 4, 4]]
+    assert within_percentile(a, b, 100).all()
+
+
+def test_a_random_step_gives_the_expected_r():
+    a = 3 * noise(1, 100, 200)
+    b = a + 1.5 * noise(1, 100, 200, seed=1)
+    assert random_step_correlation(a, b) == pytest.approx(correlation(a, b), abs=0.01)
+    assert random_step_correlation(a, a) == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: correlation(noise(1, 2, 3), noise(1, 3, 2)), "differ in shape"),
+        (lambda: correlation_per_dimension(noise(1, 2, 3), noise(1, 2, 3)), "three tokens or more"),
+        (lambda: within_percentile(noise(3), noise(3), 0), "percentile 0 "),
+        (lambda: within_percentile(noise(3), noise(3), 101), "percentile 101 "),
+    ],
+)
+def test_mistakes_are_told(call, said):
+    with pytest.raises(BadValue, match=said):
+        call()
