@@ -136,7 +136,9 @@ def plot_first_token(with_first: Tensor, without: Tensor, block: int, factor: fl
     _finish(ax, len(without) - 1, block, factor)
     ax.set_ylabel("Δ (Frobenius norm, logarithmic)" if wide else "Δ (Frobenius norm)")
     ax.legend(frameon=False)
-    finding = f"With the first token Δ is {_n(ratio.min())} to {_n(ratio.max())} times as large as without it"
+    low, high = _n(ratio.min()), _n(ratio.max())
+    span = low if low == high else f"{low} to {high}"
+    finding = f"With the first token Δ is {span} times as large as without it"
     set_title(ax, finding)
     describe(
         ax,

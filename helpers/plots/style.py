@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import textwrap
+from dataclasses import dataclass
 from html import escape
 from io import BytesIO
 from typing import Any, cast
@@ -153,7 +154,32 @@ def show_figure(ax: Axes | Figure, alt: str | None = None) -> None:
     if alt is not None:
         describe(ax, alt)
     text = description(ax)
-    png = base64.b64encode(to_png(ax)).decode()
-    display({"image/png": png, "text/plain": text}, metadata={"image/png": {"alt": text}}, raw=True)
-    details = f"<details><summary>Figure in words</summary><p>{escape(text)}</p></details>"
-    display({"text/html": details, "text/plain": f"Figure in words: {text}"}, raw=True)
+    display(_Picture(base64.b64encode(to_png(ax)).decode(), text))
+    display(_Words(text))
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A PNG that Jupyter shows with its text alternative in the metadata; elsewhere it prints as its words."""
+
+    png: str  # base64
+    text: str
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, str], dict[str, Any]]:
+        return {"image/png": self.png, "text/plain": self.text}, {"image/png": {"alt": self.text}}
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class _Words:
+    """The words again, where JupyterLab shows them: folded, under the picture."""
+
+    text: str
+
+    def _repr_html_(self) -> str:
+        return f"<details><summary>Figure in words</summary><p>{escape(self.text)}</p></details>"
+
+    def __repr__(self) -> str:
+        return "(figure in words)"

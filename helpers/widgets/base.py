@@ -22,7 +22,6 @@ from html import escape
 from typing import Any
 
 import ipywidgets as widgets
-from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -85,10 +84,10 @@ class Panel:
     def __repr__(self) -> str:
         return f"{self.title}: {self.text}"
 
-    def _ipython_display_(self) -> None:
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         # The plain text is ours: ipywidgets' own would carry the picture's bytes into the stored notebook.
         view = {"model_id": self.widget.model_id, "version_major": 2, "version_minor": 0}
-        display({"application/vnd.jupyter.widget-view+json": view, "text/plain": repr(self)}, raw=True)
+        return {"application/vnd.jupyter.widget-view+json": view, "text/plain": repr(self)}
 
 
 def block_slider(n_blocks: int, value: int = 0, label: str = "block") -> widgets.IntSlider:

@@ -52,7 +52,9 @@ def test_both_views_are_told(delta, relative, said):
 
 def test_first_token_ratio_is_told():
     ax = streams.plot_first_token(RISING * 30, RISING, 1, 0.5)
-    assert "With the first token Δ is 30 to 30 times as large" in ax.get_title(loc="left")
+    assert "With the first token Δ is 30 times as large" in ax.get_title(loc="left")
+    wider = streams.plot_first_token(RISING * torch.tensor([1.0, 1, 10, 20, 30]), RISING, 1, 0.5)
+    assert "10 to 30 times" in wider.get_title(loc="left")
     assert ax.get_yscale() == "log"
     assert list(ax.lines[1].get_ydata()) == [1.0, 2.0, 4.0]
     assert to_png(ax).startswith(b"\x89PNG")

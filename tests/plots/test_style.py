@@ -76,11 +76,18 @@ def test_img_carries_the_escaped_words_and_a_png():
 
 def test_show_figure_displays_words_beside_the_picture(monkeypatch):
     shown = []
-    monkeypatch.setattr("IPython.display.display", lambda data, **options: shown.append((data, options)))
+    monkeypatch.setattr("IPython.display.display", lambda *objects: shown.extend(objects))
+    style.show_figure(style.new_axes(), alt="Δ grows < 12.")
+    picture, words = shown
+    data, metadata = picture._repr_mimebundle_()
+    assert set(data) == {"image/png", "text/plain"}
+    assert base64.b64decode(data["image/png"]).startswith(b"\x89PNG")
+    assert data["text/plain"] == repr(picture) == "Δ grows < 12."
+    assert metadata == {"image/png": {"alt": "Δ grows < 12."}}
+    assert "Δ grows &lt; 12." in words._repr_html_()
+    assert "base64" not in words._repr_html_()
+
+
+def test_outside_jupyter_a_figure_prints_as_its_words(capsys):
     style.show_figure(style.new_axes(), alt="Δ grows.")
-    (picture, options), (words, _) = shown
-    assert set(picture) == {"image/png", "text/plain"}
-    assert picture["text/plain"] == "Δ grows."
-    assert options["metadata"] == {"image/png": {"alt": "Δ grows."}}
-    assert "Δ grows." in words["text/html"]
-    assert "base64" not in words["text/html"]
+    assert capsys.readouterr().out == "Δ grows.\n(figure in words)\n"

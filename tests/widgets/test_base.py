@@ -70,12 +70,10 @@ def test_the_line_is_announced_and_escaped():
     assert "a &lt; b" in panel._line.value
 
 
-def test_the_stored_output_has_no_picture_bytes(monkeypatch):
-    shown = []
-    monkeypatch.setattr("helpers.widgets.base.display", lambda data, raw: shown.append(data))
-    _panel("Scale a block")._ipython_display_()
-    assert shown[0]["text/plain"] == "Scale a block: ends at 1.0"
-    assert set(shown[0]) == {"text/plain", "application/vnd.jupyter.widget-view+json"}
+def test_the_stored_output_has_no_picture_bytes():
+    data = _panel("Scale a block")._repr_mimebundle_()
+    assert data["text/plain"] == "Scale a block: ends at 1.0"
+    assert set(data) == {"text/plain", "application/vnd.jupyter.widget-view+json"}
 
 
 def test_controls_have_visible_labels():
