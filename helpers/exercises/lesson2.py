@@ -44,11 +44,94 @@ solution_2_1 = {7: (7, 8), 11: None}
 # ---- 2.2
 
 
-def deltas(model: Any, ids: Tensor, block: int) -> Any:
+def r_without_outliers(before: Tensor, after: Tensor, percentile: float) -> Any:
     return ...
 
 
 def _check_2_2(answer: Callable[..., Any]) -> str | None:
+    generator = torch.Generator().manual_seed(5)
+    before = 0.5 + torch.randn(1, 9, 40, generator=generator, dtype=torch.float64)
+    after = before + 0.6 * torch.randn(1, 9, 40, generator=generator, dtype=torch.float64)
+    before[0, 0, 3], after[0, 0, 3] = 60.0, 63.0  # an outlier in both
+    before[0, 0, 7], after[0, 0, 7] = -45.0, -40.0  # a negative one
+    after[0, 4, 9] = 30.0  # one that is large only afterwards
+    percentile = 97.0
+    size = torch.maximum(before.abs(), after.abs())
+    keep = within_percentile(before, after, percentile)
+    got = _number(answer(before.clone(), after.clone(), percentile))
+    signed = torch.maximum(before, after)
+    alone = before.abs() <= torch.quantile(before.abs(), percentile / 100)
+    known = {
+        "you kept all values; mask those above the percentile first.": correlation(before, after),
+        "you kept the outliers and left the rest out: turn the comparison round.": correlation(
+            before[~keep], after[~keep]
+        ),
+        "you compared signed values, so large negative ones stayed: take the size, |value|.": correlation(
+            *(x[signed <= torch.quantile(signed, percentile / 100)] for x in (before, after))
+        ),
+        "you looked at `before` alone; a value can be an outlier in `after` only: use the larger of both sizes.": correlation(
+            before[alone], after[alone]
+        ),
+        "you set outliers to 0 instead of leaving them out: 0 is a value too, and it counts.": correlation(
+            before * keep, after * keep
+        ),
+        "this is the cosine: Pearson's r takes the mean off each side first.": float(
+            torch.nn.functional.cosine_similarity(before[keep], after[keep], dim=0)
+        ),
+        "percentile 97 means that 97 % stay; you left out 97 %.": correlation(
+            *(x[size > torch.quantile(size, 1 - percentile / 100)] for x in (before, after))
+        ),
+    }
+    if abs(got - correlation(before[keep], after[keep])) < 1e-6:
+        return None
+    for sentence, value in known.items():
+        if abs(got - value) < 1e-6:
+            return sentence
+    return f"r = {got:.4f} on the hidden example, where {correlation(before[keep], after[keep]):.4f} was expected."
+
+
+def solution_2_2(before, after, percentile):
+    size = torch.maximum(before.abs(), after.abs())
+    keep = size <= torch.quantile(size.flatten(), percentile / 100)
+    return torch.corrcoef(torch.stack([before[keep], after[keep]]))[0, 1].item()
+
+
+def _wrong_2_2() -> tuple[Callable[..., Any], ...]:
+    def all_values(before, after, percentile):
+        return correlation(before, after)
+
+    def only_outliers(before, after, percentile):
+        keep = within_percentile(before, after, percentile)
+        return correlation(before[~keep], after[~keep])
+
+    def signed(before, after, percentile):
+        size = torch.maximum(before, after)
+        keep = size <= torch.quantile(size, percentile / 100)
+        return correlation(before[keep], after[keep])
+
+    def zeroed(before, after, percentile):
+        keep = within_percentile(before, after, percentile)
+        return correlation(before * keep, after * keep)
+
+    def before_alone(before, after, percentile):
+        keep = before.abs() <= torch.quantile(before.abs(), percentile / 100)
+        return correlation(before[keep], after[keep])
+
+    def cosine(before, after, percentile):
+        keep = within_percentile(before, after, percentile)
+        return torch.nn.functional.cosine_similarity(before[keep], after[keep], dim=0)
+
+    return all_values, only_outliers, signed, zeroed, before_alone, cosine
+
+
+# ---- 2.3
+
+
+def deltas(model: Any, ids: Tensor, block: int) -> Any:
+    return ...
+
+
+def _check_2_3(answer: Callable[..., Any]) -> str | None:
     lm = tiny_model(3)
     ids = torch.tensor([[3, 14, 15, 9, 2, 6], [5, 35, 8, 9, 7, 9]])
     block, passes = 2, []
@@ -117,7 +200,7 @@ def _check_2_2(answer: Callable[..., Any]) -> str | None:
     return None
 
 
-def solution_2_2(model, ids, block):
+def solution_2_3(model, ids, block):
     part = model.transformer.h[block]
     kept = {}
 
@@ -142,7 +225,7 @@ def solution_2_2(model, ids, block):
 def _recorded(
     model: Any, ids: Tensor, modules: list[nn.Module], keep: Callable[[Any], Any], leave: bool = False
 ) -> Any:
-    """What wrong answers to 2.2 do: hook these modules, run, return what was kept."""
+    """What wrong answers to 2.3 do: hook these modules, run, return what was kept."""
     kept: list[Any] = []
     handles = [m.register_forward_hook(lambda module, args, output: kept.append(keep(output))) for m in modules]
     model(ids)
@@ -151,7 +234,7 @@ def _recorded(
     return tuple(kept)
 
 
-def _wrong_2_2() -> tuple[Callable[..., Any], ...]:
+def _wrong_2_3() -> tuple[Callable[..., Any], ...]:
     def at_c_proj(model, ids, block):
         part = model.transformer.h[block]
         return _recorded(model, ids, [part.attn.c_proj, part.mlp.c_proj], lambda o: o.detach())
@@ -173,103 +256,20 @@ def _wrong_2_2() -> tuple[Callable[..., Any], ...]:
         return _recorded(model, ids, [part.attn, part.mlp], lambda o: o)
 
     def swapped(model, ids, block):
-        return solution_2_2(model, ids, block)[::-1]
+        return solution_2_3(model, ids, block)[::-1]
 
     def block_before(model, ids, block):
-        return solution_2_2(model, ids, block - 1)
+        return solution_2_3(model, ids, block - 1)
 
     def two_passes(model, ids, block):
-        return solution_2_2(model, ids, block)[0], solution_2_2(model, ids, block)[1]
+        return solution_2_3(model, ids, block)[0], solution_2_3(model, ids, block)[1]
 
     def in_eval_mode(model, ids, block):
-        return solution_2_2(model.eval(), ids, block)
+        return solution_2_3(model.eval(), ids, block)
 
     return (
         at_c_proj, not_detached, hooks_left, first_row, whole_tuple, swapped, block_before, two_passes, in_eval_mode,
     )  # fmt: skip
-
-
-# ---- 2.3
-
-
-def r_without_outliers(before: Tensor, after: Tensor, percentile: float) -> Any:
-    return ...
-
-
-def _check_2_3(answer: Callable[..., Any]) -> str | None:
-    generator = torch.Generator().manual_seed(5)
-    before = 0.5 + torch.randn(1, 9, 40, generator=generator, dtype=torch.float64)
-    after = before + 0.6 * torch.randn(1, 9, 40, generator=generator, dtype=torch.float64)
-    before[0, 0, 3], after[0, 0, 3] = 60.0, 63.0  # an outlier in both
-    before[0, 0, 7], after[0, 0, 7] = -45.0, -40.0  # a negative one
-    after[0, 4, 9] = 30.0  # one that is large only afterwards
-    percentile = 97.0
-    size = torch.maximum(before.abs(), after.abs())
-    keep = within_percentile(before, after, percentile)
-    got = _number(answer(before.clone(), after.clone(), percentile))
-    signed = torch.maximum(before, after)
-    alone = before.abs() <= torch.quantile(before.abs(), percentile / 100)
-    known = {
-        "you kept all values; mask those above the percentile first.": correlation(before, after),
-        "you kept the outliers and left the rest out: turn the comparison round.": correlation(
-            before[~keep], after[~keep]
-        ),
-        "you compared signed values, so large negative ones stayed: take the size, |value|.": correlation(
-            *(x[signed <= torch.quantile(signed, percentile / 100)] for x in (before, after))
-        ),
-        "you looked at `before` alone; a value can be an outlier in `after` only: use the larger of both sizes.": correlation(
-            before[alone], after[alone]
-        ),
-        "you set outliers to 0 instead of leaving them out: 0 is a value too, and it counts.": correlation(
-            before * keep, after * keep
-        ),
-        "this is the cosine: Pearson's r takes the mean off each side first.": float(
-            torch.nn.functional.cosine_similarity(before[keep], after[keep], dim=0)
-        ),
-        "percentile 97 means that 97 % stay; you left out 97 %.": correlation(
-            *(x[size > torch.quantile(size, 1 - percentile / 100)] for x in (before, after))
-        ),
-    }
-    if abs(got - correlation(before[keep], after[keep])) < 1e-6:
-        return None
-    for sentence, value in known.items():
-        if abs(got - value) < 1e-6:
-            return sentence
-    return f"r = {got:.4f} on the hidden example, where {correlation(before[keep], after[keep]):.4f} was expected."
-
-
-def solution_2_3(before, after, percentile):
-    size = torch.maximum(before.abs(), after.abs())
-    keep = size <= torch.quantile(size.flatten(), percentile / 100)
-    return torch.corrcoef(torch.stack([before[keep], after[keep]]))[0, 1].item()
-
-
-def _wrong_2_3() -> tuple[Callable[..., Any], ...]:
-    def all_values(before, after, percentile):
-        return correlation(before, after)
-
-    def only_outliers(before, after, percentile):
-        keep = within_percentile(before, after, percentile)
-        return correlation(before[~keep], after[~keep])
-
-    def signed(before, after, percentile):
-        size = torch.maximum(before, after)
-        keep = size <= torch.quantile(size, percentile / 100)
-        return correlation(before[keep], after[keep])
-
-    def zeroed(before, after, percentile):
-        keep = within_percentile(before, after, percentile)
-        return correlation(before * keep, after * keep)
-
-    def before_alone(before, after, percentile):
-        keep = before.abs() <= torch.quantile(before.abs(), percentile / 100)
-        return correlation(before[keep], after[keep])
-
-    def cosine(before, after, percentile):
-        keep = within_percentile(before, after, percentile)
-        return torch.nn.functional.cosine_similarity(before[keep], after[keep], dim=0)
-
-    return all_values, only_outliers, signed, zeroed, before_alone, cosine
 
 
 # ---- 2.4
@@ -542,15 +542,15 @@ EXERCISES = (
         ),
     ),
     Exercise(
-        "2.2", "Deltas that are true in any mode", 2, 10, deltas, _check_2_2,
-        "The picture of the block at the start shows two places for a hook. In train mode only one of them is what is added: "
-        "attn.resid_dropout and mlp.dropout. Keep output.detach(), run the model once, remove both handles.",
+        "2.2", "r without the outliers", 2, 8, r_without_outliers, _check_2_2,
+        "size = torch.maximum(before.abs(), after.abs()); torch.quantile wants a share between 0 and 1; index both tensors with "
+        "the same mask; torch.corrcoef of the two stacked rows has r at [0, 1].",
         solution_2_2, wrong=_wrong_2_2(),
     ),
     Exercise(
-        "2.3", "r without the outliers", 2, 8, r_without_outliers, _check_2_3,
-        "size = torch.maximum(before.abs(), after.abs()); torch.quantile wants a share between 0 and 1; index both tensors with "
-        "the same mask; torch.corrcoef of the two stacked rows has r at [0, 1].",
+        "2.3", "Deltas that are true in any mode", 2, 10, deltas, _check_2_3,
+        "The picture of the block at the start shows two places for a hook. In train mode only one of them is what is added: "
+        "attn.resid_dropout and mlp.dropout. Keep output.detach(), run the model once, remove both handles.",
         solution_2_3, wrong=_wrong_2_3(),
     ),
     Exercise(
