@@ -211,6 +211,7 @@ def plot_shift(
     shown = [*range(n_points - 1, -1, -2), n_points]
     left.set_xticks(shown, ["norm" if p == n_points else str(p - 1) if p else "emb" for p in shown])
     left.set_xlabel("stream after block; norm: after the final norm")
+    left.tick_params(axis="x", labelsize=8)
     left.set_title("", loc="left")
     right.set_title(right.get_title(loc="left"), loc="left", fontsize=10, pad=8)
     figure.suptitle(spread_finding(series, final, block).replace("; ", ";\n"), x=0.01, ha="left", fontsize=11)

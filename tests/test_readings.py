@@ -1,0 +1,78 @@
+"""Readings of a block's inside: they see edits, agree with PyTorch's own numbers, and say what is wrong."""
+
+import pytest
+import torch
+from tiny import CONFIGS, tiny
+
+from helpers import attention_patterns, change, edit, read_site, scale_block, spread, trace, zero_keys
+from helpers.errors import BadEdit, BadValue, BlockOutOfRange
+
+IDS = torch.arange(12).reshape(2, 6)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_patterns_are_causal_and_sum_to_one(family):
+    lm = tiny(family)
+    patterns = attention_patterns(lm, IDS)
+    assert patterns.shape == (lm.n_blocks, 2, lm.n_heads, 6, 6)
+    assert torch.allclose(patterns.sum(-1), torch.ones_like(patterns.sum(-1)))
+    assert (patterns.triu(1) == 0).all()
+
+
+def test_patterns_see_an_edit_and_a_head_without_keys_is_even():
+    lm = tiny("gpt2")
+    clean = attention_patterns(lm, IDS)
+    with edit(lm, zero_keys(1, [2])):
+        edited = attention_patterns(lm, IDS)
+    even = torch.ones(6, 6, dtype=torch.float64).tril() / torch.arange(1, 7).view(-1, 1)
+    assert torch.allclose(edited[1, :, 2], even.expand(2, 6, 6), atol=1e-12)
+    assert not torch.allclose(clean[1, :, 2], even.expand(2, 6, 6), atol=1e-3)
+    assert torch.equal(clean[1, :, 0], edited[1, :, 0])
+
+
+def test_a_head_without_keys_says_the_average_of_its_values():
+    lm = tiny("gpt2")
+    fused = []
+    handle = lm.attention(1).c_attn.register_forward_hook(lambda module, args, output: fused.append(output.clone()))
+    with edit(lm, zero_keys(1, [2])):
+        heads = trace(lm, IDS).heads[1]
+    handle.remove()
+    values = fused[0][..., 2 * lm.d_model :].unflatten(-1, (lm.n_heads, lm.d_head))[..., 2, :]
+    seen = torch.arange(1, 7, dtype=torch.float64).view(1, -1, 1)
+    assert torch.allclose(heads[..., 2, :], values.cumsum(dim=1) / seen)
+
+
+def test_fused_attention_is_refused_with_a_sentence():
+    with pytest.raises(BadValue, match="eager"):
+        attention_patterns(tiny("gpt2", attention="sdpa"), IDS)
+
+
+def test_read_site_reads_what_the_pass_uses():
+    lm = tiny("gpt2")
+    assert torch.equal(read_site(lm, IDS, "block", 2), trace(lm, IDS).resid[3])
+    with edit(lm, scale_block(2, 0.5)):
+        assert torch.equal(read_site(lm, IDS, "block", 2), trace(lm, IDS).resid[3])
+    with edit(lm, change("neurons", 1, torch.zeros_like)):
+        assert (read_site(lm, IDS, "neurons", 1) == 0).all()
+    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in lm.model.modules())
+    read_site(lm, IDS, "keys", 0)
+    assert hooks == sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in lm.model.modules())
+
+
+def test_read_site_explains_mistakes():
+    lm = tiny("gpt2")
+    with pytest.raises(BadEdit, match="neurons"):
+        read_site(lm, IDS, "neuron", 1)
+    with pytest.raises(BlockOutOfRange):
+        read_site(lm, IDS, "neurons", 4)
+
+
+def test_spread_is_one_number_per_point():
+    resid = torch.randn(5, 2, 6, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    resid[:, :, 0] *= 100
+    assert torch.allclose(spread(resid)[3], resid[3].std())
+    assert torch.allclose(spread(resid, include_first=False)[3], resid[3, :, 1:].std())
+    with pytest.raises(BadValue, match="one token"):
+        spread(resid[:, :, :1], include_first=False)
+    with pytest.raises(BadValue, match="shape"):
+        spread(resid[0])
