@@ -9,10 +9,12 @@ from helpers import LanguageModel, wrap
 _COMMON = dict(vocab_size=97, hidden_size=24, num_hidden_layers=4, num_attention_heads=4, max_position_embeddings=32)
 _GROUPED = dict(_COMMON, intermediate_size=40, num_key_value_heads=2, head_dim=8, pad_token_id=0)
 CONFIGS = {
-    "gpt2": dict(vocab_size=97, n_embd=24, n_layer=4, n_head=4, n_positions=32),
+    "gpt2": dict(
+        vocab_size=97, n_embd=24, n_layer=4, n_head=4, n_positions=32, bos_token_id=0, eos_token_id=0,
+    ),
     "gpt_neo": dict(
         vocab_size=97, hidden_size=24, num_layers=4, num_heads=4, max_position_embeddings=32, window_size=4,
-        attention_types=[[["global", "local"], 2]],
+        attention_types=[[["global", "local"], 2]], bos_token_id=0, eos_token_id=0,
     ),
     "gpt_neox": dict(_COMMON, intermediate_size=40, hidden_dropout=0.1, attention_dropout=0.1),
     "opt": dict(_COMMON, ffn_dim=40, word_embed_proj_dim=24, dropout=0.1, pad_token_id=1),
