@@ -21,6 +21,7 @@ from helpers.hooks import entering, with_first
 from helpers.measures import text_damage
 from helpers.metrics import bootstrap_interval, step_norm
 from helpers.models import LanguageModel, Tokens
+from helpers.plots.skipping import name_blocks
 from helpers.sweeps import sweep_blocks, sweep_heads, windows
 from helpers.tables import format_number
 from helpers.texts import held_out_text, loss_rise
@@ -29,7 +30,7 @@ from helpers.tracing import trace
 CHEAP = 0.1  # nats per token, 10 % more perplexity: below it a block counts as redundant, above it as needed
 WINDOW = 64  # tokens that the loss of a skipped block is measured on at once
 KL = text_damage().columns.index("kl")
-SHORT = 20  # tokens of the windows on which every head is ablated
+SHORT = 16  # tokens of the windows on which every head is ablated
 
 
 def verdict_5_1(steps: Sequence[float]) -> Claim:
@@ -41,7 +42,7 @@ def verdict_5_1(steps: Sequence[float]) -> Claim:
         return Claim("5.1", says, measured, HOLDS, "exactly, not nearly: the same numbers come out that went in")
     if zero:
         wrong = [block for block, step in enumerate(steps) if step != 0]
-        return Claim("5.1", says, measured, PARTLY, f"not at {_blocks(wrong)}")
+        return Claim("5.1", says, measured, PARTLY, f"not at {name_blocks(wrong)}")
     return Claim(
         "5.1", says, measured, FAILS, "something still moves the stream there: the edit does not sit where it should"
     )
@@ -63,7 +64,7 @@ def verdict_5_2(equal: Sequence[Sequence[int]]) -> Claim:
         why = f"for every block but the last: entry {last + 1} is not what block {last} writes, but what the final norm makes of it"
         return Claim("5.2", says, measured, PARTLY, why)
     if right:
-        return Claim("5.2", says, measured, PARTLY, f"for {_blocks(right)} only")
+        return Claim("5.2", says, measured, PARTLY, f"for {name_blocks(right)} only")
     return Claim("5.2", says, measured, FAILS, "no entry shows the skipped block where the rule puts it")
 
 
@@ -128,7 +129,7 @@ def verdict_5_5(rise: Sequence[float], low: Sequence[float], high: Sequence[floa
         f"surely over: {len(dear)}"
     ).replace("+ -", "− ")
     if cheap and dear:
-        why = f"the model hardly misses {_blocks(cheap)}, one at a time, and it needs {_blocks(dear)}"
+        why = f"the model hardly misses {name_blocks(cheap)}, one at a time, and it needs {name_blocks(dear)}"
         return Claim("5.5", says, measured, HOLDS, why)
     if cheap:
         return Claim("5.5", says, measured, PARTLY, "some are redundant, one at a time, but none is surely needed")
@@ -263,16 +264,3 @@ def _equal_states(lm: LanguageModel, tokens: Tokens) -> list[list[int]]:
 
 def _n(value: float) -> str:
     return format_number(float(value), 3)
-
-
-def _blocks(blocks: Sequence[int]) -> str:
-    """Name blocks in words, such as block 3, or blocks 0 to 4 and 7: runs of three or more are drawn together."""
-    runs: list[list[int]] = []
-    for block in sorted(blocks):
-        if runs and block == runs[-1][-1] + 1:
-            runs[-1].append(block)
-        else:
-            runs.append([block])
-    parts = [p for run in runs for p in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else [str(b) for b in run])]
-    named = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + f" and {parts[-1]}"
-    return ("block " if len(blocks) == 1 else "blocks ") + named

@@ -67,7 +67,7 @@ def steps_finding(steps: Mapping[str, Tensor], skipped: Sequence[int] = ()) -> s
     if not skipped:
         longest, shortest = int(run.argmax()), int(run.argmin())
         return f"Block {longest} takes the longest step, {_n(run[longest])}, block {shortest} the shortest, {_n(run[shortest])}"
-    names = _blocks(skipped)
+    names = name_blocks(skipped)
     there = [float(run[block]) for block in skipped]
     if any(there):
         return f"At {names} the step reads {', '.join(_n(v) for v in there)}, not 0"
@@ -132,8 +132,7 @@ def plot_costs(
         capsize=3, label="rise of the loss (95 % interval)",
     )  # fmt: skip
     left.plot((x + 0.15).tolist(), divergence.tolist(), linestyle=" ", marker="s", color=PALETTE[1], label="KL")
-    left.axhline(bound, color=EDIT, linestyle=":", linewidth=1.4)
-    left.annotate(f"{_n(bound)} nats", (n_blocks - 0.5, bound), ha="right", va="bottom", color=EDIT, fontsize=9)
+    left.axhline(bound, color=EDIT, linestyle=":", linewidth=1.4, label=f"{_n(bound)} nats")
     left.set_yscale("symlog", linthresh=NEARLY_ZERO)
     left.yaxis.set_major_formatter(lambda value, _: format_number(float(value)))
     bottom, top = left.get_ylim()
@@ -161,11 +160,14 @@ def costs_finding(cost: Tensor, low: Tensor, high: Tensor, bound: float = 0.1) -
     """Return in one sentence which blocks are cheap to skip and which are dear, each with its whole interval."""
     cheap = [block for block in range(len(cost)) if high[block] < bound]
     dear = [block for block in range(len(cost)) if low[block] > bound]
-    first = f"{_count(len(cheap), 'block')} of {len(cost)} can be skipped for less than {_n(bound)} nats a token"
-    if not dear:
-        return f"{first};\nno block certainly costs more."
-    worst = int(cost.argmax())
-    return f"{first};\nmore is lost without {_blocks(dear)} (up to {_n(cost[worst])} nats)."
+    undecided = len(cost) - len(cheap) - len(dear)
+    first = f"{len(cheap)} of {len(cost)} blocks can be skipped, one at a time, for less than {_n(bound)} nats a token"
+    second = (
+        f"{name_blocks(dear)} cost{'s' if len(dear) == 1 else ''} more (up to {_n(cost.max())})"
+        if dear
+        else "none surely costs more"
+    )
+    return f"{first};\n{second}{f', {undecided} undecided' if undecided else ''}."
 
 
 def plot_pairs(cost: Tensor, pair_cost: Tensor) -> Figure:
@@ -268,10 +270,10 @@ def chainsaw_finding(block: Tensor, heads: Tensor) -> str:
     strongest = int(heads.argmax())
     row, column = divmod(strongest, heads.shape[1])
     outdone = int((block < heads.max()).sum())
-    return (
-        f"A skipped block moves the prediction {_n(ratio)} times as far as one of its heads (median); "
-        f"head {column} of block {row} alone outdoes {outdone} of {len(block)} whole blocks"
-    )
+    first = f"A skipped block moves the prediction {_n(ratio)} times as far as one of its heads (median)"
+    if not outdone:
+        return f"{first}; no head outdoes any whole block"
+    return f"{first}; head {column} of block {row} alone outdoes {outdone} of {len(block)} whole blocks"
 
 
 def _few_blocks(ax: Axes, n_blocks: int) -> None:
@@ -303,14 +305,17 @@ def _pair(pair: tuple[int, int]) -> str:
     return f"blocks {pair[0]} and {pair[1]}"
 
 
-def _blocks(blocks: Sequence[int]) -> str:
-    if len(blocks) == 1:
-        return f"block {blocks[0]}"
-    return f"blocks {', '.join(map(str, blocks[:-1]))} and {blocks[-1]}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + ("" if number == 1 else "s")
+def name_blocks(blocks: Sequence[int]) -> str:
+    """Name blocks in words: "block 3", or "blocks 0 to 4 and 7"; runs of three or more are drawn together."""
+    runs: list[list[int]] = []
+    for block in sorted(blocks):
+        if runs and block == runs[-1][-1] + 1:
+            runs[-1].append(block)
+        else:
+            runs.append([block])
+    parts = [p for run in runs for p in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else [str(b) for b in run])]
+    named = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + f" and {parts[-1]}"
+    return ("block " if len(blocks) == 1 else "blocks ") + named
 
 
 def _line(text: str) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from helpers.edits import edit, skip_attention, skip_block, skip_mlp
 from helpers.metrics import kl, step_norm
 from helpers.models import LanguageModel
-from helpers.plots.skipping import next_token_finding, plot_next_tokens, plot_steps
+from helpers.plots.skipping import name_blocks, next_token_finding, plot_next_tokens, plot_steps
 from helpers.plots.style import WIDGET_DPI, describe, description, new_axes, new_figure
 from helpers.tables import format_number
 from helpers.tracing import trace
@@ -73,7 +73,7 @@ def draw_skipped(result: Skipped, dpi: int = 100) -> Figure:
     whole = result.part == "whole block"
     runs = {"clean": result.clean_steps}
     if result.blocks:
-        runs["skipped"] = result.steps
+        runs["skipped" if whole else f"without {result.part}"] = result.steps
     plot_steps(runs, result.blocks if whole else (), left)
     words = description(figure)
     plot_next_tokens(result.names, result.before, result.after, right)
@@ -88,13 +88,14 @@ def summarize(result: Skipped) -> str:
     """One line: what was skipped, whether the first choice stays, and how far the prediction moves."""
     if not result.blocks:
         return f"Nothing is skipped. The next token is most probably {result.names[0]!r}."
-    which = ", ".join(map(str, result.blocks))
     finding = next_token_finding(result.names, result.before, result.after)
     steps = ", ".join(format_number(float(result.steps[block]), 3) for block in result.blocks)
-    return (
-        f"Without the {result.part} of block {which}: {finding}; KL {format_number(result.divergence, 3)} nats; "
-        f"step there: {steps}."
-    ).replace("Without the whole block of block", "Without block")
+    what = (
+        name_blocks(result.blocks)
+        if result.part == "whole block"
+        else f"the {result.part} of {name_blocks(result.blocks)}"
+    )
+    return f"Without {what}: {finding}; KL {format_number(result.divergence, 3)} nats; step there: {steps}."
 
 
 class BlockPicker(widgets.HBox, widgets.ValueWidget):
