@@ -1,0 +1,168 @@
+import math
+
+import pytest
+import torch
+
+from helpers import capital_prompts, edit, load_model, log_prob, replace_heads, trace, zero_heads
+from helpers.claims import lesson4
+from helpers.claims.core import FAILS, PARTLY
+from helpers.exercises.core import hooks_on
+
+PROMPT = "Berlin is the capital of"
+DOWN, UP, OPEN = (-0.2, -0.3, -0.1), (0.2, 0.1, 0.3), (0.0, -0.1, 0.1)
+REST = (0.0, -0.1, 0.1)
+KINDS = {"zero": (0.3, 0.2, 0.4), "mean": (0.1, 0.05, 0.2)}
+CASES = {
+    "4.1": ({"here": [-1, -1, 1], "many": [DOWN, DOWN, OPEN]}, {"here": [1, -1, 1], "many": [UP, OPEN, OPEN]}),
+    "4.2": (
+        {"here": [1, 1, -1], "many": [UP, UP, OPEN], "share": UP},
+        {"here": [1, -1, -1], "many": [DOWN, UP, OPEN], "share": DOWN},
+    ),
+    "4.3": (
+        {"first": True, "kept": 12, "heads": 12, "kept_many": 600, "pairs": 600},
+        {"first": True, "kept": 11, "heads": 12, "kept_many": 590, "pairs": 600},
+    ),
+    "4.4": (
+        {"here": [-0.2, 0.1], "kept": [True, True], "seen_by_top": 0, "seen_by_difference": 2},
+        {"here": [-0.2, 0.1], "kept": [False, False], "seen_by_top": 2, "seen_by_difference": 1},
+    ),
+    "4.5": (
+        {"share": 0.2, "alone": DOWN, "together": (-0.9, -1.0, -0.8), "extra": DOWN},
+        {"share": 0.7, "alone": DOWN, "together": DOWN, "extra": OPEN},
+    ),
+    "4.6": (
+        {"damage": KINDS, "gaps": {"zero − mean": UP}, "strongest": {"zero": 3, "mean": 5}},
+        {"damage": KINDS, "gaps": {"zero − mean": OPEN}, "strongest": {"zero": 3, "mean": 3}},
+    ),
+}
+
+
+def test_every_verdict_can_go_both_ways(prove_verdicts):
+    prove_verdicts(lesson4, CASES)
+
+
+@pytest.mark.parametrize(
+    ("number", "arguments", "said"),
+    [
+        ("4.1", {"here": [-1, -1, 1], "many": [DOWN, OPEN, UP]}, "true of this prompt; over many prompts not"),
+        ("4.1", {"here": [1, -1, 1], "many": [DOWN, DOWN, UP]}, "not on this prompt, but over many"),
+        ("4.2", {"here": [1, 1], "many": [OPEN, OPEN], "share": OPEN}, "what the target loses is shared out"),
+        ("4.2", {"here": [1, 1], "many": [OPEN, OPEN], "share": DOWN}, "it even loses ground"),
+        ("4.2", {"here": [1, 1], "many": [OPEN, OPEN], "share": UP}, "more than its share"),
+        ("4.3", {"first": True, "kept": 4, "heads": 4, "kept_many": 9, "pairs": 10}, "elsewhere 1 removals"),
+        ("4.3", {"first": True, "kept": 4, "heads": 4, "kept_many": 0, "pairs": 0}, "no other prompt can test it"),
+        ("4.3", {"first": False, "kept": 0, "heads": 4, "kept_many": 9, "pairs": 9}, "on every prompt that the model"),
+        (
+            "4.4",
+            {"here": [-0.2, 0.1], "kept": [True, False], "seen_by_top": 1, "seen_by_difference": 1},
+            "both find as many",
+        ),
+        ("4.5", {"share": 0.2, "alone": DOWN, "together": DOWN, "extra": UP}, "cost no more than the sum"),
+        ("4.5", {"share": 0.7, "alone": DOWN, "together": DOWN, "extra": DOWN}, "one head carries more than half"),
+        (
+            "4.6",
+            {
+                "damage": KINDS,
+                "gaps": {"zero − mean": UP, "zero − resample": OPEN},
+                "strongest": {"zero": 3, "mean": 3},
+            },
+            "surely different: zero − mean; mean disturbs least, and they name the same strongest head",
+        ),
+    ],
+)
+def test_what_holds_in_part(number, arguments, said):
+    claim = lesson4.VERDICTS[number](**arguments)
+    assert claim.verdict == PARTLY
+    assert said in claim.why
+
+
+def test_a_target_that_is_not_first_can_not_stay_first():
+    claim = lesson4.verdict_4_3(False, 0, 12, 0, 0)
+    assert claim.verdict == FAILS
+    assert claim.why == "the target is not first even with every head"
+
+
+def test_no_redundancy_where_nothing_is_lost():
+    claim = lesson4.verdict_4_5(0.2, UP, UP, DOWN)
+    assert claim.verdict == FAILS
+    assert "cost nothing here" in claim.why
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return load_model()
+
+
+@pytest.fixture(scope="module")
+def facts(lm):
+    return capital_prompts(lm, 6)
+
+
+@pytest.fixture(scope="module")
+def study(lm, facts):
+    return lesson4.study_heads(lm, facts, 3)
+
+
+def test_a_study_gives_the_numbers_of_single_passes(lm, facts, study):
+    ids = [(lm.token_id(fact.target), lm.token_id(fact.contrast)) for fact in facts]
+    for i, fact in enumerate(facts):
+        clean = trace(lm, fact.prompt).last_logits[0]
+        with edit(lm, zero_heads(3, 2)):
+            cut = trace(lm, fact.prompt).last_logits[0]
+        for name, token in zip(("target", "contrast"), ids[i], strict=True):
+            expected = log_prob(cut, token) - log_prob(clean, token)
+            assert study.changes["zero"][name][i, 2].item() == pytest.approx(expected.item(), abs=1e-10)
+        assert study.clean[i].item() == pytest.approx(log_prob(clean, ids[i][0]).item(), abs=1e-10)
+        assert bool(study.right[i]) == (clean.argmax().item() == ids[i][0])
+        with edit(lm, zero_heads(3, list(range(lm.n_heads)))):
+            none = trace(lm, fact.prompt).last_logits[0]
+        expected = log_prob(none, ids[i][0]) - log_prob(clean, ids[i][0])
+        assert study.together[i].item() == pytest.approx(expected.item(), abs=1e-10)
+
+
+def test_mean_and_resample_replace_by_other_prompts(lm, facts, study):
+    heads = torch.cat([trace(lm, fact.prompt).heads[3, 0] for fact in facts])  # (all tokens, n_heads, d_head)
+    fact, token = facts[1], lm.token_id(facts[1].target)
+    clean = log_prob(trace(lm, fact.prompt).last_logits[0], token)
+    with edit(lm, replace_heads(3, 4, heads.mean(0)[4])):
+        expected = log_prob(trace(lm, fact.prompt).last_logits[0], token) - clean
+    assert study.changes["mean"]["target"][1, 4].item() == pytest.approx(expected.item(), abs=1e-10)
+    candidates = []
+    for other in facts:
+        with edit(lm, replace_heads(3, 4, trace(lm, other.prompt).heads[3][:, :, 4:5])):
+            candidates.append((log_prob(trace(lm, fact.prompt).last_logits[0], token) - clean).item())
+    got = study.changes["resample"]["target"][1, 4].item()
+    assert min(abs(got - value) for i, value in enumerate(candidates) if i != 1) < 1e-10
+    assert abs(got) > 1e-10, "a prompt is never its own partner"
+
+
+def test_partners_of_another_length_are_aligned_at_the_last_token(lm):
+    prompts = [PROMPT, "The old town of Berlin is the capital of"]
+    short, long = (trace(lm, prompt).heads[2, 0] for prompt in prompts)
+    for_short, for_long = lesson4._partners(lm, prompts, 2, None)
+    assert torch.allclose(for_short, long[-len(short) :])
+    assert torch.allclose(for_long[-len(short) :], short)
+    assert torch.allclose(for_long[0], short[0])
+
+
+def test_the_share_of_the_rest_is_a_conditional_probability(lm, facts, study):
+    fact = facts[0]
+    target, contrast = lm.token_id(fact.target), lm.token_id(fact.contrast)
+
+    def conditional():
+        p = trace(lm, fact.prompt).last_logits[0].softmax(-1)
+        return math.log(p[contrast] / (1 - p[target]))
+
+    before = conditional()
+    with edit(lm, zero_heads(3, 1)):
+        expected = conditional() - before
+    assert study.share_of_the_rest()[0, 1].item() == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_ledger_measures_all_claims_and_leaves_the_model_alone(lm, study):
+    hooks, before = hooks_on(lm.model), trace(lm, PROMPT).logits
+    claims = lesson4.ledger(lm, PROMPT, study=study)
+    assert [claim.number for claim in claims] == list(lesson4.VERDICTS)
+    assert hooks_on(lm.model) == hooks
+    assert torch.equal(trace(lm, PROMPT).logits, before)
+    assert {claim.number: claim.measured for claim in claims}["4.6"].startswith("KL zero ")
