@@ -39,7 +39,7 @@ def plot_patterns(patterns: Mapping[str, Tensor], tokens: Sequence[str], name: s
     """Draw attention patterns side by side, one colour scale for all. patterns: label -> (pos, pos); row = who looks."""
     figure = new_figure((7.0, 3.9))
     panels = figure.subplots(1, len(patterns), squeeze=False)[0]
-    labels = [repr(token)[1:-1] for token in tokens]
+    labels = [_plain(repr(token)[1:-1]) for token in tokens]
     for index, (ax, (label, pattern)) in enumerate(zip(panels, patterns.items(), strict=True)):
         seen = torch.ones_like(pattern).tril().bool()
         image = ax.imshow(pattern.masked_fill(~seen, float("nan")).tolist(), cmap=SEQUENTIAL, vmin=0, vmax=1)
@@ -179,13 +179,13 @@ def plot_next_tokens(pairs: Mapping[str, tuple[float, float]], ax: Axes | None =
             [pair[index] for pair in pairs.values()],
             height=0.38, color=color, hatch=hatch, edgecolor="white", label=label,
         )  # fmt: skip
-    ax.set_yticks(rows, [repr(token) for token in pairs], fontsize=8)
+    ax.set_yticks(rows, [_plain(repr(token)) for token in pairs], fontsize=8)
     ax.invert_yaxis()
     ax.set_xlabel("probability of the next token")
     ax.legend(frameon=False, loc="lower right")
     before, after = (max(pairs, key=lambda token: pairs[token][i]) for i in (0, 1))
     finding = f"The most probable token stays {before!r}" if before == after else f"From {before!r} to {after!r}"
-    set_title(ax, finding)
+    set_title(ax, _plain(finding))
     told = "; ".join(f"{token!r} {_n(a)} → {_n(b)}" for token, (a, b) in pairs.items())
     describe(ax, f"Bars, clean and edited. {finding}. {told}.")
     return ax
@@ -217,6 +217,11 @@ def plot_shift(
     figure.suptitle(spread_finding(series, final, block).replace("; ", ";\n"), x=0.01, ha="left", fontsize=11)
     describe(figure, " ".join(str(word) for word in words))
     return figure
+
+
+def _plain(text: str) -> str:
+    """Keep matplotlib from reading a token such as `$` as the start of a formula."""
+    return text.replace("$", r"\$")
 
 
 def _n(value: float | Tensor) -> str:

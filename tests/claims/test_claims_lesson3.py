@@ -26,8 +26,8 @@ CASES = {
         {**NOISE, "natural_mean": 9.0, "natural_std": 2.0, "reached": 0.4, "relative": 0.01, "divergence": 0.0},
     ),
     "3.3": (
-        {"clean": [9.0, 10.0, 11.0], "edited": [0.9, 2.0, 4.0], "cosine": 0.7},
-        {"clean": [9.0, 10.0, 11.0], "edited": [0.9, 0.8, 0.7], "cosine": 0.7},
+        {"clean": [9.0, 10.0, 11.0], "edited": [0.9, 2.0, 4.0], "written": 1.1, "cosine": 0.7},
+        {"clean": [9.0, 10.0, 11.0], "edited": [0.9, 0.8, 0.7], "written": 1.1, "cosine": 0.7},
     ),
     "3.4": (
         {"clean": [9.0, 10.0, 11.0], "edited": [90.0, 95.0, 20.0], "final_clean": 1.0, "final_edited": 1.0},

@@ -66,6 +66,14 @@ def test_next_tokens_say_whether_the_first_changed():
     assert "' b' 0.1 → 0.2" in description(same)
 
 
+def test_dollars_are_no_formula():
+    tokens = ["$", "$ \\frac", "{", " d"]
+    assert to_png(c.plot_patterns({"clean": SHARP}, tokens))
+    ax = c.plot_next_tokens({"$": (0.5, 0.1), "$ \\frac{": (0.1, 0.2)})
+    assert to_png(ax)
+    assert "'$' 0.5 → 0.1" in description(ax)
+
+
 def test_shift_joins_both():
     series = {"clean": torch.tensor([1.0, 2.0, 4.0]), "edited": torch.tensor([1.0, 1.0, 2.0])}
     figure = c.plot_shift(series, {"clean": 1.0, "edited": 1.0}, {" a": (0.5, 0.1)}, 0, "block 0 × 0.5")
