@@ -92,7 +92,7 @@ class edit:
             _register(self.lm)
             raise
         finally:
-            self.entered.remove(group)
+            self.entered = [other for other in self.entered if other is not group]
 
 
 def _register(lm: LanguageModel) -> None:
