@@ -16,8 +16,10 @@ PY := .venv/bin/python
 OLD := .venv-4.57/bin/python
 PINS := pyproject.toml constraints.txt
 CODE := helpers tools tests
-# What needs Jupyter and is about the course, not about the helpers: runs once, on the pinned transformers.
-COURSE_TESTS := $(wildcard tests/test_notebooks_rules.py tests/test_guards.py tests/test_browser.py tests/test_package.py)
+# What is about the course or its tools, not about the helpers, runs once, on the pinned transformers.
+COURSE_TESTS := $(addprefix tests/,test_notebooks_rules.py test_guards.py test_browser.py test_package.py test_training.py)
+# Two workers; a notebook and its kernel stay with one of them.
+PARALLEL := -n 2 --dist loadfile
 
 .PHONY: lab test lint notebooks claims bench screenshot format constraints clean
 .DELETE_ON_ERROR:
@@ -27,9 +29,11 @@ lab: .venv/.lab
 
 test: .venv/.test .venv-4.57/.test lint
 	@echo "== the helpers on transformers 4.57 =="
-	$(OLD) -m pytest tests $(addprefix --ignore=,$(COURSE_TESTS))
-	@echo "== everything on the pinned versions =="
-	$(PY) -m pytest tests notebooks --nbval --nbval-current-env --nbval-cell-timeout=300
+	$(OLD) -m pytest tests $(PARALLEL) $(addprefix --ignore=,$(COURSE_TESTS))
+	@echo "== every lesson in a browser =="
+	$(PY) -m pytest tests/test_browser.py
+	@echo "== everything else, and every cell of every notebook, on the pinned versions =="
+	$(PY) -m pytest tests notebooks $(PARALLEL) --ignore=tests/test_browser.py --nbval --nbval-current-env --nbval-cell-timeout=300
 
 lint: .venv/.test
 	$(PY) -m ruff check $(CODE) notebooks

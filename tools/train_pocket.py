@@ -261,6 +261,10 @@ def export(args) -> None:
         bos_token="<|endoftext|>", eos_token="<|endoftext|>", unk_token="<|endoftext|>",
         model_max_length=recipe.context, clean_up_tokenization_spaces=False,
     ).save_pretrained(args.export)  # fmt: skip
+    # transformers 5 writes a class name that 4.57 does not know; this one loads in both.
+    config = args.export / "tokenizer_config.json"
+    about_tokenizer = json.loads(config.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    config.write_text(json.dumps(about_tokenizer, indent=2, sort_keys=True) + "\n")
     print(f"step {about['step']}, {int(about['tokens']) / 1e6:.1f}M tokens -> {args.export}")
 
 
