@@ -11,6 +11,7 @@ than that between CPUs, so a stored table can be compared with a new one charact
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 TINY = 1e-12
+NUMBER = re.compile(r"(< )?[-+−×]?\s?[\d.,]+(e[+-]?\d+)?( ?%)?|nan|-?inf")
 
 
 def format_number(value: Any, digits: int = 4) -> str:
@@ -65,18 +67,33 @@ class Table:
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
+    @property
+    def words(self) -> tuple[bool, ...]:
+        """Which columns hold text: those stand on the left, numbers on the right."""
+        columns = range(1, len(self.header))
+        return (True, *(any(row[i] and not NUMBER.fullmatch(row[i]) for row in self.rows) for i in columns))
+
     def __repr__(self) -> str:
-        widths = [max(len(line[i]) for line in (self.header, *self.rows)) for i in range(len(self.header))]
-        lines = [self.caption]
-        for line in (self.header, *self.rows):
-            cells = [line[0].ljust(widths[0])] + [cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True)]
-            lines.append("  ".join(cells).rstrip())
-        return "\n".join(lines)
+        lines = (self.header, *self.rows)
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.header))]
+        aligned = [
+            "  ".join(
+                cell.ljust(width) if word else cell.rjust(width)
+                for cell, width, word in zip(line, widths, self.words, strict=True)
+            ).rstrip()
+            for line in lines
+        ]
+        return "\n".join([self.caption, *aligned])
 
     def _repr_html_(self) -> str:
-        head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in self.header)
+        left = [' style="text-align: left"' if word else "" for word in self.words]
+        head = "".join(
+            f'<th scope="col"{side}>{escape(cell)}</th>' for cell, side in zip(self.header, left, strict=True)
+        )
         body = "\n".join(
-            f'<tr><th scope="row">{escape(row[0])}</th>' + "".join(f"<td>{escape(c)}</td>" for c in row[1:]) + "</tr>"
+            f'<tr><th scope="row"{left[0]}>{escape(row[0])}</th>'
+            + "".join(f"<td{side}>{escape(c)}</td>" for c, side in zip(row[1:], left[1:], strict=True))
+            + "</tr>"
             for row in self.rows
         )
         return (

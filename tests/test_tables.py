@@ -68,10 +68,23 @@ def test_text_is_aligned_and_html_is_headed_and_escaped():
     html = table._repr_html_()
     assert "<caption>Δ &amp; more</caption>" in html
     assert html.count('scope="col"') == 3
-    assert '<th scope="row">a&lt;b</th>' in html
+    assert '<th scope="row" style="text-align: left">a&lt;b</th><td>1.5</td>' in html
     assert table.to_markdown().splitlines()[-1] == "| a<b | 1.5 | 22 |"
 
 
 def test_show_table_displays_and_returns_nothing(capsys):
     assert show_table([1.0], "one number") is None
     assert "one number" in capsys.readouterr().out
+
+
+def test_words_stand_on_the_left_and_numbers_on_the_right():
+    table = make_table(
+        [["holds", 1.5, 3e-16], ["does not hold", 22, "1.2e-05"]], "t", ["verdict", "Δ", "miss"], ["a", "b"]
+    )
+    assert table.words == (True, True, False, False)
+    assert repr(table).splitlines()[1:] == [
+        "   verdict          Δ     miss",
+        "a  holds          1.5  < 1e-12",
+        "b  does not hold   22  1.2e-05",
+    ]
+    assert '<td style="text-align: left">holds</td><td>1.5</td>' in table._repr_html_()

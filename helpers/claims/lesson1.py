@@ -44,7 +44,7 @@ def verdict_1_2(at: Mapping[float, float], size: float) -> Claim:
     """at: factor -> Δ right after the scaled block; size: ‖H clean‖ at that point."""
     jumps = [factor for factor, value in at.items() if value > 0]
     arithmetic = all(abs(value - abs(1 - factor) * size) <= 1e-6 * size for factor, value in at.items())
-    measured = ", ".join(f"× {_n(factor)}: {_n(value)}" for factor, value in at.items())
+    measured = ", ".join(f"×{_n(factor)}: {_n(value)}" for factor, value in at.items())
     says = "Δ jumps at the scaled block"
     if not jumps:
         return Claim("1.2", says, measured, FAILS, "no factor moves the stream there: the edit was not recorded")
@@ -58,7 +58,7 @@ def verdict_1_3(delta: Mapping[float, Sequence[float]], relative: Mapping[float,
     """delta, relative: factor -> Δ and relative error at each point from the scaled block to the last, before the final norm."""
     says = "Δ keeps growing after it, nonlinearly: the model does not heal itself"
     measured = "; ".join(
-        f"× {_n(f)}: Δ {_n(d[0])} → {_n(d[-1])}, relative {_n(relative[f][0])} → {_n(relative[f][-1])}"
+        f"×{_n(f)}: Δ {_n(d[0])} → {_n(d[-1])}, relative {_n(relative[f][0])} → {_n(relative[f][-1])}"
         for f, d in delta.items()
     )
     higher = [f for f, d in delta.items() if d[-1] > d[0]]
@@ -96,7 +96,7 @@ def verdict_1_4(ratio: Mapping[float, float]) -> Claim:
 def verdict_1_5(before: Mapping[float, float], last: Mapping[float, float], normed: Mapping[float, float]) -> Claim:
     """before, last, normed: factor -> Δ entering the last block, leaving it, and after the final norm."""
     says = "Δ dips at the last layer, for factors from 0.5 to 1.5"
-    measured = "; ".join(f"× {_n(f)}: {_n(before[f])} → {_n(last[f])}, after the norm {_n(normed[f])}" for f in before)
+    measured = "; ".join(f"×{_n(f)}: {_n(before[f])} → {_n(last[f])}, after the norm {_n(normed[f])}" for f in before)
     block_dips = [f for f in before if last[f] < before[f]]
     norm_dips = [f for f in before if normed[f] < last[f]]
     n = len(before)
