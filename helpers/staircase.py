@@ -181,7 +181,7 @@ def _last_token_only(lm: LanguageModel, changes: list[Edit]) -> list[RemovableHa
     own = [one for one in changes if one.block == last]
     live = [one for group in lm.live_edits for one in group if one.block == last]
     flat = lm.family == "opt"  # its MLP works on (batch × pos, width)
-    watched = hooks.has_other_hooks(lm.blocks[last], lm.edit_handles)
+    watched = _read_out_watched(lm) or hooks.has_other_hooks(lm.blocks[last], lm.edit_handles)
     if flat or watched or len(live) > len(own) or any(one.site not in ("heads", "keys") for one in own):
         return []
 
@@ -219,23 +219,33 @@ def _measure(
 ) -> Iterator[Tensor]:
     """(copies, ...) in pieces, from the last streams (copies, pos, d_model) of the p-th prompt of the group, the list's `prompt`."""
     at = slice(0 if measure.every_position else -1, None)
-    # A hook of the user's on the final norm or the unembedding sees all positions, as in a pass.
-    watched = any(hooks.has_other_hooks(module, []) for module in (lm.final_norm, lm.unembed))
+    watched = _read_out_watched(lm)
 
     def logits(streams: Tensor) -> Tensor:
         found = lm.read_out(streams)[:, at] if watched else lm.read_out(streams[:, at])
         found = found if measure.every_position else found[:, 0]
         return found.float() if found.dtype in (torch.float16, torch.bfloat16) else found
 
-    before = logits(clean.streams[-1, p : p + 1])[0]
-    for streams in _pieces(edited, chunk // (edited.shape[1] if measure.every_position else 1)):
-        value = measure.compute(Outcome(logits(streams), before, clean.ids[p], prompt))
-        if not isinstance(value, Tensor) or value.ndim < 1 or len(value) != len(streams):
+    streams = torch.cat(
+        [clean.streams[-1, p : p + 1], edited]
+    )  # one reading of the unembedding serves the clean run too
+    before: Tensor | None = None
+    for some in _pieces(streams, max(3, chunk // (edited.shape[1] if measure.every_position else 1))):
+        found = logits(some)
+        if before is None:
+            before, found = found[0], found[1:]
+        value = measure.compute(Outcome(found, before, clean.ids[p], prompt))
+        if not isinstance(value, Tensor) or value.ndim < 1 or len(value) != len(found):
             got = f"one of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             raise errors.BadValue(
-                f"a measure must return a tensor with a row for each of {len(streams)} copies, not {got}."
+                f"a measure must return a tensor with a row for each of {len(found)} copies, not {got}."
             )
         yield value
+
+
+def _read_out_watched(lm: LanguageModel) -> bool:
+    """A hook of the user's on the final norm or the unembedding shall see all positions, as in a pass."""
+    return any(hooks.has_other_hooks(module, []) for module in (lm.final_norm, lm.unembed))
 
 
 def _one_row(value: Any, prompts: int) -> Any:

@@ -258,7 +258,7 @@ def _rows(lm: LanguageModel, prompts: Prompts) -> list[Tensor]:
 
 
 def _copy(lm: LanguageModel, one: Edit | Sequence[Edit]) -> Copy:
-    copy = (one,) if isinstance(one, Edit) else tuple(one)
+    copy = tuple(one) if isinstance(one, Sequence) and not isinstance(one, str) else (one,)
     if not copy:
         raise errors.BadEdit("one of the interventions is an empty list: give an edit or several.")
     edit(lm, *copy)  # raises if one does not fit

@@ -1,0 +1,557 @@
+"""Sweeps against the plain loop, one edited pass after the other, and against plain PyTorch hooks."""
+
+import io
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny import CONFIGS, tiny
+from torch.nn.functional import cross_entropy, kl_div
+
+from helpers import (
+    add_to_block,
+    change,
+    edit,
+    errors,
+    noise_neurons,
+    replace_heads,
+    scale_attention,
+    scale_block,
+    scale_mlp,
+    skip_attention,
+    skip_block,
+    skip_mlp,
+    trace,
+    zero_heads,
+    zero_keys,
+)  # fmt: skip
+from helpers.measures import Measure, predictions, text_damage
+from helpers.sweeps import (
+    _somebody_watches,
+    mean_heads,
+    sweep_block_pairs,
+    sweep_blocks,
+    sweep_edits,
+    sweep_factors,
+    sweep_heads,
+    windows,
+)  # fmt: skip
+
+TARGET = 7
+SDPA = [
+    family for family in CONFIGS if family not in ("gpt_neo", "gemma2")
+]  # the two have eager attention only, somewhere
+CASES = [(family, "eager") for family in CONFIGS] + [(family, "sdpa") for family in SDPA]
+
+
+def texts(*lengths, seed=1):
+    """Prompts of these lengths, as ids."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(2, 97, (length,), generator=generator) for length in lengths]
+
+
+def as_tokens(rows):
+    from helpers import Tokens
+
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows])
+    return Tokens(ids, torch.arange(ids.shape[1]) < lengths[:, None])
+
+
+def loop(lm, prompts, copies, of=lambda logits: logits[-1].log_softmax(-1)[TARGET]):
+    """after − before, one pass per prompt and copy."""
+    table = []
+    for prompt in prompts:
+        before = of(lm.logits(prompt)[0])
+        row = []
+        for copy in copies:
+            with edit(lm, *copy):
+                row.append(of(lm.logits(prompt)[0]) - before)
+        table.append(torch.stack(row))
+    return torch.stack(table)
+
+
+def every_head(lm):
+    return [(zero_heads(block, [head]),) for block in range(lm.n_blocks) for head in range(lm.n_heads)]
+
+
+def tolerance(lm):
+    if lm.dtype == torch.float32:
+        return 1e-5
+    return (
+        1e-6 if lm.family == "gpt_neo" else 1e-12
+    )  # gpt_neo multiplies queries and keys in float32 whatever its dtype
+
+
+# ---- the same numbers as the loop
+
+
+@pytest.mark.parametrize(("family", "attention"), CASES)
+def test_heads_equal_the_loop_in_every_family(family, attention):
+    lm = tiny(family, attention=attention)
+    prompts = texts(9, 5, 9)
+    expected = loop(lm, prompts, every_head(lm)).view(3, 4, 4)
+    assert expected.abs().min() > 1e-6  # every head matters, so a sweep that forgets one shows
+    together = sweep_heads(lm, as_tokens(prompts), TARGET)
+    torch.testing.assert_close(together, expected, rtol=0, atol=tolerance(lm))
+    alone = sweep_heads(lm, prompts[1], TARGET)
+    torch.testing.assert_close(alone, expected[1], rtol=0, atol=tolerance(lm))
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_float32_and_bfloat16_stay_within_their_digits(family):
+    lm = tiny(family, torch.float32)
+    (prompt,) = texts(8)
+    expected = loop(lm, [prompt], every_head(lm))[0].view(4, 4)
+    torch.testing.assert_close(sweep_heads(lm, prompt, TARGET), expected, rtol=0, atol=tolerance(lm))
+    lm.model.to(torch.bfloat16)
+    coarse = sweep_heads(lm, prompt, TARGET)
+    assert coarse.dtype == torch.float32  # measured in float32
+    assert torch.corrcoef(torch.stack([coarse.flatten(), expected.flatten()]))[0, 1] > 0.9
+
+
+def sites(lm):
+    """Edits of every site, some at certain positions, alone and combined."""
+    vector = torch.linspace(-1, 1, lm.d_model)
+    copies = [
+        (scale_block(1, 0.5),), (add_to_block(3, vector, positions=-1),), (skip_block(0),), (skip_block(3),), (skip_mlp(3),),
+        (skip_attention(2),), (scale_attention(3, 0.3),), (scale_mlp(1, 3.0, positions=[0, 2]),), (zero_keys(2, [1]),),
+        (zero_keys(3, [0]),), (zero_heads(3, [0], positions=slice(1, None)),), (add_to_block(2, vector),),
+        (zero_heads(1, [0]), skip_mlp(3)), (skip_block(1), scale_block(1, 2.0)), (skip_mlp(3), zero_heads(1, [2])),
+        (change("neurons", 3, lambda v: v.flip(1)),), (change("preactivation", 2, torch.abs),),
+        (change("block", 3, lambda v: v - v.mean(1, keepdim=True)),),
+    ]  # fmt: skip
+    return copies
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_any_edits_equal_the_loop(family):
+    lm = tiny(family)
+    prompts = texts(7, 7, 6)
+    expected = loop(lm, prompts, sites(lm))
+    assert (expected.abs().amax(0) > 1e-6).all()
+    found = sweep_edits(lm, as_tokens(prompts), sites(lm), TARGET)
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance(lm))
+
+
+def test_edits_of_one_copy_run_in_the_order_given():
+    lm = tiny("gpt2")
+    (prompt,) = texts(6)
+    copies = [(skip_block(1), scale_block(1, 2.0)), (scale_block(1, 2.0), skip_block(1))]
+    found = sweep_edits(lm, prompt, copies, TARGET)
+    torch.testing.assert_close(found, loop(lm, [prompt], copies)[0], rtol=0, atol=1e-12)
+    assert (found[0] - found[1]).abs() > 1e-6
+
+
+@pytest.mark.parametrize("part", ["block", "attention", "mlp"])
+def test_blocks_pairs_and_factors_equal_the_loop(part):
+    lm = tiny("llama")
+    prompts = texts(6, 8)
+    skip = {"block": skip_block, "attention": skip_attention, "mlp": skip_mlp}[part]
+    scale = {"block": scale_block, "attention": scale_attention, "mlp": scale_mlp}[part]
+    one = loop(lm, prompts, [(skip(b),) for b in range(4)])
+    torch.testing.assert_close(sweep_blocks(lm, as_tokens(prompts), TARGET, part=part), one, rtol=0, atol=1e-12)
+    square = [(skip(a),) if a == b else (skip(a), skip(b)) for a in range(4) for b in range(4)]
+    pairs = sweep_block_pairs(lm, as_tokens(prompts), TARGET, part=part)
+    torch.testing.assert_close(pairs, loop(lm, prompts, square).view(2, 4, 4), rtol=0, atol=1e-12)
+    torch.testing.assert_close(sweep_block_pairs(lm, prompts[0], TARGET, part=part), pairs[0], rtol=0, atol=1e-12)
+    factors = [0.0, 0.5, 1.0, 3.0]
+    scaled = sweep_factors(lm, as_tokens(prompts), 2, torch.tensor(factors), TARGET, part=part)
+    torch.testing.assert_close(scaled, loop(lm, prompts, [(scale(2, f),) for f in factors]), rtol=0, atol=1e-12)
+    assert scaled[:, 2].abs().max() < 1e-12  # a factor of 1 changes nothing
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 20, 64, 100_000])
+def test_chunks_change_memory_and_nothing_else(chunk):
+    lm = tiny("gpt2")
+    prompts = texts(6, 6, 4, 6, 9)
+    whole = loop(lm, prompts, every_head(lm)).view(5, 4, 4)
+    found = sweep_heads(lm, as_tokens(prompts), TARGET, chunk=chunk)
+    torch.testing.assert_close(found, whole, rtol=0, atol=1e-12)
+    damage = sweep_block_pairs(lm, as_tokens(prompts), measure=text_damage(), chunk=chunk)
+    torch.testing.assert_close(
+        damage, sweep_block_pairs(lm, as_tokens(prompts), measure=text_damage()), rtol=0, atol=1e-12
+    )
+
+
+# ---- edits and hooks that are on already
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "opt", "gemma2", "qwen3"])
+def test_live_edits_are_part_of_the_baseline(family):
+    lm = tiny(family)
+    prompts = texts(7, 5)
+    live = [scale_block(1, 0.5), change("heads", 2, lambda v: v + 0.3), zero_keys(3, [0]), skip_mlp(0, positions=-1)]
+    plain = sweep_heads(lm, as_tokens(prompts), TARGET)
+    with edit(lm, *live):
+        with edit(lm, scale_mlp(3, 2.0, positions=-1)):
+            expected = loop(lm, prompts, every_head(lm)).view(2, 4, 4)
+            found = sweep_heads(lm, as_tokens(prompts), TARGET)
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance(lm))
+    assert (found - plain).abs().max() > 1e-3
+
+
+def stubborn(module, args, output):
+    """A hook that works on certain positions and on all forms of output: it must see whole prompts."""
+    state = output[0] if isinstance(output, tuple) else output
+    new = torch.cat([state[:, :2] * 0.5, state[:, 2:] + 0.1 * state[:, :1]], dim=1)
+    return (new, *output[1:]) if isinstance(output, tuple) else new
+
+
+@pytest.mark.parametrize(
+    "where",
+    ["transformer.h.3.mlp", "transformer.h.3", "transformer.h.1.attn.c_attn", "transformer.h.2.attn", "transformer.ln_f",
+     "transformer.h.3.attn.c_proj", "transformer.wte", "lm_head"],
+)  # fmt: skip
+def test_hooks_of_the_users_own_are_seen_wherever_they_hang(where):
+    lm = tiny("gpt2")
+    prompts = texts(7, 5)
+    plain = sweep_heads(lm, as_tokens(prompts), TARGET)
+    handle = lm.model.get_submodule(where).register_forward_hook(stubborn)
+    expected = loop(lm, prompts, every_head(lm)).view(2, 4, 4)
+    torch.testing.assert_close(sweep_heads(lm, as_tokens(prompts), TARGET), expected, rtol=0, atol=1e-12)
+    assert (expected - plain).abs().max() > 1e-4
+    handle.remove()
+    assert torch.equal(sweep_heads(lm, as_tokens(prompts), TARGET), plain)
+
+
+def test_a_users_pre_hook_on_a_block_runs_once():
+    lm = tiny("gpt2")
+    (prompt,) = texts(6)
+    handle = lm.blocks[2].register_forward_pre_hook(lambda m, args: (args[0] * 0.5, *args[1:]))
+    expected = loop(lm, [prompt], every_head(lm))[0].view(4, 4)
+    torch.testing.assert_close(sweep_heads(lm, prompt, TARGET), expected, rtol=0, atol=1e-12)
+    handle.remove()
+
+
+def test_hidden_states_asked_for_before_make_no_difference():
+    lm = tiny("llama", attention="eager")
+    (prompt,) = texts(6)
+    before = sweep_heads(lm, prompt, TARGET)
+    lm.model(prompt[None], output_hidden_states=True, output_attentions=True)
+    lm.model.config.use_cache = True
+    assert torch.equal(sweep_heads(lm, prompt, TARGET), before)
+
+
+# ---- replacements
+
+
+def test_mean_ablation_uses_the_mean_over_real_tokens():
+    lm = tiny("gpt2")
+    prompts = texts(4, 9, 6)
+    heads = torch.cat([trace(lm, prompt).heads[:, 0] for prompt in prompts], dim=1).mean(1)
+    torch.testing.assert_close(mean_heads(lm, as_tokens(prompts), chunk=10), heads, rtol=0, atol=1e-12)
+    copies = [(replace_heads(b, h, heads[b, h]),) for b in range(4) for h in range(4)]
+    expected = loop(lm, prompts, copies).view(3, 4, 4)
+    found = sweep_heads(lm, as_tokens(prompts), TARGET, replacement="mean")
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        sweep_heads(lm, prompts[0], TARGET, replacement="mean", reference=as_tokens(prompts)),
+        found[0],
+        rtol=0,
+        atol=1e-12,
+    )
+    torch.testing.assert_close(
+        sweep_heads(lm, as_tokens(prompts), TARGET, replacement=heads), found, rtol=0, atol=1e-12
+    )
+
+
+def test_resampled_heads_come_from_another_prompt_last_tokens_aligned():
+    lm = tiny("gpt2")
+    prompts = texts(4, 9, 6)
+    recorded = [trace(lm, prompt).heads[:, 0] for prompt in prompts]  # (blocks, pos, heads, d_head)
+    draws = torch.randint(1, 3, (3,), generator=torch.Generator().manual_seed(5)).tolist()
+    expected = []
+    for i, prompt in enumerate(prompts):
+        other = recorded[(i + draws[i]) % 3]
+        rows = [max(0, p + other.shape[1] - len(prompt)) for p in range(len(prompt))]
+        copies = [(replace_heads(b, h, other[b, rows][:, h : h + 1]),) for b in range(4) for h in range(4)]
+        expected.append(loop(lm, [prompt], copies)[0].view(4, 4))
+    for chunk in (512, 30):
+        found = sweep_heads(
+            lm,
+            as_tokens(prompts),
+            TARGET,
+            replacement="resample",
+            generator=torch.Generator().manual_seed(5),
+            chunk=chunk,
+        )
+        torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=1e-12)
+    itself = sweep_heads(
+        lm, prompts[0], TARGET, replacement="resample", reference=prompts[0], generator=torch.Generator()
+    )
+    assert itself.abs().max() < 1e-12  # its own heads put back change nothing
+
+
+# ---- measures
+
+
+def test_predictions_by_hand():
+    lm = tiny("gpt2")
+    prompts = texts(6, 8)
+    measure = predictions(lm, [3, 4], [10, 11])
+    found = sweep_heads(lm, as_tokens(prompts), measure=measure)
+    assert found.shape == (2, 4, 4, len(measure.columns))
+    tops = set()
+    for i, prompt in enumerate(prompts):
+        clean = lm.logits(prompt)[0, -1]
+        for block, head in ((0, 0), (2, 3), (3, 1)):
+            with edit(lm, zero_heads(block, [head])):
+                after = lm.logits(prompt)[0, -1]
+            change = after.log_softmax(0) - clean.log_softmax(0)
+            row = dict(zip(measure.columns, found[i, block, head].tolist(), strict=True))
+            assert row["target"] == pytest.approx(change[3 + i].item(), abs=1e-12)
+            assert row["contrast"] == pytest.approx(change[10 + i].item(), abs=1e-12)
+            difference = (after[3 + i] - after[10 + i]) - (clean[3 + i] - clean[10 + i])
+            assert row["logit difference"] == pytest.approx(difference.item(), abs=1e-12)
+            expected = kl_div(after.log_softmax(0), clean.log_softmax(0), log_target=True, reduction="sum").item()
+            assert row["kl"] == pytest.approx(expected, abs=1e-12)
+            assert row["same top-1"] == float(after.argmax() == clean.argmax())
+            assert row["target is top-1"] == float(after.argmax() == 3 + i)
+            tops.add(row["same top-1"])
+    plain = predictions(lm, 3)
+    assert len(plain.columns) == 4
+    assert torch.equal(sweep_heads(lm, prompts[0], measure=plain), found[0, ..., :4])
+    top = int(lm.logits(prompts[0])[0, -1].argmax())
+    share = sweep_heads(lm, prompts[0], measure=predictions(lm, top))[..., 2:]
+    assert torch.equal(share[..., 0], share[..., 1])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "gemma3_text"])
+def test_text_damage_by_hand(family):
+    lm = tiny(family)
+    text = torch.stack(texts(12, 12, 12))
+    found = sweep_blocks(lm, text, measure=text_damage())
+    assert found.shape == (3, 4, 3)
+    for i, ids in enumerate(text):
+        clean = lm.logits(ids)[0]
+        for block in range(4):
+            with edit(lm, skip_block(block)):
+                after = lm.logits(ids)[0]
+            loss = cross_entropy(after[:-1], ids[1:]) - cross_entropy(clean[:-1], ids[1:])
+            divergence = kl_div(after.log_softmax(-1), clean.log_softmax(-1), log_target=True, reduction="batchmean")
+            same = (after.argmax(-1) == clean.argmax(-1)).double().mean()
+            torch.testing.assert_close(found[i, block], torch.stack([loss, divergence, same]), rtol=0, atol=1e-12)
+    assert found[..., 2].min() < 1 and found[..., 1].min() > 0
+
+
+def test_a_function_is_a_measure():
+    lm = tiny("gpt2")
+    prompts = as_tokens(texts(6, 4, 6))
+    seen = []
+
+    def top(outcome):
+        assert outcome.edited.shape[1:] == outcome.clean.shape == (97,)
+        assert len(outcome.ids) == [6, 4, 6][outcome.prompt]
+        seen.append(outcome.prompt)
+        return outcome.edited.argmax(-1)
+
+    found = sweep_blocks(lm, prompts, measure=top)
+    assert found.shape == (3, 4) and found.dtype == torch.long and set(seen) == {0, 1, 2}
+    everywhere = Measure(lambda outcome: outcome.edited - outcome.clean, every_position=True)
+    assert sweep_blocks(lm, texts(5)[0], measure=everywhere).shape == (4, 5, 97)
+    first = sweep_edits(lm, texts(5)[0], [scale_block(3, 1.0)], measure=everywhere)
+    assert first.abs().max() < 1e-12
+
+
+# ---- as little work as promised
+
+
+def test_each_block_runs_for_the_copies_that_need_it():
+    lm = tiny("gpt2")
+    (prompt,) = texts(6)
+    rows = {block: [] for block in range(4)}
+    shapes = []
+    calls = [module.forward for module in lm.blocks]
+    mlp = lm.mlp(3).forward
+    for block, module in enumerate(lm.blocks):
+        module.forward = lambda x, *args, _b=block, **named: (rows[_b].append(len(x)), calls[_b](x, *args, **named))[1]
+    lm.mlp(3).forward = lambda x: (shapes.append(x.shape[1]), mlp(x))[1]
+    sweep_heads(lm, prompt, TARGET)
+    assert {block: sum(sizes) - 1 for block, sizes in rows.items()} == {0: 4, 1: 8, 2: 12, 3: 16}  # − 1: the clean pass
+    assert shapes == [6, 1]  # the last MLP: the clean pass, and the last token of all copies
+    for sizes in rows.values():
+        sizes.clear()
+    sweep_block_pairs(lm, prompt, TARGET)
+    # A pair starts from the copy that skips its first block: 1, 2, 3, 4 copies join.
+    assert {block: sum(sizes) - 1 for block, sizes in rows.items()} == {0: 1, 1: 3, 2: 6, 3: 10}
+
+
+# ---- misuse, and nothing left behind
+
+
+def hooks_of(lm):
+    return {
+        name: (dict(module._forward_hooks), dict(module._forward_pre_hooks))
+        for name, module in lm.model.named_modules()
+    }
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("place", ["measure", "edit", "hook"])
+def test_nothing_is_left_behind(error, place):
+    lm = tiny("gpt2")
+    (prompt,) = texts(6)
+
+    def fail(*_):
+        raise error
+
+    handle = lm.blocks[2].register_forward_hook(lambda m, args, output: fail()) if place == "hook" else None
+    clean = None if handle else lm.logits(prompt)
+    before = hooks_of(lm)
+    copies = [skip_block(0), change("mlp", 3, fail) if place == "edit" else skip_block(1), zero_heads(3, [0])]
+    with edit(lm, scale_block(0, 1.0)):
+        during = hooks_of(lm)
+        with pytest.raises(error):
+            sweep_edits(lm, prompt, copies, measure=fail if place == "measure" else None, **(
+                {} if place == "measure" else {"target": TARGET}
+            ))  # fmt: skip
+        assert {name: [list(kind) for kind in both] for name, both in hooks_of(lm).items()}.keys() == during.keys()
+        assert [len(kind) for both in hooks_of(lm).values() for kind in both] == [
+            len(kind) for both in during.values() for kind in both
+        ]
+        assert len(lm.live_edits) == 1
+    assert hooks_of(lm) == before and not lm.live_edits
+    if handle is None:
+        assert torch.equal(lm.logits(prompt), clean)
+
+
+class Words:
+    """A tokenizer of two words, one of them two tokens long."""
+
+    def __call__(self, text, **_):
+        return {"input_ids": [5, 6] if text == " Liechtenstein" else [len(word) for word in text.split()]}
+
+    def decode(self, ids):
+        return f"<{ids[0]}>"
+
+    def convert_ids_to_tokens(self, ids):
+        return [f"<{i}>" for i in ids]
+
+
+class Mine(torch.nn.Module):
+    """A module that a learner put in the place of a block."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.forward = block.forward
+
+
+MISUSE = [
+    (lambda lm: sweep_heads(lm, "one two"), errors.BadValue, "give a target"),
+    (lambda lm: sweep_heads(lm, "one two", 3, measure=text_damage()), errors.BadValue, "not both"),
+    (lambda lm: sweep_heads(lm, "one two", " Liechtenstein"), errors.TargetIsNotOneToken, "is 2 tokens here"),
+    (lambda lm: sweep_heads(lm, "one two", 97), errors.TargetIsNotOneToken, "tokens 0 to 96"),
+    (lambda lm: sweep_heads(lm, ["one two", "three"], [3, 4, 5]), errors.BadValue, "2 prompts and 3 targets"),
+    (lambda lm: predictions(lm, [3, 4], [5]), errors.BadValue, "differ in number"),
+    (lambda lm: sweep_heads(lm, [], 3), errors.BadPrompt, "empty"),
+    (lambda lm: sweep_heads(lm, "", 3), errors.BadPrompt, "empty"),
+    (lambda lm: sweep_heads(lm, "one", 3, chunk=0), errors.BadValue, "chunk 0"),
+    (lambda lm: sweep_heads(lm, "one", 3, replacement="median"), errors.BadValue, "'median' is unknown"),
+    (lambda lm: sweep_heads(lm, "one", 3, replacement=torch.zeros(5, 6)), errors.BadValue, "n_blocks, n_heads, d_head"),
+    (lambda lm: sweep_heads(lm, ["one", "two"], 3, replacement="resample"), errors.BadValue, "generator"),
+    (
+        lambda lm: sweep_heads(lm, "one", 3, replacement="resample", generator=torch.Generator()),
+        errors.BadValue, "needs other prompts",
+    ),
+    (lambda lm: sweep_blocks(lm, "one", 3, part="heads"), errors.BadValue, "part 'heads'"),
+    (lambda lm: sweep_factors(lm, "one", 9, [1.0], 3), errors.BlockOutOfRange, "block 9"),
+    (lambda lm: sweep_factors(lm, "one", 1, [float("nan")], 3), errors.BadFactor, "nan"),
+    (lambda lm: sweep_factors(lm, "one", 1, [], 3), errors.BadEdit, "list of edits"),
+    (lambda lm: sweep_edits(lm, "one", skip_block(0), 3), errors.BadEdit, "list of edits"),
+    (lambda lm: sweep_edits(lm, "one", [[]], 3), errors.BadEdit, "empty list"),
+    (lambda lm: sweep_edits(lm, "one", [0], 3), errors.BadEdit, "not an edit"),
+    (lambda lm: sweep_edits(lm, "one", [skip_block(4)], 3), errors.BlockOutOfRange, "block 4"),
+    (lambda lm: sweep_edits(lm, "one", [change("mlp", 1, lambda v: None)], 3), errors.BadEdit, "must return"),
+    (lambda lm: sweep_edits(lm, "one", [skip_block(0, positions=1)], 3), errors.PositionOutOfRange, "position 1"),
+    (lambda lm: sweep_blocks(lm, "one", measure=lambda o: 0.5), errors.BadValue, "a float"),
+    (lambda lm: sweep_blocks(lm, "one", measure=lambda o: o.clean), errors.BadValue, r"shape \(97,\)"),
+    (lambda lm: sweep_blocks(lm, "one", measure=text_damage()), errors.BadPrompt, "two tokens"),
+    (lambda lm: windows(lm, "one two", 3), errors.BadPrompt, "no window of 3"),
+    (lambda lm: windows(lm, "one two", 33), errors.PromptTooLong, "32 positions"),
+    (lambda lm: (lm.model.train(), sweep_blocks(lm, "one", 3)), errors.BadValue, "train mode"),
+    (
+        lambda lm: (lm.model.register_forward_hook(lambda m, args, out: None), sweep_blocks(lm, "one", 3)),
+        errors.BadValue, "lm.model as a whole",
+    ),
+    (
+        lambda lm: (lm.model.transformer.register_forward_hook(lambda m, args, out: None), sweep_blocks(lm, "one", 3)),
+        errors.BadValue, "lm.model.transformer as a whole",
+    ),
+    (
+        lambda lm: (lm.model.transformer.h.__setitem__(1, Mine(lm.blocks[1])), sweep_blocks(lm, "one", 3)),
+        errors.BadValue, "3 of 4 blocks",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("act", "kind", "says"), MISUSE)
+def test_a_mistake_gets_its_sentence(act, kind, says):
+    lm = tiny("gpt2")
+    lm.tokenizer = Words()
+    with pytest.raises(kind, match=says):
+        act(lm)
+    assert not lm.live_edits and not lm.edit_handles
+
+
+def test_texts_and_lists_of_texts():
+    lm = tiny("gpt2")
+    lm.tokenizer = Words()
+    both = sweep_heads(lm, ["a bb ccc", "dddd e"], [" ffff", 9])
+    assert both.shape == (2, 4, 4)
+    torch.testing.assert_close(sweep_heads(lm, "a bb ccc", 4), both[0], rtol=0, atol=1e-12)
+    assert torch.equal(windows(lm, "a bb ccc dddd eeeee", 2), torch.tensor([[1, 2], [3, 4]]))
+    assert torch.equal(windows(lm, "a bb ccc dddd eeeee", 2, most=1), torch.tensor([[1, 2]]))
+
+
+def test_noise_draws_from_its_generator():
+    lm = tiny("gpt2")
+    (prompt,) = texts(6)
+    make = lambda: noise_neurons(1, slice(0, None, 2), 0.0, 1.0, torch.Generator().manual_seed(3))  # noqa: E731
+    found = sweep_edits(lm, prompt, [make()], TARGET)
+    torch.testing.assert_close(found, loop(lm, [prompt], [(make(),)])[0], rtol=0, atol=1e-12)
+
+
+# ---- progress
+
+
+def test_progress_is_told_to_a_function_and_to_nobody_else(capfd):
+    lm = tiny("gpt2")
+    prompts = as_tokens(texts(6, 4))
+    told = []
+    sweep_heads(lm, prompts, TARGET, progress=lambda done, total: told.append((done, total)), chunk=8)
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert told[-1] == (2 * 16 * 4, 2 * 16 * 4) and {total for _, total in told} == {2 * 16 * 4}
+    sweep_heads(lm, prompts, TARGET)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("asked", "shown"), [(True, True), (False, False)])
+def test_a_bar_is_shown_for_a_long_sweep_if_asked(monkeypatch, asked, shown):
+    import tqdm
+
+    lm = tiny("gpt2")
+    written = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", written)
+    original = tqdm.tqdm.__init__
+    monkeypatch.setattr(tqdm.tqdm, "__init__", lambda self, **named: original(self, **{**named, "delay": 0}))
+    sweep_heads(lm, texts(6)[0], TARGET, progress=asked)
+    assert ("block passes" in written.getvalue()) == shown
+
+
+@pytest.mark.parametrize(
+    ("content", "watched"),
+    [
+        ({"allow_stdin": True}, True),
+        ({"allow_stdin": False}, False),
+        ({}, False),
+    ],  # by hand; by nbclient; from a widget
+)
+def test_in_a_notebook_only_a_person_gets_a_bar(monkeypatch, content, watched):
+    kernel = SimpleNamespace(get_parent=lambda channel: {"content": content})
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=kernel)))
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert _somebody_watches() is watched
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: None))
+    assert not _somebody_watches()

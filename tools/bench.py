@@ -1,0 +1,207 @@
+"""How much sweeps and traces cost, in plain forward passes of the same model in the same run.
+
+    python tools/bench.py              # the table of docs/speed.md; --device cuda on a machine that has one
+
+GPT-2 small's size with random weights (no download), float32, eager attention as `load_model` sets it, a prompt of 12
+tokens, one thread. Every figure is a median of rounds; each round times the plain pass before and after, so that a busy
+machine slows down both. On the CPU the process's own time is read, not the clock, which others on the machine disturb.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+TOKENS, PROMPTS = 12, 8
+
+
+def seconds(work: Callable[[], object], device: str, repeats: int = 1) -> float:
+    """Processor seconds on the CPU, seconds by the clock on another device."""
+    import torch
+
+    wait = torch.cuda.synchronize if device != "cpu" else (lambda: None)
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    wait()
+    start = clock()
+    for _ in range(repeats):
+        work()
+    wait()
+    return (clock() - start) / repeats
+
+
+def ratio(work: Callable[[], object], plain: Callable[[], object], device: str, rounds: int, repeats: int = 1) -> float:
+    """Cost of `work` in plain passes: the median of `rounds`, each between two timings of the plain pass."""
+    work()  # warm
+    found = []
+    for _ in range(rounds):
+        before = seconds(plain, device, 5 * repeats)
+        cost = seconds(work, device, repeats)
+        found.append(cost / ((before + seconds(plain, device, 5 * repeats)) / 2))
+    return median(found)
+
+
+def gpt2_small(device: str, attention: str = "eager") -> Any:
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from helpers import wrap
+
+    torch.manual_seed(0)
+    model: Any = GPT2LMHeadModel._from_config(GPT2Config(), attn_implementation=attention)
+    return wrap(model.to(device))
+
+
+def prompts(number: int) -> Any:
+    import torch
+
+    return torch.randint(0, 50257, (number, TOKENS), generator=torch.Generator().manual_seed(1))
+
+
+def costs(device: str, rounds: int) -> list[tuple[str, str]]:
+    from helpers import edit, log_prob, sweep_block_pairs, sweep_blocks, sweep_heads, trace, zero_heads
+
+    lm = gpt2_small(device)
+    many = prompts(PROMPTS).to(device)
+    one = many[0]
+
+    def plain() -> object:
+        return lm.logits(one)
+
+    def loop() -> list[Any]:
+        before = log_prob(plain_logits(), 7)
+        found = []
+        for block in range(lm.n_blocks):
+            for head in range(lm.n_heads):
+                with edit(lm, zero_heads(block, [head])):
+                    found.append(log_prob(plain_logits(), 7) - before)
+        return found
+
+    def plain_logits() -> Any:
+        return lm.logits(one)[0, -1]
+
+    def times(work: Callable[[], object], by: int = 1, rounds: int = rounds) -> str:
+        return f"{ratio(work, plain, device, rounds) / by:.1f}"
+
+    plain()
+    rows = [
+        ("plain pass, ms", f"{1000 * median(seconds(plain, device) for _ in range(21)):.0f}"),
+        ("all 144 heads, the plain loop", times(loop, rounds=max(1, rounds // 3))),
+        ("all 144 heads, `sweep_heads`", times(lambda: sweep_heads(lm, one, 7))),
+        (f"the same for {PROMPTS} prompts, per prompt", times(lambda: sweep_heads(lm, many, 7), PROMPTS, max(1, rounds // 3))),
+        ("each of 12 blocks skipped, `sweep_blocks`", times(lambda: sweep_blocks(lm, one, 7))),
+        (f"the same for {PROMPTS} prompts, per prompt", times(lambda: sweep_blocks(lm, many, 7), PROMPTS)),
+        ("all 66 pairs of blocks and 12 single ones, `sweep_block_pairs`", times(lambda: sweep_block_pairs(lm, one, 7))),
+        ("full `trace`", f"{ratio(lambda: trace(lm, one), plain, device, 3 * rounds, 3):.2f}"),
+    ]  # fmt: skip
+    by_loop = [value.item() for value in loop()]
+    apart = max(abs(a - b) for a, b in zip(by_loop, sweep_heads(lm, one, 7).flatten().tolist(), strict=True))
+    rows.append(("largest difference between sweep and loop, nats", f"{apart:.0e}"))
+    return rows
+
+
+def one_edit(rounds: int) -> tuple[str, str]:
+    """Milliseconds that one edit adds to a pass of the pocket model, the two timed in turn."""
+    from helpers import edit, load_model, zero_heads
+
+    lm = load_model(threads=1)
+    prompt = "There is a lot of liquid water on planet Earth"
+    ids = lm.encode(prompt).ids
+
+    def edited() -> None:
+        with edit(lm, zero_heads(2, [1])):
+            lm.logits(ids)
+
+    edited()
+    pairs = []
+    for _ in range(40 * rounds):
+        start = time.process_time()
+        lm.logits(ids)
+        middle = time.process_time()
+        edited()
+        pairs.append((time.process_time() - middle, middle - start))
+    plain = median(p for _, p in pairs)
+    return (
+        f"one edit on the pocket model (a pass takes {1000 * plain:.1f} ms), ms more",
+        f"{1000 * (median(e for e, _ in pairs) - plain):+.2f}",
+    )
+
+
+# ---- what needs a process of its own
+
+
+def peak_memory() -> None:
+    """Print how far `sweep_heads` lifts the process's peak above what a plain pass needs, in MB."""
+    import resource
+
+    from helpers import sweep_heads
+
+    lm = gpt2_small("cpu")
+    ids = prompts(PROMPTS)
+    lm.logits(ids[0])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    sweep_heads(lm, ids[0], 7)
+    one = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    sweep_heads(lm, ids, 7)
+    both = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 1e6 if sys.platform == "darwin" else 1e3
+    print(json.dumps([(one - before) / unit, (both - before) / unit]))
+
+
+def import_time() -> None:
+    """Print the processor seconds that `import helpers` and its sweeps take once torch and transformers are there."""
+    import torch  # noqa: F401
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+
+    start = time.process_time()
+    import helpers
+
+    alone = time.process_time() - start
+    _ = helpers.load_model, helpers.trace, helpers.sweep_heads, helpers.delta_norm, helpers.edit
+    print(json.dumps([alone, time.process_time() - start]))
+
+
+def elsewhere(what: str) -> list[float]:
+    here = Path(__file__).resolve()
+    done = subprocess.run(
+        [sys.executable, str(here), "--only", what], check=True, capture_output=True, text=True, cwd=here.parent.parent
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds behind each median")
+    parser.add_argument("--only", choices=["memory", "import"], help=argparse.SUPPRESS)
+    chosen = parser.parse_args(arguments)
+    import torch
+
+    torch.set_num_threads(1)
+    if chosen.only:
+        {"memory": peak_memory, "import": import_time}[chosen.only]()
+        return
+    rows = costs(chosen.device, chosen.rounds)
+    if chosen.device == "cpu":
+        memory = elsewhere("memory")
+        loaded = [median(values) for values in zip(*(elsewhere("import") for _ in range(3)), strict=True)]
+        rows += [
+            ("peak memory beyond a plain pass, 144 heads, MB", f"{memory[0]:.0f}"),
+            (f"the same for {PROMPTS} prompts, MB", f"{memory[1]:.0f}"),
+            one_edit(chosen.rounds),
+            ("`import helpers` on top of torch and transformers, s", f"{loaded[0]:.3f}"),
+            ("… and its models, edits, traces, sweeps and metrics, s", f"{loaded[1]:.3f}"),
+        ]
+    print("| | in plain passes, unless said otherwise |\n| --- | ---: |")
+    for name, value in rows:
+        print(f"| {name} | {value} |")
+
+
+if __name__ == "__main__":
+    main()
