@@ -141,7 +141,7 @@ def test_lesson(server, page, lesson, tmp_path, note):
         panel.scroll_into_view_if_needed()
         every_control_has_a_label(panel)
         tab_reaches_every_control(page, panel)
-        times = move_sliders(page, panel)
+        times = move_controls(page, panel)
         a_bad_prompt_is_explained(page, panel)
         middle, slowest = statistics.median(times), max(times)
         note(f"{lesson.stem}: redraw {middle:.0f} ms (median of {len(times)}, slowest {slowest:.0f}; goal 150)")
@@ -185,22 +185,26 @@ def has_focus(control):
     return control.evaluate("element => element === document.activeElement")
 
 
-def move_sliders(page, panel):
-    """Press arrow keys on every slider; the picture and the numbers must follow. Returns times in milliseconds."""
+def move_controls(page, panel):
+    """Press arrow keys on every slider (where there is none, space on every box); the picture and the numbers must follow.
+
+    Returns times in milliseconds.
+    """
     panel.evaluate(WATCH)
     sliders = panel.locator(".noUi-handle").all()
-    assert sliders, "a widget has a slider"
-    for slider in sliders:
+    movers = sliders or panel.locator("input[type=checkbox]").all()
+    assert movers, "a widget has sliders, or boxes to tick"
+    for mover in movers:
         before = (panel.locator("img").get_attribute("src"), panel.locator("[role=status]").inner_text())
-        slider.focus()
-        for _ in range(-(-REDRAWS // len(sliders))):
+        mover.focus()
+        for _ in range(-(-REDRAWS // len(sliders)) if sliders else 1):
             known = page.evaluate("window.redraws.length")
-            value, most = (slider.get_attribute(name) for name in ("aria-valuenow", "aria-valuemax"))
-            page.keyboard.press("ArrowLeft" if value == most else "ArrowRight")
+            value, most = (mover.get_attribute(name) for name in ("aria-valuenow", "aria-valuemax"))
+            page.keyboard.press("Space" if not sliders else "ArrowLeft" if value == most else "ArrowRight")
             page.wait_for_function("known => window.redraws.length > known", arg=known, timeout=30_000)
         after = (panel.locator("img").get_attribute("src"), panel.locator("[role=status]").inner_text())
-        assert after[0] != before[0], "the picture does not follow the slider"
-        assert after[1] != before[1], "the line of numbers does not follow the slider"
+        assert after[0] != before[0], "the picture does not follow the control"
+        assert after[1] != before[1], "the line of numbers does not follow the control"
     return page.evaluate("window.redraws")
 
 
