@@ -73,26 +73,27 @@ class edit:
 
     def __enter__(self) -> LanguageModel:
         group = list(self.edits)
-        self.entered.append(group)
         try:
+            self.entered.append(group)
             self.lm.live_edits.append(group)
             _register(self.lm)
+            return self.lm
         except BaseException:  # an interrupt in here: Python would not call __exit__
-            self.__exit__()
+            self._leave(group)
             raise
-        return self.lm
 
     def __exit__(self, *_) -> None:
         group = self.entered[-1]
         try:
-            self.lm.live_edits = [other for other in self.lm.live_edits if other is not group]
-            _register(self.lm)
+            self._leave(group)
         except BaseException:  # an interrupt in here: finish, then let it through
-            self.lm.live_edits = [other for other in self.lm.live_edits if other is not group]
-            _register(self.lm)
+            self._leave(group)
             raise
-        finally:
-            self.entered = [other for other in self.entered if other is not group]
+
+    def _leave(self, group: list[Edit]) -> None:
+        self.lm.live_edits = [other for other in self.lm.live_edits if other is not group]
+        _register(self.lm)
+        self.entered = [other for other in self.entered if other is not group]
 
 
 def _register(lm: LanguageModel) -> None:
@@ -111,7 +112,7 @@ def applied(one: Edit) -> Callable[[Tensor, Tensor], Tensor]:
         new = one.change(value, stream)
         if not isinstance(new, Tensor):
             raise errors.BadEdit(
-                f"{one!r} returned {'None' if new is None else f'a {type(new).__name__}'}: its function must return the new "
+                f"{one!r} returned {'None' if new is None else f'a value of type {type(new).__name__}'}: its function must return the new "
                 f"tensor, of shape {tuple(value.shape)} here."
             )
         for what in ("shape", "dtype", "device"):

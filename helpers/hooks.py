@@ -12,7 +12,8 @@ does not show in `hidden_states`, and nothing warns.
 
 Two rules make the order right whatever ran before:
 
-* edits are registered with `prepend=True`, so that they run ahead of every recorder, transformers' own included;
+* edits are registered with `prepend=True`, so that they run ahead of every recorder that is a hook, transformers' own
+  included (transformers 4.57 records Llama, Mistral, Qwen and Gemma by wrapping `forward`: there no hook's edit shows);
 * our recorders are registered at the end, for one pass, so that they see edits, a learner's raw hooks, everything.
 
 A block returns a plain tensor on transformers 5 and a tuple on 4.57, attention modules return tuples on both: `first` and
@@ -143,10 +144,10 @@ def on_site(lm: LanguageModel, site: str, block: int, see: Seen, prepend: bool =
             handles.append(on_output(lm.part(block, parts.preactivation), whole, prepend))
         else:
             handles.append(on_output(lm.part(block, parts.keys), through(*_key_views(lm)), prepend))
+        return handles
     except BaseException:  # an interrupt in here: the caller never sees these handles
         remove(handles)
         raise
-    return handles
 
 
 def _key_views(lm: LanguageModel) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]:

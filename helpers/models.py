@@ -302,7 +302,7 @@ class LanguageModel:
         if length > self.context:
             raise errors.PromptTooLong(
                 f"the prompt has {length} tokens, but this model has {self.context} positions: "
-                f"shorten it by {length - self.context} tokens or more."
+                f"shorten it by at least {length - self.context}."
             )
 
     def _need_tokenizer(self) -> Any:

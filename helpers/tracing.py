@@ -81,31 +81,36 @@ def trace(lm: LanguageModel, prompt: str | Sequence[str] | Tensor | Tokens, stop
         raise _Stop
 
     try:
-        for block in range(n):
-            handles.append(hooks.on_input(lm.blocks[block], keep(resid[block])))
-            if lm.parts.functional_dropout and lm.model.training:
-                handles += _differences(lm, block, resid[block], attn[block], mlp[block])
-            else:
-                handles += hooks.on_site(lm, "attention", block, keep(attn[block]))
-                handles += hooks.on_site(lm, "mlp", block, keep(mlp[block]))
-            handles += hooks.on_site(lm, "heads", block, keep(heads[block]))
-        if n < lm.n_blocks:
-            handles.append(hooks.on_input(lm.blocks[n], stop))
-        elif stop_after is not None:
-            handles.append(hooks.on_input(lm.final_norm, stop))
-        else:
-            handles.append(hooks.on_input(lm.final_norm, keep(resid[n])))
-            handles.append(hooks.on_output(lm.final_norm, lambda value, _: final.append(value.clone())))
         try:
-            logits = lm.model(**lm.inputs(tokens)).logits
-        except _Stop:
-            return Trace(tokens.ids, tokens.mask, resid, attn, mlp, heads, None, None)
+            for block in range(n):
+                handles.append(hooks.on_input(lm.blocks[block], keep(resid[block])))
+                if lm.parts.functional_dropout and lm.model.training:
+                    _differences(lm, block, resid[block], attn[block], mlp[block], handles)
+                else:
+                    handles += hooks.on_site(lm, "attention", block, keep(attn[block]))
+                    handles += hooks.on_site(lm, "mlp", block, keep(mlp[block]))
+                handles += hooks.on_site(lm, "heads", block, keep(heads[block]))
+            if n < lm.n_blocks:
+                handles.append(hooks.on_input(lm.blocks[n], stop))
+            elif stop_after is not None:
+                handles.append(hooks.on_input(lm.final_norm, stop))
+            else:
+                handles.append(hooks.on_input(lm.final_norm, keep(resid[n])))
+                handles.append(hooks.on_output(lm.final_norm, lambda value, _: final.append(value.clone())))
+            try:
+                logits = lm.model(**lm.inputs(tokens)).logits
+            except _Stop:
+                return Trace(tokens.ids, tokens.mask, resid, attn, mlp, heads, None, None)
+        finally:
+            hooks.remove(handles)
     finally:
-        hooks.remove(handles)
+        hooks.remove(handles)  # once more: an interrupt may arrive during the first
     return Trace(tokens.ids, tokens.mask, resid, attn, mlp, heads, final[0], logits)
 
 
-def _differences(lm: LanguageModel, block: int, resid: Tensor, attn: Tensor, mlp: Tensor) -> list[RemovableHandle]:
+def _differences(
+    lm: LanguageModel, block: int, resid: Tensor, attn: Tensor, mlp: Tensor, handles: list[RemovableHandle]
+) -> None:
     """Where dropout is no module, what is added to the stream is only visible as a difference of the stream itself."""
     middle = torch.empty_like(resid)
 
@@ -116,8 +121,6 @@ def _differences(lm: LanguageModel, block: int, resid: Tensor, attn: Tensor, mlp
     def after(value: Tensor, _: Tensor) -> None:
         mlp.copy_(value - middle)
 
-    return [
-        hooks.on_input(lm.part(block, lm.parts.before_mlp), before_mlp),
-        # Ahead of the edits: their change to the block's output is not the MLP's.
-        hooks.on_output(lm.blocks[block], after, prepend=True),
-    ]
+    handles.append(hooks.on_input(lm.part(block, lm.parts.before_mlp), before_mlp))
+    # Ahead of the edits: their change to the block's output is not the MLP's.
+    handles.append(hooks.on_output(lm.blocks[block], after, prepend=True))
