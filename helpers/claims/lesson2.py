@@ -40,7 +40,7 @@ def verdict_2_1(misses: Sequence[float], against_hidden_state: float, tolerance:
     wrong = [block for block, miss in enumerate(misses) if not miss <= tolerance]
     measured = (
         f"largest miss over {n} blocks {below(max(misses), max(tolerance, 1e-12))} of the state; "
-        f"last block against hidden_states[-1]: {_n(against_hidden_state)}"
+        f"last block against hidden_states[-1]: {_n(against_hidden_state)} times its length"
     )
     if wrong:
         why = f"the sum misses the stream after {len(wrong)} of {n} blocks, first at block {wrong[0]}"
@@ -103,11 +103,9 @@ def verdict_2_4(probability: float, as_it_is: float, with_dropout: float) -> Cla
     if as_it_is > 0:
         return Claim("2.4", says, measured, HOLDS, "two passes over the same prompt give two recordings")
     if with_dropout > 0:
-        why = (
-            "not the mode makes it random but the probability, and this model's is 0: train mode changes nothing in it"
-        )
+        why = "it is not the mode that makes it random but the probability, and this model's is 0: train() changes nothing in it"
         return Claim("2.4", says, measured, PARTLY, why)
-    return Claim("2.4", says, measured, FAILS, "this model has no dropout: train mode changes nothing in it")
+    return Claim("2.4", says, measured, FAILS, "this model has no dropout: train() changes nothing in it")
 
 
 def verdict_2_5(train: bool, evaluated: bool, train_no_grad: bool) -> Claim:
