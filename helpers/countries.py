@@ -52,7 +52,7 @@ def capital_prompts(lm: LanguageModel, count: int | None = None, template: str =
 
     The contrast is the next such country of the same region, the region's first after its last; a country without such
     a neighbour is left out. count: that many, spread evenly over the shortest prompts that are enough (prompts of one
-    length make a batch without padding); all by default. Raises BadValue when there are fewer than `count`.
+    length make a batch without padding); all by default. Raises BadValue when there are fewer than `count`, or none.
     """
     known = [country for country in read_countries() if _is_one_token(lm, " " + country.name)]
     regions: dict[str, list[Country]] = {}
@@ -65,6 +65,8 @@ def capital_prompts(lm: LanguageModel, count: int | None = None, template: str =
         if other is not country:
             text = template.format(capital=country.capital)
             found.append(CapitalPrompt(text, " " + country.name, " " + other.name))
+    if not found:
+        raise errors.BadValue("no country's name is one token of this model: its tokenizer leaves no prompt to ask.")
     if count is None:
         return found
     if not 1 <= count <= len(found):

@@ -28,6 +28,7 @@ from helpers.tracing import trace
 Interval = tuple[float, float, float]
 REPLACEMENTS = ("zero", "mean", "resample")
 MANY = 60  # country prompts of a study
+MOSTLY = 0.9  # a claim about all removals holds in part when this share of them agrees
 
 
 def verdict_4_1(here: Sequence[float], many: Sequence[Interval]) -> Claim:
@@ -81,31 +82,34 @@ def verdict_4_3(first: bool, kept: int, heads: int, kept_many: int, pairs: int) 
     if here and beyond:
         return Claim("4.3", says, measured, HOLDS, "on this prompt and on every other that the model gets right")
     if here:
-        why = f"here it does; elsewhere {pairs - kept_many} removals cost the first place"
+        why = f"here it does; elsewhere {pairs - kept_many} of {pairs} removals cost the first place"
         return Claim("4.3", says, measured, PARTLY, why if pairs else "here it does; no other prompt can test it")
     if beyond:
         return Claim("4.3", says, measured, PARTLY, "not on this prompt, but on every prompt that the model gets right")
     why = "a removal costs the target its first place" if first else "the target is not first even with every head"
+    if pairs and kept_many >= MOSTLY * pairs:
+        return Claim("4.3", says, measured, PARTLY, f"{why}; over many prompts nearly every removal leaves it there")
     return Claim("4.3", says, measured, FAILS, f"{why}, and removals over many prompts cost it too" if pairs else why)
 
 
-def verdict_4_4(here: Sequence[float], kept: Sequence[bool], seen_by_top: int, seen_by_difference: int) -> Claim:
-    """here: change of the logit difference for each head; kept: whether the top token stayed the same.
+def verdict_4_4(here: Sequence[float], kept: Sequence[bool], silent: float, hidden: float) -> Claim:
+    """here: change of the logit difference for each head on the prompt; kept: whether the top token stayed the same.
 
-    seen_by_…: for how many heads the 95 % interval over many prompts tells the measure's change from 0.
+    silent: the share of removals over many prompts that keep the top token; hidden: their share of all movement, the sum
+    of |change of the logit difference|.
     """
     says = "continuous measures show what the top-1 hides"
-    silent = [value for value, same in zip(here, kept, strict=True) if same]
-    moved = f"while the logit difference moves by {_n(min(silent))} to {_n(max(silent))} nats" if silent else ""
+    same = [value for value, stays in zip(here, kept, strict=True) if stays]
+    moved = f" while the logit difference moves by {_n(min(same))} to {_n(max(same))} nats" if same else ""
     measured = (
-        f"same top token for {len(silent)} of {len(here)} heads {moved}; over many prompts the logit difference "
-        f"tells {seen_by_difference} of {len(here)} heads from 0, the top-1 {seen_by_top}"
+        f"here the top token stays for {len(same)} of {len(here)} heads{moved}; over many prompts for "
+        f"{_n(100 * silent)} % of removals, which hold {_n(100 * hidden)} % of all movement"
     )
-    if seen_by_difference > seen_by_top:
-        return Claim("4.4", says, measured, HOLDS, "it finds heads that the top-1 does not see")
-    if seen_by_difference == seen_by_top and seen_by_difference > 0:
-        return Claim("4.4", says, measured, PARTLY, "both find as many heads; only the continuous one says how much")
-    return Claim("4.4", says, measured, FAILS, "the logit difference finds no head that the top-1 misses")
+    if hidden > 0.5:
+        return Claim("4.4", says, measured, HOLDS, "most of what the logit difference sees never reaches the top token")
+    if hidden > 0.1:
+        return Claim("4.4", says, measured, PARTLY, "part of the movement is hidden, but most shows in the top token")
+    return Claim("4.4", says, measured, FAILS, "where the top token stays, hardly anything moves")
 
 
 def verdict_4_5(share: float, alone: Interval, together: Interval, extra: Interval) -> Claim:
@@ -293,12 +297,20 @@ def ledger(
         verdict_4_4(
             here["logit difference"].tolist(),
             here["same top-1"].bool().tolist(),
-            _seen(1 - study.changes["zero"]["same top-1"]),
-            _seen(study.changes["zero"]["logit difference"]),
+            *hidden_movement(study.changes["zero"]["logit difference"], study.changes["zero"]["same top-1"].bool()),
         ),
         verdict_4_5(**cooperation(study)),
         verdict_4_6(**compare_replacements(study)),
     ]
+
+
+def hidden_movement(changes: Tensor, kept: Tensor) -> tuple[float, float]:
+    """(silent, hidden): the share of removals that keep the top token, and their share of all movement, the sum of |change|.
+
+    changes, kept: of one shape, nats and bool.
+    """
+    size = changes.abs()
+    return float(kept.double().mean()), float(size[kept].sum() / size.sum()) if float(size.sum()) else 0.0
 
 
 def cooperation(study: Study) -> dict[str, Any]:
@@ -329,11 +341,6 @@ def _kept(study: Study) -> tuple[int, int]:
     """How many removals keep the target first, and how many there are, on the prompts that the model gets right."""
     kept = study.changes["zero"]["target is top-1"][study.right]
     return int(kept.sum()), kept.numel()
-
-
-def _seen(values: Tensor) -> int:
-    """For how many heads the interval over the prompts tells the mean from 0. values: (n_prompts, n_heads)."""
-    return sum(low > 0 or high < 0 for _, low, high in intervals(values))
 
 
 def _interval(value: Interval) -> str:

@@ -133,7 +133,7 @@ def plot_silent_changes(changes: Tensor, kept: Tensor, ax: Axes | None = None) -
     values, same = changes[order], kept[order]
     places = torch.arange(len(values))
     for index, (name, chosen) in enumerate((("same top token", same), ("another top token", ~same))):
-        style = {**series_style(index), "linestyle": "none"}
+        style = {**series_style(index), "linestyle": "none", "markersize": 5 + 2 * index}
         if chosen.any():
             ax.plot(places[chosen], values[chosen], label=f"{name} ({int(chosen.sum())})", **style)
     ax.axhline(0, color=QUIET, linewidth=1)

@@ -73,8 +73,6 @@ def _edits(lm: LanguageModel, prompt: str, replacement: str) -> tuple[Edit, ...]
         values = torch.zeros(lm.n_blocks, 1, lm.n_heads, lm.d_head, dtype=lm.dtype, device=lm.device)
     elif replacement in ("mean", "resample"):
         others = [fact.prompt for fact in capital_prompts(lm) if fact.prompt != prompt][:REFERENCE]
-        if not others:
-            raise BadValue(f"replacement {replacement!r} needs country prompts, but this tokenizer has no such names.")
         if replacement == "mean":
             values = mean_heads(lm, others).unsqueeze(1)
         else:

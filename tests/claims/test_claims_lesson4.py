@@ -20,11 +20,11 @@ CASES = {
     ),
     "4.3": (
         {"first": True, "kept": 12, "heads": 12, "kept_many": 600, "pairs": 600},
-        {"first": True, "kept": 11, "heads": 12, "kept_many": 590, "pairs": 600},
+        {"first": True, "kept": 11, "heads": 12, "kept_many": 500, "pairs": 600},
     ),
     "4.4": (
-        {"here": [-0.2, 0.1], "kept": [True, True], "seen_by_top": 0, "seen_by_difference": 2},
-        {"here": [-0.2, 0.1], "kept": [False, False], "seen_by_top": 2, "seen_by_difference": 1},
+        {"here": [-0.2, 0.1], "kept": [True, True], "silent": 0.95, "hidden": 0.9},
+        {"here": [-0.2, 0.1], "kept": [False, False], "silent": 0.5, "hidden": 0.05},
     ),
     "4.5": (
         {"share": 0.2, "alone": DOWN, "together": (-0.9, -1.0, -0.8), "extra": DOWN},
@@ -49,13 +49,18 @@ def test_every_verdict_can_go_both_ways(prove_verdicts):
         ("4.2", {"here": [1, 1], "many": [OPEN, OPEN], "share": OPEN}, "what the target loses is shared out"),
         ("4.2", {"here": [1, 1], "many": [OPEN, OPEN], "share": DOWN}, "it even loses ground"),
         ("4.2", {"here": [1, 1], "many": [OPEN, OPEN], "share": UP}, "more than its share"),
-        ("4.3", {"first": True, "kept": 4, "heads": 4, "kept_many": 9, "pairs": 10}, "elsewhere 1 removals"),
+        ("4.3", {"first": True, "kept": 4, "heads": 4, "kept_many": 9, "pairs": 10}, "elsewhere 1 of 10 removals"),
+        (
+            "4.3",
+            {"first": True, "kept": 3, "heads": 4, "kept_many": 95, "pairs": 100},
+            "a removal costs the target its first place; over many prompts nearly every removal leaves it there",
+        ),
         ("4.3", {"first": True, "kept": 4, "heads": 4, "kept_many": 0, "pairs": 0}, "no other prompt can test it"),
         ("4.3", {"first": False, "kept": 0, "heads": 4, "kept_many": 9, "pairs": 9}, "on every prompt that the model"),
         (
             "4.4",
-            {"here": [-0.2, 0.1], "kept": [True, False], "seen_by_top": 1, "seen_by_difference": 1},
-            "both find as many",
+            {"here": [-0.2, 0.1], "kept": [True, False], "silent": 0.5, "hidden": 0.3},
+            "most shows in the top token",
         ),
         ("4.5", {"share": 0.2, "alone": DOWN, "together": DOWN, "extra": UP}, "cost no more than the sum"),
         ("4.5", {"share": 0.7, "alone": DOWN, "together": DOWN, "extra": DOWN}, "one head carries more than half"),
@@ -80,6 +85,13 @@ def test_a_target_that_is_not_first_can_not_stay_first():
     claim = lesson4.verdict_4_3(False, 0, 12, 0, 0)
     assert claim.verdict == FAILS
     assert claim.why == "the target is not first even with every head"
+
+
+def test_hidden_movement_is_that_of_removals_that_keep_the_top_token():
+    changes = torch.tensor([[-3.0, 1.0], [4.0, -2.0]])
+    kept = torch.tensor([[True, True], [False, True]])
+    assert lesson4.hidden_movement(changes, kept) == pytest.approx((0.75, 0.6))
+    assert lesson4.hidden_movement(torch.zeros(2, 2), kept) == pytest.approx((0.75, 0.0))
 
 
 def test_no_redundancy_where_nothing_is_lost():
