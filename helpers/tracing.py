@@ -24,7 +24,7 @@ from .models import LanguageModel, Tokens, check_model
 class Trace:
     """What one pass left behind. All tensors are copies without gradient, in the model's dtype.
 
-    resid[l] enters block l and resid[n_blocks] leaves the last block, before the final norm. In a pass without edits
+    resid[l], (batch, pos, d_model), enters block l and resid[n_blocks] leaves the last block, before the final norm. In a pass without edits
     resid[l + 1] == resid[l] + attn[l] + mlp[l]. At a skipped block attn and mlp are what the block computed in vain.
     """
 
@@ -39,7 +39,7 @@ class Trace:
 
     @property
     def last_logits(self) -> Tensor:
-        """(batch, vocabulary) logits at each prompt's last real token."""
+        """(batch, vocabulary) logits at each prompt's last real token. Raises BadValue if the pass stopped before."""
         if self.logits is None:
             raise errors.BadValue("this trace stopped at a block and has no logits: trace again without stop_after.")
         rows = torch.arange(len(self.tokens), device=self.tokens.device)

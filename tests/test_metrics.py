@@ -1,0 +1,108 @@
+"""Every metric against NumPy by hand."""
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from tiny import tiny
+
+from helpers import metrics
+
+SOME = settings(max_examples=40, deadline=None, derandomize=True, database=None)
+
+
+def streams(seed=0, shape=(4, 3, 5, 6)):
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+
+
+MASK = torch.tensor([[True] * 5, [True, True, False, False, False], [True] * 4 + [False]])
+
+
+@SOME
+@given(seed=st.integers(0, 10**6), first=st.booleans(), masked=st.booleans())
+def test_distances_agree_with_numpy(seed, first, masked):
+    clean, edited = streams(seed)
+    mask = MASK if masked else None
+    kept = MASK.numpy().copy() if masked else np.ones((3, 5), bool)
+    kept[:, 0] &= first
+    a, b = clean.numpy()[:, kept], edited.numpy()[:, kept]  # (points, kept tokens, d_model)
+    norm = lambda x: np.sqrt((x**2).sum(axis=(1, 2)))  # noqa: E731
+    arguments = {"include_first": first, "mask": mask}
+    np.testing.assert_allclose(metrics.delta_norm(clean, edited, **arguments), norm(b - a), rtol=1e-12)
+    np.testing.assert_allclose(metrics.relative_error(clean, edited, **arguments), norm(b - a) / norm(a), rtol=1e-12)
+    cosine = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+    np.testing.assert_allclose(metrics.cosine_similarity(clean, edited, **arguments), cosine.mean(axis=1), atol=1e-12)
+    np.testing.assert_allclose(metrics.step_norm(clean, **arguments), norm(a[1:] - a[:-1]), rtol=1e-12)
+    np.testing.assert_allclose(metrics.token_norms(clean), np.linalg.norm(clean.numpy(), axis=-1), rtol=1e-12)
+
+
+def test_nothing_that_padding_holds_is_counted():
+    clean, edited = streams()
+    expected = [
+        f(clean, edited, mask=MASK) for f in (metrics.delta_norm, metrics.relative_error, metrics.cosine_similarity)
+    ]
+    for junk in (float("nan"), 1e9):
+        spoiled = edited.clone()
+        spoiled[:, ~MASK] = junk
+        found = [
+            f(clean, spoiled, mask=MASK)
+            for f in (metrics.delta_norm, metrics.relative_error, metrics.cosine_similarity)
+        ]
+        assert all(a.equal(b) for a, b in zip(found, expected, strict=True))
+
+
+@SOME
+@given(logits=st.lists(st.floats(-300, 300), min_size=2, max_size=9), data=st.data())
+def test_predictions_agree_with_numpy(logits, data):
+    other = data.draw(st.lists(st.floats(-300, 300), min_size=len(logits), max_size=len(logits)))
+    token = data.draw(st.integers(0, len(logits) - 1))
+    x, y = np.array(logits), np.array(other)
+    lx, ly = (v - v.max() - np.log(np.exp(v - v.max()).sum()) for v in (x, y))
+    a, b = torch.from_numpy(x), torch.from_numpy(y)
+    np.testing.assert_allclose(metrics.log_prob(a, token), lx[token], atol=1e-10)
+    np.testing.assert_allclose(metrics.logit_difference(a, token, 0), x[token] - x[0], atol=1e-12)
+    np.testing.assert_allclose(metrics.kl(a, b), (np.exp(lx) * (lx - ly)).sum(), atol=1e-9)
+    assert metrics.kl(a, b) >= 0 and metrics.kl(a, a) == 0
+
+
+def test_one_token_for_each_row():
+    logits = streams(shape=(3, 7))[0]
+    found = metrics.log_prob(logits, torch.tensor([2, 0, 6]))
+    assert found.equal(torch.stack([metrics.log_prob(logits[row], token) for row, token in enumerate((2, 0, 6))]))
+
+
+def test_sixteen_bits_are_computed_in_thirty_two():
+    clean, edited = streams()
+    found = metrics.delta_norm(clean.bfloat16(), edited.bfloat16())
+    assert found.dtype == torch.float32
+    assert found.equal(metrics.delta_norm(clean.bfloat16().float(), edited.bfloat16().float()))
+    assert metrics.log_prob(clean.half(), 1).dtype == torch.float32
+
+
+def test_top_k_gives_texts_and_probabilities_in_order():
+    lm = tiny("gpt2")
+    lm.tokenizer = type("Digits", (), {"decode": staticmethod(lambda ids: f" {ids[0]}")})
+    found = metrics.top_k(lm, torch.tensor([[0.0, 2.0, 1.0, -5.0]]), 3)
+    probabilities = np.exp([2.0, 1.0, 0.0]) / np.exp([0.0, 2.0, 1.0, -5.0]).sum()
+    assert [text for text, _ in found] == [" 1", " 2", " 0"]
+    assert [p for _, p in found] == pytest.approx(list(probabilities), abs=1e-6)
+
+
+def test_the_interval_is_the_percentiles_of_resampled_means():
+    values = torch.tensor([0.5, -1.0, 3.0, 2.0, 0.0])
+    mean, low, high = metrics.bootstrap_interval(values, torch.Generator().manual_seed(3), level=0.9, draws=500)
+    picks = torch.randint(5, (500, 5), generator=torch.Generator().manual_seed(3)).numpy()
+    means = values.numpy().astype(float)[picks].mean(axis=1)
+    assert mean == pytest.approx(0.9) and (low, high) == pytest.approx(tuple(np.quantile(means, [0.05, 0.95])))
+
+
+def test_the_interval_covers_as_often_as_it_says():
+    generator = torch.Generator().manual_seed(0)
+    hits = 0
+    for _ in range(200):
+        values = torch.randn(40, generator=generator) + 1
+        _, low, high = metrics.bootstrap_interval(values, generator, draws=300)
+        hits += low <= 1 <= high
+    assert 0.90 <= hits / 200 <= 0.98
