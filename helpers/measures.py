@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import errors, metrics
+from . import errors
 from .models import LanguageModel
 
 Target = str | int
@@ -82,11 +82,12 @@ def text_damage() -> Measure:
     def compute(outcome: Outcome) -> Tensor:
         if len(outcome.ids) < 2:
             raise errors.BadPrompt("a next-token loss needs two tokens or more, but this prompt has one.")
-        loss = -metrics.log_prob(outcome.edited[:, :-1], outcome.ids[1:].expand(len(outcome.edited), -1)).mean(-1)
-        before = -metrics.log_prob(outcome.clean[:-1], outcome.ids[1:]).mean()
-        divergence = metrics.kl(outcome.clean.expand_as(outcome.edited), outcome.edited).mean(-1)
-        agreement = (outcome.edited.argmax(-1) == outcome.clean.argmax(-1)).to(loss).mean(-1)
-        return torch.stack([loss - before, divergence, agreement], dim=-1)
+        edited, clean = outcome.edited.log_softmax(-1), outcome.clean.log_softmax(-1)
+        change = clean - edited  # (copies, pos, vocabulary)
+        rise = change[:, :-1].gather(-1, outcome.ids[1:, None].expand(len(edited), -1, -1)).squeeze(-1)
+        divergence = (change * clean.exp()).sum(-1).clamp(min=0)
+        agreement = (edited.argmax(-1) == clean.argmax(-1)).to(edited)
+        return torch.stack([rise.mean(-1), divergence.mean(-1), agreement.mean(-1)], dim=-1)
 
     return Measure(compute, ("loss", "kl", "same top-1"), every_position=True)
 
