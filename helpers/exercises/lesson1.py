@@ -297,7 +297,7 @@ def _check_1_4(answer: Callable[..., Any]) -> str | None:
 # ---- 1.5 · repair it
 
 
-GRID = torch.linspace(0.5, 3.0, 26).tolist()
+GRID = [tenth / 10 for tenth in range(5, 31)]
 
 
 def repair_factor(lm, prompt, block, factor, later):
@@ -307,7 +307,7 @@ def repair_factor(lm, prompt, block, factor, later):
 def solution_1_5(lm, prompt, block, factor, later):
     clean = trace(lm, prompt).resid[-1]
     best, smallest = None, float("inf")
-    for candidate in GRID:  # 0.5, 0.6, … 3.0
+    for candidate in [tenth / 10 for tenth in range(5, 31)]:  # 0.5, 0.6, … 3.0
         with edit(lm, scale_block(block, factor), scale_block(later, candidate)):
             distance = (trace(lm, prompt).resid[-1] - clean).norm()
         if distance < smallest:

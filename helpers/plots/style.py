@@ -130,9 +130,14 @@ def figure_of(ax: Axes | Figure) -> Figure:
 
 def to_png(ax: Axes | Figure, dpi: float | None = None) -> bytes:
     """Return the figure as a PNG with an opaque white face, so that it stays readable in a dark theme."""
-    buffer = BytesIO()
-    figure = figure_of(ax)
+    buffer, figure = BytesIO(), figure_of(ax)
+    # The layout once, by hand: savefig would draw the whole figure an extra time for it, and widgets redraw often.
+    layout = figure.get_layout_engine()
+    if layout is not None:
+        layout.execute(figure)
+        figure.set_layout_engine("none")
     figure.savefig(buffer, format="png", dpi=dpi or figure.dpi, facecolor="white", metadata={"Software": None})
+    figure.set_layout_engine(layout)
     return buffer.getvalue()
 
 

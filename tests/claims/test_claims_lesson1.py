@@ -97,3 +97,12 @@ def test_the_in_place_measurement_sees_half_of_the_clean_state_gone():
     assert weights == sum(p.numel() * 8 for p in lm.model.parameters())
     assert corrupted == pytest.approx(0.5)
     assert float(delta_norm(clean, trace(lm, ids).resid).max()) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_ledger_works_in_the_dtypes_of_real_models(dtype):
+    lm = tiny_model(3)
+    lm.model.to(dtype)
+    verdicts = {claim.number: claim.verdict for claim in lesson1.ledger(lm, torch.arange(8), block=1)}
+    assert verdicts["1.1"] == verdicts["1.2"] == HOLDS
+    assert verdicts["1.6"] == verdicts["1.7"] == PARTLY

@@ -81,3 +81,19 @@ def test_the_notebook_gives_heading_stub_and_check(exercise):
     (cell,) = [c for c in cells if c["cell_type"] == "code" and check in "".join(c["source"])]
     printed = "".join("".join(output.get("text", "")) for output in cell["outputs"])
     assert printed == core.NOT_TRIED_SENTENCE + "\n"
+
+
+@each
+def test_a_shown_solution_needs_nothing_that_the_notebook_lacks(exercise):
+    """Pasted below the notebook's own imports, a solution is still right: it leans on no name of its module alone."""
+    if not callable(exercise.solution):
+        return
+    scope = {}
+    for cell in _notebook(exercise):
+        if cell["cell_type"] == "code":
+            for statement in ast.parse("".join(cell["source"])).body:
+                if isinstance(statement, (ast.Import, ast.ImportFrom)):
+                    exec(compile(ast.Module([statement], []), "notebook", "exec"), scope)
+    exec(solution_source(exercise), scope)
+    pasted = scope[f"solution_{exercise.number.replace('.', '_')}"]
+    assert judge(exercise, pasted).state == "right"
