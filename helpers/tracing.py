@@ -24,8 +24,9 @@ from .models import LanguageModel, Tokens, check_model
 class Trace:
     """What one pass left behind. All tensors are copies without gradient, in the model's dtype.
 
-    resid[l], (batch, pos, d_model), enters block l and resid[n_blocks] leaves the last block, before the final norm. In a pass without edits
-    resid[l + 1] == resid[l] + attn[l] + mlp[l]. At a skipped block attn and mlp are what the block computed in vain.
+    resid[l], (batch, pos, d_model), enters block l and resid[n_blocks] leaves the last block, before the final norm. In a
+    pass without edits resid[l + 1] == resid[l] + attn[l] + mlp[l]. At a skipped block attn and mlp are what it computed
+    in vain.
     """
 
     tokens: Tensor  # (batch, pos) ids
