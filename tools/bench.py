@@ -14,7 +14,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -37,13 +37,12 @@ def seconds(work: Callable[[], object], device: str, repeats: int = 1) -> float:
 
 
 def ratio(work: Callable[[], object], plain: Callable[[], object], device: str, rounds: int, repeats: int = 1) -> float:
-    """Cost of `work` in plain passes: the median of `rounds`, each between two timings of the plain pass."""
-    work()  # warm
+    """Cost of `work` in plain passes: the median of `rounds`, each between timings of the plain pass."""
     found = []
     for _ in range(rounds):
-        before = seconds(plain, device, 5 * repeats)
+        before = seconds(plain, device, 3)
         cost = seconds(work, device, repeats)
-        found.append(cost / ((before + seconds(plain, device, 5 * repeats)) / 2))
+        found.append(cost / ((before + seconds(plain, device, 3)) / 2))
     return median(found)
 
 
@@ -64,7 +63,7 @@ def prompts(number: int) -> Any:
     return torch.randint(0, 50257, (number, TOKENS), generator=torch.Generator().manual_seed(1))
 
 
-def costs(device: str, rounds: int) -> list[tuple[str, str]]:
+def costs(device: str, rounds: int) -> Iterator[tuple[str, str]]:
     from helpers import edit, log_prob, sweep_block_pairs, sweep_blocks, sweep_heads, trace, zero_heads
 
     lm = gpt2_small(device)
@@ -74,36 +73,34 @@ def costs(device: str, rounds: int) -> list[tuple[str, str]]:
     def plain() -> object:
         return lm.logits(one)
 
-    def loop() -> list[Any]:
-        before = log_prob(plain_logits(), 7)
-        found = []
+    found: list[float] = []
+
+    def loop() -> None:
+        before = log_prob(lm.logits(one)[0, -1], 7)
+        found.clear()
         for block in range(lm.n_blocks):
             for head in range(lm.n_heads):
                 with edit(lm, zero_heads(block, [head])):
-                    found.append(log_prob(plain_logits(), 7) - before)
-        return found
+                    found.append((log_prob(lm.logits(one)[0, -1], 7) - before).item())
 
-    def plain_logits() -> Any:
-        return lm.logits(one)[0, -1]
-
-    def times(work: Callable[[], object], by: int = 1, rounds: int = rounds) -> str:
+    def passes(work: Callable[[], object], by: int = 1, rounds: int = rounds) -> str:
         return f"{ratio(work, plain, device, rounds) / by:.1f}"
 
-    plain()
-    rows = [
-        ("plain pass, ms", f"{1000 * median(seconds(plain, device) for _ in range(21)):.0f}"),
-        ("all 144 heads, the plain loop", times(loop, rounds=max(1, rounds // 3))),
-        ("all 144 heads, `sweep_heads`", times(lambda: sweep_heads(lm, one, 7))),
-        (f"the same for {PROMPTS} prompts, per prompt", times(lambda: sweep_heads(lm, many, 7), PROMPTS, max(1, rounds // 3))),
-        ("each of 12 blocks skipped, `sweep_blocks`", times(lambda: sweep_blocks(lm, one, 7))),
-        (f"the same for {PROMPTS} prompts, per prompt", times(lambda: sweep_blocks(lm, many, 7), PROMPTS)),
-        ("all 66 pairs of blocks and 12 single ones, `sweep_block_pairs`", times(lambda: sweep_block_pairs(lm, one, 7))),
-        ("full `trace`", f"{ratio(lambda: trace(lm, one), plain, device, 3 * rounds, 3):.2f}"),
-    ]  # fmt: skip
-    by_loop = [value.item() for value in loop()]
-    apart = max(abs(a - b) for a, b in zip(by_loop, sweep_heads(lm, one, 7).flatten().tolist(), strict=True))
-    rows.append(("largest difference between sweep and loop, nats", f"{apart:.0e}"))
-    return rows
+    few = max(1, rounds // 3)
+    yield "plain pass, ms", f"{1000 * median(seconds(plain, device) for _ in range(2 + rounds)):.0f}"
+    swept = sweep_heads(lm, one, 7).flatten().tolist()
+    yield "all 144 heads, `sweep_heads`", passes(lambda: sweep_heads(lm, one, 7))
+    yield "all 144 heads, the plain loop", passes(loop, rounds=few)
+    apart = max(abs(a - b) for a, b in zip(found, swept, strict=True))
+    yield "largest difference between the two, in nats", f"{apart:.0e}"
+    yield f"144 heads for {PROMPTS} prompts at once, per prompt", passes(lambda: sweep_heads(lm, many, 7), PROMPTS, few)
+    yield "12 blocks skipped, `sweep_blocks`", passes(lambda: sweep_blocks(lm, one, 7))
+    yield (
+        f"12 blocks for {PROMPTS} prompts at once, per prompt",
+        passes(lambda: sweep_blocks(lm, many, 7), PROMPTS, few),
+    )
+    yield "12 blocks and their 66 pairs, `sweep_block_pairs`", passes(lambda: sweep_block_pairs(lm, one, 7))
+    yield "full `trace`", f"{ratio(lambda: trace(lm, one), plain, device, 3 * rounds, 3):.2f}"
 
 
 def one_edit(rounds: int) -> tuple[str, str]:
@@ -175,6 +172,19 @@ def elsewhere(what: str) -> list[float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def rows(device: str, rounds: int) -> Iterator[tuple[str, str]]:
+    yield from costs(device, rounds)
+    if device != "cpu":
+        return
+    one, many = elsewhere("memory")
+    yield "peak memory beyond a plain pass, 144 heads, MB", f"{one:.0f}"
+    yield f"the same for {PROMPTS} prompts, MB", f"{many:.0f}"
+    yield one_edit(rounds)
+    alone, used = (median(values) for values in zip(*(elsewhere("import") for _ in range(3)), strict=True))
+    yield "`import helpers` on top of torch and transformers, s", f"{alone:.3f}"
+    yield "… and its models, edits, traces, sweeps and metrics, s", f"{used:.3f}"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -187,20 +197,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if chosen.only:
         {"memory": peak_memory, "import": import_time}[chosen.only]()
         return
-    rows = costs(chosen.device, chosen.rounds)
-    if chosen.device == "cpu":
-        memory = elsewhere("memory")
-        loaded = [median(values) for values in zip(*(elsewhere("import") for _ in range(3)), strict=True)]
-        rows += [
-            ("peak memory beyond a plain pass, 144 heads, MB", f"{memory[0]:.0f}"),
-            (f"the same for {PROMPTS} prompts, MB", f"{memory[1]:.0f}"),
-            one_edit(chosen.rounds),
-            ("`import helpers` on top of torch and transformers, s", f"{loaded[0]:.3f}"),
-            ("… and its models, edits, traces, sweeps and metrics, s", f"{loaded[1]:.3f}"),
-        ]
     print("| | in plain passes, unless said otherwise |\n| --- | ---: |")
-    for name, value in rows:
-        print(f"| {name} | {value} |")
+    for name, value in rows(chosen.device, chosen.rounds):
+        print(f"| {name} | {value} |", flush=True)
 
 
 if __name__ == "__main__":
