@@ -112,8 +112,8 @@ def applied(one: Edit) -> Callable[[Tensor, Tensor], Tensor]:
         new = one.change(value, stream)
         if not isinstance(new, Tensor):
             raise errors.BadEdit(
-                f"{one!r} returned {'None' if new is None else f'a value of type {type(new).__name__}'}: its function must return the new "
-                f"tensor, of shape {tuple(value.shape)} here."
+                f"{one!r} returned {'None' if new is None else f'a value of type {type(new).__name__}'}: its function must return "
+                f"the new tensor, of shape {tuple(value.shape)} here."
             )
         for what in ("shape", "dtype", "device"):
             if getattr(new, what) != getattr(value, what):
