@@ -1,6 +1,12 @@
 """Shared by all tests: notes that tests leave for the end of the run, such as measured times."""
 
+import tempfile
+from pathlib import Path
+
 import pytest
+from hypothesis.configuration import set_hypothesis_home_dir
+
+set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "hypothesis")  # not in the repository
 
 
 @pytest.fixture
