@@ -43,3 +43,9 @@ def test_too_many_are_refused(lm):
         capital_prompts(lm, 999)
     with pytest.raises(BadValue, match="count 0"):
         capital_prompts(lm, 0)
+
+
+def test_a_tokenizer_without_country_names_is_told(lm, monkeypatch):
+    monkeypatch.setattr("helpers.countries._is_one_token", lambda lm, text: False)
+    with pytest.raises(BadValue, match="no country's name is one token"):
+        capital_prompts(lm)
