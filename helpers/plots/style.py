@@ -18,10 +18,12 @@ from html import escape
 from io import BytesIO
 from typing import Any, cast
 
+import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 
 SIZE = (7.0, 4.0)  # inches
 DPI = 100  # figures stored in a notebook
@@ -130,14 +132,20 @@ def figure_of(ax: Axes | Figure) -> Figure:
 
 def to_png(ax: Axes | Figure, dpi: float | None = None) -> bytes:
     """Return the figure as a PNG with an opaque white face, so that it stays readable in a dark theme."""
-    buffer, figure = BytesIO(), figure_of(ax)
-    # The layout once, by hand: savefig would draw the whole figure an extra time for it, and widgets redraw often.
-    layout = figure.get_layout_engine()
+    figure = figure_of(ax)
+    own_dpi, layout = figure.dpi, figure.get_layout_engine()
+    figure.set_dpi(dpi or own_dpi)
+    figure.set_facecolor("white")
+    canvas = FigureCanvasAgg(figure)
+    # The layout once, then one drawing: savefig would draw the whole figure an extra time, and widgets redraw often.
     if layout is not None:
         layout.execute(figure)
         figure.set_layout_engine("none")
-    figure.savefig(buffer, format="png", dpi=dpi or figure.dpi, facecolor="white", metadata={"Software": None})
+    canvas.draw()
     figure.set_layout_engine(layout)
+    buffer = BytesIO()
+    imsave(buffer, np.asarray(canvas.buffer_rgba()), format="png", dpi=figure.dpi, metadata={"Software": None})
+    figure.set_dpi(own_dpi)
     return buffer.getvalue()
 
 
