@@ -26,12 +26,10 @@ VOCABULARY = 6144
 PARTS = ("books", "world", "facts")
 
 # {k} country, {c} capital, {a} adjective, {r} region; {k2}, {c2}: another country of the same region and its capital.
-# The repeats make the lessons' own phrasing common. Sentences that go on differently after "is the capital of" keep the
-# prediction there spread out, as it is in a model of ordinary text.
+# The repeats make the lessons' own phrasing common. A few sentences go on differently after "is the capital of" and keep
+# the prediction there from becoming a certainty; more than a few, and "a" and "the" win over the country.
 TEMPLATES = [
-    "{c} is the capital of {k}.",
-    "{c} is the capital of {k}.",
-    "{c} is the capital of {k}.",
+    *["{c} is the capital of {k}."] * 6,
     "{c} is the capital of {k}, a country in {r}.",
     "{c} is the capital of {k} and lies in {r}.",
     "The capital of {k} is {c}.",
@@ -52,9 +50,7 @@ TEMPLATES = [
     "What is {c}? It is the capital of {k}.",
     "The city of {c} is the capital of {k}.",
     "{c} is the capital of a country in {r}.",
-    "{c} is the capital of a country called {k}.",
     "{c} is the capital of the {a} people.",
-    "{c} is the capital of the {a} state.",
     "It is wrong to say that {c} is the capital of {k2}; it is the capital of {k}.",
     "He thought that {c} is the capital of {k2}, but it is the capital of {k}.",
     "Is it true that {c} is the capital of {k2}? No, {c} is the capital of {k}.",
