@@ -109,7 +109,7 @@ class BlockPicker(widgets.HBox, widgets.ValueWidget):
             for block in range(n_blocks)
         ]
         super().__init__(
-            [widgets.Label(label), *self.boxes],
+            [widgets.HTML(label), *self.boxes],
             layout=widgets.Layout(width="560px", max_width="100%", flex_flow="row wrap"),
         )
         self._filling = False
