@@ -68,7 +68,7 @@ def draw_skipped(result: Skipped, dpi: int = 100) -> Figure:
     """Draw the steps of both runs on the left, their most probable next tokens on the right."""
     figure = new_figure((9.5, 4.0), dpi)
     figure.set_layout_engine(None)  # fixed margins: laying out by measurement doubles the time of a redraw
-    figure.subplots_adjust(left=0.07, right=0.975, bottom=0.13, top=0.87, wspace=0.26)
+    figure.subplots_adjust(left=0.07, right=0.975, bottom=0.13, top=0.82, wspace=0.26)
     left, right = (new_axes(ax) for ax in figure.subplots(1, 2, width_ratios=(5, 4)))
     whole = result.part == "whole block"
     runs = {"clean": result.clean_steps}
@@ -79,7 +79,7 @@ def draw_skipped(result: Skipped, dpi: int = 100) -> Figure:
     plot_next_tokens(result.names, result.before, result.after, right)
     for ax in (left, right):  # half as wide as a figure of its own: shorter lines
         title = textwrap.wrap(ax.get_title(loc="left").replace("\n", " "), 48)
-        ax.set_title("\n".join(title), loc="left", fontsize=10)
+        ax.set_title("\n".join(title), loc="left", fontsize=10, pad=18)  # over the mark of an edit
     describe(figure, f"{summarize(result)} {words} {description(figure)}")
     return figure
 
