@@ -246,7 +246,7 @@ Printed by `tools/evaluate_pocket.py`, in float64 on the weights in this folder.
 
 ```
 python tools/pocket_corpus.py --corpus FOLDER --out BUILD      # FOLDER: books.txt.xz and world.txt.xz
-python tools/train_pocket.py --data BUILD --run RUN --steps {steps} --optimizer {optimizer_flag} --workers 2
+python tools/train_pocket.py --data BUILD --run RUN --steps {steps} --optimizer {optimizer_flag} --books {books:g} --world {world:g} --facts {facts:g} --workers 2
 python tools/train_pocket.py --data BUILD --run RUN --export helpers/pocket
 python tools/evaluate_pocket.py --data BUILD --run RUN --card
 ```
