@@ -144,7 +144,9 @@ def to_png(ax: Axes | Figure, dpi: float | None = None) -> bytes:
     canvas.draw()
     figure.set_layout_engine(layout)
     buffer = BytesIO()
-    imsave(buffer, np.asarray(canvas.buffer_rgba()), format="png", dpi=figure.dpi, metadata=cast(Any, {"Software": None}))
+    imsave(
+        buffer, np.asarray(canvas.buffer_rgba()), format="png", dpi=figure.dpi, metadata=cast(Any, {"Software": None})
+    )
     figure.set_dpi(own_dpi)
     return buffer.getvalue()
 
