@@ -94,7 +94,7 @@ def plot_growth(delta: Tensor, size: Tensor, relative: Tensor, cosine: Tensor, b
     figure.suptitle(finding, x=0.01, ha="left", fontsize=11)
     describe(
         figure,
-        f"Two panels along the stream, {edit_label(block, factor)}. {finding} ".replace("\n", " ")
+        f"Two panels along the stream, {edit_label(block, factor)}. {finding}. ".replace("\n", " ")
         + f"The norm of the clean stream goes from {_n(size[block + 1])} to {_n(size[-1])} over the same blocks, "
         f"the cosine between the two runs from {_n(cosine[block + 1])} to {_n(cosine[-1])}.",
     )
@@ -107,7 +107,7 @@ def growth_finding(delta: Tensor, relative: Tensor, block: int) -> str:
     joined = "and" if up == relatively_up else "but"
     return (
         f"Δ {_goes(up)} from {_n(delta[block + 1])} to {_n(delta[-1])}, {joined} relative to the stream\n"
-        f"the error {_goes(relatively_up)} from {_n(relative[block + 1])} to {_n(relative[-1])}."
+        f"the error {_goes(relatively_up)} from {_n(relative[block + 1])} to {_n(relative[-1])}"
     )
 
 
@@ -132,10 +132,10 @@ def plot_first_token(with_first: Tensor, without: Tensor, block: int, factor: fl
         ax.yaxis.set_major_formatter(lambda value, _: format_number(float(value)))
         ax.yaxis.set_minor_formatter(NullFormatter())
     else:
-        ax.set_ylim(bottom=0)
+        ax.set_ylim(0, 1.05 * float(with_first.max()))
     _finish(ax, len(without) - 1, block, factor)
     ax.set_ylabel("Δ (Frobenius norm, logarithmic)" if wide else "Δ (Frobenius norm)")
-    ax.legend(frameon=False)
+    ax.legend(frameon=False, loc="best" if wide else "lower right")
     low, high = _n(ratio.min()), _n(ratio.max())
     span = low if low == high else f"{low} to {high}"
     finding = f"With the first token Δ is {span} times as large as without it"

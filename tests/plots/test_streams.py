@@ -38,9 +38,9 @@ def test_the_last_block_has_no_course():
 @pytest.mark.parametrize(
     ("delta", "relative", "said"),
     [
-        (RISING, RISING, "Δ grows from 1 to 4, and relative to the stream\nthe error grows from 1 to 4."),
-        (RISING, FALLING, "Δ grows from 1 to 4, but relative to the stream\nthe error falls from 4 to 1."),
-        (FALLING, FALLING, "Δ falls from 4 to 1, and relative to the stream\nthe error falls from 4 to 1."),
+        (RISING, RISING, "Δ grows from 1 to 4, and relative to the stream\nthe error grows from 1 to 4"),
+        (RISING, FALLING, "Δ grows from 1 to 4, but relative to the stream\nthe error falls from 4 to 1"),
+        (FALLING, FALLING, "Δ falls from 4 to 1, and relative to the stream\nthe error falls from 4 to 1"),
     ],
 )
 def test_both_views_are_told(delta, relative, said):
