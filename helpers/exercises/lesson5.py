@@ -423,7 +423,7 @@ EXERCISES = (
     Exercise(
         "5.1", "Which two states are equal?", 1, 4, equal_states, _check_5_1,
         "Write down what hidden_states[0] is. Which entry does block 0 read, and which one does it write? Then look at the "
-        "last cell that printed the steps: what happened at the last block?",
+        "end of the list: between the last block and the logits stands the final norm. Is the last entry taken before it?",
         solution_5_1, (_before, _too_far, _last_too, _one_index),
     ),
     Exercise(

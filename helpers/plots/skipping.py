@@ -136,7 +136,7 @@ def plot_costs(
     left.set_yscale("symlog", linthresh=NEARLY_ZERO)
     left.yaxis.set_major_formatter(lambda value, _: format_number(float(value)))
     bottom, top = left.get_ylim()
-    left.set_ylim(bottom, 2 * top)
+    left.set_ylim(bottom, 6 * top)
     left.set_ylabel("nats per token (logarithmic, linear near 0)")
     left.legend(frameon=False, fontsize=9)
     right.plot(x.tolist(), (100 * agreement).tolist(), **series_style(2))
@@ -167,7 +167,8 @@ def costs_finding(cost: Tensor, low: Tensor, high: Tensor, bound: float = 0.1) -
         if dear
         else "none surely costs more"
     )
-    return f"{first};\n{second}{f', {undecided} undecided' if undecided else ''}."
+    open_ones = f", {undecided} block{'s are' if undecided > 1 else ' is'} undecided" if undecided else ""
+    return f"{first};\n{second}{open_ones}."
 
 
 def plot_pairs(cost: Tensor, pair_cost: Tensor) -> Figure:
@@ -257,7 +258,7 @@ def plot_chainsaw(block: Tensor, attention: Tensor, mlp: Tensor, heads: Tensor, 
     finding = chainsaw_finding(block, heads)
     set_title(ax, finding)
     told = ", ".join(
-        f"{name} {_n(values.median())}"
+        f"{name} {_n(values.quantile(0.5))}"
         for name, values in {"block": block, "attention": attention, "MLP": mlp, "one head": heads}.items()
     )
     describe(ax, f"Points over the block that is edited. {finding}. Medians in nats: {told}.")
@@ -266,7 +267,8 @@ def plot_chainsaw(block: Tensor, attention: Tensor, mlp: Tensor, heads: Tensor, 
 
 def chainsaw_finding(block: Tensor, heads: Tensor) -> str:
     """Return in one sentence how a skipped block compares with its heads, and the strongest head with whole blocks."""
-    ratio = (block[:, None] / heads.clamp(min=1e-12)).median()
+    # quantile: Tensor.median takes the lower of two middle values, the ledger's median their mean
+    ratio = (block[:, None] / heads.clamp(min=1e-12)).quantile(0.5)
     strongest = int(heads.argmax())
     row, column = divmod(strongest, heads.shape[1])
     outdone = int((block < heads.max()).sum())

@@ -57,7 +57,7 @@ def costs_title(cost, low, high):
 def test_costs_are_counted_with_their_intervals():
     assert costs_title([2.0, 0.01, 0.2], [1.5, -0.02, 0.05], [2.5, 0.04, 0.4]) == (
         "1 of 3 blocks can be skipped, one at a time, for less than 0.1 nats a token; "
-        "block 0 costs more (up to 2), 1 undecided."
+        "block 0 costs more (up to 2), 1 block is undecided."
     )
     assert costs_title([0.05, 0.06], [0.02, 0.02], [0.08, 0.09]).endswith("none surely costs more.")
     assert "blocks 0 and 1 cost more (up to 0.6)." in costs_title([0.5, 0.6], [0.4, 0.5], [0.6, 0.7])
