@@ -44,7 +44,7 @@ def verdict_4_2(here: Sequence[float], many: Sequence[Interval], share: Interval
     elif share[2] < 0:
         note = "among the tokens that are not the target it even loses ground"
     else:
-        note = "among the tokens that are not the target it gains nothing: what the target loses is shared out"
+        note = "among the tokens that are not the target no sure gain: what the target loses is shared out"
     measured = f"{claim.measured}; share of the rest {_interval(share)}"
     return Claim(claim.number, claim.says, measured, claim.verdict, f"{claim.why}; {note}")
 

@@ -89,8 +89,9 @@ def block_axis(ax: Axes, n_blocks: int) -> None:
 
 
 def set_title(ax: Axes, finding: str) -> None:
-    """Put the finding over the figure, on two lines if one is too short."""
-    ax.set_title("\n".join(textwrap.wrap(finding, 72)), loc="left", fontsize=11, pad=20)  # room for mark_edit
+    """Put the finding over the figure, on two lines if one is too short. A quoted token such as ' France' stays whole."""
+    lines = textwrap.wrap(finding.replace("(' ", "('\N{NO-BREAK SPACE}"), 72)
+    ax.set_title("\n".join(lines).replace("\N{NO-BREAK SPACE}", " "), loc="left", fontsize=11, pad=20)  # for mark_edit
 
 
 def mark_edit(ax: Axes, x: float, label: str = "edit") -> None:
