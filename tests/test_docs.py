@@ -8,7 +8,9 @@ import pytest
 import helpers
 from helpers.models import POCKET_FOLDER
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", POCKET_FOLDER / "README.md", *sorted(DOCS.glob("*.md"))]
 
 
 def blocks(page):
@@ -31,3 +33,18 @@ def test_the_tour_names_only_what_exists():
     text = (DOCS / "helpers.md").read_text(encoding="utf-8")
     listed = re.findall(r"`(\w+)`", text.split("| --- | --- |")[1].split("\n\n")[0])
     assert len(listed) >= 13 and set(listed) <= set(helpers.__all__)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_local_link_leads_somewhere(page):
+    links = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+    lost = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert not lost
+
+
+def test_the_readme_quotes_the_models_card():
+    readme, card = ((folder / "README.md").read_text(encoding="utf-8") for folder in (ROOT, POCKET_FOLDER))
+    rows = [line for line in card.splitlines() if "is the capital of” |" in line or "with the capital X is” |" in line]
+    known, _, held_out = (row.split("|")[2].strip() for row in rows)
+    honest = readme.split("## The model that ships, honestly")[1].split("\n## ")[0]
+    assert re.findall(r"[\d.]+%", honest) == [known, held_out]
