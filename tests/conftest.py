@@ -4,8 +4,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis.configuration import set_hypothesis_home_dir
 
+torch.set_num_threads(1)  # the tests' models are tiny, and two workers with two threads each would wait for one another
 set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "hypothesis")  # not in the repository
 
 
