@@ -18,8 +18,8 @@ PINS := pyproject.toml constraints.txt
 CODE := helpers tools tests
 # What is about the course or its tools, not about the helpers, runs once, on the pinned transformers.
 COURSE_TESTS := $(addprefix tests/,test_notebooks_rules.py test_guards.py test_browser.py test_package.py test_training.py)
-# Two workers; a notebook and its kernel stay with one of them.
-PARALLEL := -n 2 --dist loadfile
+# Two workers; a notebook and its kernel stay with one of them; what takes longest is named first.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: lab test lint notebooks claims bench screenshot format constraints clean
 .DELETE_ON_ERROR:
@@ -33,7 +33,7 @@ test: .venv/.test .venv-4.57/.test lint
 	@echo "== every lesson in a browser =="
 	$(PY) -m pytest tests/test_browser.py
 	@echo "== everything else, and every cell of every notebook, on the pinned versions =="
-	$(PY) -m pytest tests notebooks $(PARALLEL) --ignore=tests/test_browser.py --nbval --nbval-current-env --nbval-cell-timeout=300
+	$(PY) -m pytest tests/test_guards.py tests notebooks $(PARALLEL) --ignore=tests/test_browser.py --nbval --nbval-current-env --nbval-cell-timeout=300
 
 lint: .venv/.test
 	$(PY) -m ruff check $(CODE) notebooks
