@@ -66,9 +66,9 @@ def verdict_1_3(delta: Mapping[float, Sequence[float]], relative: Mapping[float,
     curved = [f for f, d in delta.items() if _unexplained_by_a_line(d) > CURVED]
     shrinks = [f for f, r in relative.items() if r[-1] < r[0]]
     n = len(delta)
-    if not higher:
-        why = f"Δ ends no higher than it began for all {n} factors"
-        why += ", and relative to the stream it shrinks: part of the damage fades" if len(shrinks) == n else ""
+    if 2 * len(higher) <= n:  # a claim about growth does not hold, not even in part, where most curves end lower
+        why = f"Δ ends higher than it began for {len(higher) or 'none'} of {n} factors"
+        why += ", and relative to the stream it shrinks for all: part of the damage fades" if len(shrinks) == n else ""
         return Claim("1.3", says, measured, FAILS, why)
     if len(everywhere) == len(curved) == n and not shrinks:
         return Claim("1.3", says, measured, HOLDS, "Δ and the relative error grow for every factor, in a curve")

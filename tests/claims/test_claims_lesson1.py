@@ -31,14 +31,23 @@ def test_every_verdict_can_go_both_ways(prove_verdicts):
     prove_verdicts(lesson1, CASES)
 
 
+def test_growth_for_half_of_the_factors_is_no_growth():
+    delta = {0.5: [1.0, 2.0, 3.0], 1.5: [3.0, 2.0, 1.0]}
+    claim = lesson1.verdict_1_3(delta, {0.5: [1, 1, 2], 1.5: [3, 2, 1]})
+    assert claim.verdict == FAILS and "for 1 of 2 factors" in claim.why
+
+
 @pytest.mark.parametrize(
     ("number", "arguments", "said"),
     [
         ("1.2", {"at": {0.5: 5.0, 1.5: 0.0}, "size": 10.0}, "for factor 0.5 only"),
         (
             "1.3",
-            {"delta": {0.5: [1.0, 3.0, 2.0], 1.5: [3.0, 2.0, 1.0]}, "relative": {0.5: [0.5, 0.4, 0.3], 1.5: [3, 2, 4]}},
-            "higher for 1 of 2 factors, grows at every block for 0",
+            {
+                "delta": {0.5: [1.0, 3.0, 2.0], 1.5: [3.0, 2.0, 1.0], 2.0: [1.0, 0.5, 2.0]},
+                "relative": {0.5: [0.5, 0.4, 0.3], 1.5: [3, 2, 4], 2.0: [3, 2, 4]},
+            },
+            "higher for 2 of 3 factors, grows at every block for 0",
         ),
         (
             "1.3",
