@@ -52,6 +52,7 @@ __all__ = [
 Prompts = str | Sequence[str] | Tensor | Tokens
 Measured = Measure | Callable[[Outcome], Tensor] | None
 Part = Literal["block", "attention", "mlp"]
+Replacement = Literal["zero", "mean", "resample"]
 Progress = bool | Callable[[int, int], object] | None
 
 _SKIP: dict[str, Callable[[int], Edit]] = {"block": skip_block, "attention": skip_attention, "mlp": skip_mlp}
@@ -98,8 +99,9 @@ def sweep_heads(
     prompts: Prompts,
     target: Targets | None = None,
     *,
+    blocks: Sequence[int] | None = None,
     measure: Measured = None,
-    replacement: Literal["zero", "mean", "resample"] | Tensor = "zero",
+    replacement: Replacement | Tensor = "zero",
     reference: Prompts | None = None,
     generator: torch.Generator | None = None,
     chunk: int = 512,
@@ -107,13 +109,15 @@ def sweep_heads(
 ) -> Tensor:
     """Every head of every block ablated, one at a time: (n_prompts, n_blocks, n_heads, ...); no prompt axis for one text.
 
-    replacement: what the head's output becomes (Wang et al. 2022 and Li & Janson 2024 compare them). "zero"; "mean", its
-    mean over the real tokens of the reference prompts; "resample", its output on another prompt, drawn once for each
-    prompt with `generator`, positions counted back from the last token (where the other prompt is shorter, its first
-    token's output stands in); or a tensor that broadcasts to (n_blocks, n_heads, d_head). reference: prompts for mean and
-    resample; without it the swept ones, and resample never gives a prompt to itself. All else as in `sweep_edits`.
+    blocks: only these, in this order; the block axis is then as long as the list. replacement: what the head's output
+    becomes (Wang et al. 2022 and Li & Janson 2024 compare them). "zero"; "mean", its mean over the real tokens of the
+    reference prompts; "resample", its output on another prompt, drawn once for each prompt with `generator`, positions
+    counted back from the last token (where the other prompt is shorter, its first token's output stands in); or a tensor
+    that broadcasts to (n_blocks, n_heads, d_head). reference: prompts for mean and resample; without it the swept ones,
+    and resample never gives a prompt to itself. All else as in `sweep_edits`.
     """
-    sites = [(block, head) for block in range(lm.n_blocks) for head in range(lm.n_heads)]
+    chosen_blocks = _blocks(lm, blocks)
+    sites = [(block, head) for block in chosen_blocks for head in range(lm.n_heads)]
     pool = prompts if reference is None else reference
     if isinstance(replacement, str) and replacement == "resample":
         copies_of = _resampled(lm, _rows(lm, prompts), _rows(lm, pool), reference is None, generator, sites)
@@ -122,7 +126,7 @@ def sweep_heads(
         value = mean_heads(lm, pool, chunk=chunk) if mean else _heads_tensor(lm, replacement)
         copies = [_copy(lm, replace_heads(block, head, value[block, head])) for block, head in sites]
         copies_of = lambda chosen: copies  # noqa: E731
-    return _sweep(lm, prompts, copies_of, (lm.n_blocks, lm.n_heads), target, measure, chunk, progress)
+    return _sweep(lm, prompts, copies_of, (len(chosen_blocks), lm.n_heads), target, measure, chunk, progress)
 
 
 def sweep_blocks(
@@ -263,6 +267,14 @@ def _copy(lm: LanguageModel, one: Edit | Sequence[Edit]) -> Copy:
         raise errors.BadEdit("one of the interventions is an empty list: give an edit or several.")
     edit(lm, *copy)  # raises if one does not fit
     return tuple(sorted(copy, key=lambda e: e.block))
+
+
+def _blocks(lm: LanguageModel, blocks: Sequence[int] | None) -> list[int]:
+    if blocks is None:
+        return list(range(lm.n_blocks))
+    if isinstance(blocks, str) or not isinstance(blocks, Sequence) or not blocks:
+        raise errors.BadValue(f"blocks {blocks!r} cannot be used: give a list of block numbers, for example [5].")
+    return [lm.check_block(block) for block in blocks]
 
 
 def _of_part(table: dict[str, Callable[..., Edit]], part: str) -> Callable[..., Edit]:

@@ -99,6 +99,22 @@ def test_heads_equal_the_loop_in_every_family(family, attention):
     torch.testing.assert_close(alone, expected[1], rtol=0, atol=tolerance(lm))
 
 
+@pytest.mark.parametrize("replacement", ["zero", "mean", "resample"])
+def test_some_blocks_give_their_rows_of_the_whole_map(replacement):
+    lm = tiny("gpt2")
+    blocks = [lm.n_blocks - 1, 0]
+
+    def swept(prompts, **only):
+        draw = torch.Generator().manual_seed(3)
+        return sweep_heads(lm, prompts, TARGET, replacement=replacement, generator=draw, **only)
+
+    prompts = torch.stack(texts(5, 5, 5))
+    whole = swept(prompts)
+    assert torch.allclose(swept(prompts, blocks=blocks), whole[:, blocks], atol=1e-12)
+    if replacement != "resample":
+        assert torch.allclose(swept(prompts[0], blocks=range(1)), swept(prompts[0])[:1], atol=1e-12)
+
+
 @pytest.mark.parametrize("family", CONFIGS)
 def test_float32_and_bfloat16_stay_within_their_digits(family):
     lm = tiny(family, torch.float32)
@@ -455,6 +471,9 @@ MISUSE = [
         lambda lm: sweep_heads(lm, "one", 3, replacement="resample", generator=torch.Generator()),
         errors.BadValue, "needs other prompts",
     ),
+    (lambda lm: sweep_heads(lm, "one", 3, blocks=[]), errors.BadValue, "list of block numbers"),
+    (lambda lm: sweep_heads(lm, "one", 3, blocks=2), errors.BadValue, "blocks 2 cannot"),
+    (lambda lm: sweep_heads(lm, "one", 3, blocks=[0, 4]), errors.BlockOutOfRange, "block 4"),
     (lambda lm: sweep_blocks(lm, "one", 3, part="heads"), errors.BadValue, "part 'heads'"),
     (lambda lm: sweep_factors(lm, "one", 9, [1.0], 3), errors.BlockOutOfRange, "block 9"),
     (lambda lm: sweep_factors(lm, "one", 1, [float("nan")], 3), errors.BadFactor, "nan"),

@@ -17,16 +17,16 @@ from torch import Tensor
 
 from helpers.claims.core import FAILS, HOLDS, PARTLY, Claim
 from helpers.countries import CapitalPrompt, capital_prompts
-from helpers.edits import replace_heads, zero_heads
+from helpers.edits import zero_heads
 from helpers.measures import predictions
 from helpers.metrics import bootstrap_interval, log_prob
 from helpers.models import LanguageModel
-from helpers.sweeps import Progress, mean_heads, sweep_edits
+from helpers.sweeps import Progress, Replacement, sweep_edits, sweep_heads
 from helpers.tables import format_number
 from helpers.tracing import trace
 
 Interval = tuple[float, float, float]
-REPLACEMENTS = ("zero", "mean", "resample")
+REPLACEMENTS: tuple[Replacement, ...] = ("zero", "mean", "resample")
 MANY = 60  # country prompts of a study
 MOSTLY = 0.9  # a claim about all removals holds in part when this share of them agrees
 
@@ -200,57 +200,32 @@ def study_heads(
     lm: LanguageModel,
     facts: Sequence[CapitalPrompt],
     block: int,
-    replacements: Sequence[str] = REPLACEMENTS,
+    replacements: Sequence[Replacement] = REPLACEMENTS,
     generator: torch.Generator | None = None,
     progress: Progress = None,
 ) -> Study:
     """Ablate each head of a block on every prompt, with each replacement ("zero" is always among them).
 
-    The mean is over all tokens of all prompts; a resampled head comes from the next prompt of a shuffled circle, its
-    positions counted back from the last token, shuffled with `generator` (seed 0 by default).
+    The mean is over all tokens of all prompts; a resampled head comes from another of the prompts, drawn with `generator`
+    (seed 0 by default), as `sweep_heads` says.
     """
-    lm.check_block(block)
-    heads = range(lm.n_heads)
     prompts = [fact.prompt for fact in facts]
     targets, contrasts = [fact.target for fact in facts], [fact.contrast for fact in facts]
     measure = predictions(lm, targets, contrasts)
     changes: dict[str, dict[str, Tensor]] = {}
-    for name in dict.fromkeys(("zero", *replacements)):
-        if name == "resample":
-            rows = []
-            for fact, value in zip(facts, _partners(lm, prompts, block, generator), strict=True):
-                edits = [replace_heads(block, h, value[:, h : h + 1]) for h in heads]
-                one = predictions(lm, fact.target, fact.contrast)
-                rows.append(sweep_edits(lm, fact.prompt, edits, measure=one, progress=False))
-            found = torch.stack(rows)
-        elif name == "mean":
-            mean = mean_heads(lm, prompts)[block]
-            edits = [replace_heads(block, h, mean[h]) for h in heads]
-            found = sweep_edits(lm, prompts, edits, measure=measure, progress=progress)
-        else:
-            edits = [zero_heads(block, h) for h in heads]
-            found = sweep_edits(lm, prompts, edits, measure=measure, progress=progress)
-        changes[name] = dict(zip(measure.columns, found.unbind(-1), strict=True))
-    together = sweep_edits(lm, prompts, [zero_heads(block, list(heads))], targets, progress=progress)[:, 0]
+    names: list[Replacement] = ["zero", *replacements]
+    for name in dict.fromkeys(names):
+        draw = torch.Generator().manual_seed(0) if generator is None else generator
+        found = sweep_heads(
+            lm, prompts, blocks=[block], measure=measure, replacement=name, generator=draw, progress=progress
+        )
+        changes[name] = dict(zip(measure.columns, found[:, 0].unbind(-1), strict=True))
+    everything = zero_heads(block, list(range(lm.n_heads)))
+    together = sweep_edits(lm, prompts, [everything], targets, progress=progress)[:, 0]
     clean_logits = trace(lm, prompts).last_logits
     ids = torch.tensor([lm.token_id(target) for target in targets], device=lm.device)
     clean, right = log_prob(clean_logits, ids).cpu(), (clean_logits.argmax(-1) == ids).cpu()
     return Study(block, tuple(facts), changes, together, clean, right)
-
-
-def _partners(lm: LanguageModel, prompts: Sequence[str], block: int, generator: torch.Generator | None) -> list[Tensor]:
-    """For each prompt (pos, n_heads, d_head): the block's heads on another prompt, aligned at the last token."""
-    draw = torch.Generator().manual_seed(0) if generator is None else generator
-    circle = torch.randperm(len(prompts), generator=draw)
-    partner = torch.empty_like(circle)
-    partner[circle] = circle.roll(1)  # a circle through all prompts: nobody is its own partner
-    recorded = trace(lm, prompts, stop_after=block)
-    lengths = recorded.mask.sum(1)
-    values = []
-    for i, j in enumerate(partner.tolist()):
-        places = torch.arange(int(lengths[i])) - int(lengths[i]) + int(lengths[j])
-        values.append(recorded.heads[block, j, places.clamp(min=0)])
-    return values
 
 
 def intervals(values: Tensor, seed: int = 0) -> list[Interval]:

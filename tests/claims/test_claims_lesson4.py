@@ -148,15 +148,6 @@ def test_mean_and_resample_replace_by_other_prompts(lm, facts, study):
     assert abs(got) > 1e-10, "a prompt is never its own partner"
 
 
-def test_partners_of_another_length_are_aligned_at_the_last_token(lm):
-    prompts = [PROMPT, "The old town of Berlin is the capital of"]
-    short, long = (trace(lm, prompt).heads[2, 0] for prompt in prompts)
-    for_short, for_long = lesson4._partners(lm, prompts, 2, None)
-    assert torch.allclose(for_short, long[-len(short) :])
-    assert torch.allclose(for_long[-len(short) :], short)
-    assert torch.allclose(for_long[0], short[0])
-
-
 def test_the_share_of_the_rest_is_a_conditional_probability(lm, facts, study):
     fact = facts[0]
     target, contrast = lm.token_id(fact.target), lm.token_id(fact.contrast)
