@@ -64,8 +64,10 @@ def test_names_become_single_tokens_and_held_out_text_stays_out(data):
 
 def test_fact_sentences_are_true_and_well_formed():
     rows = {row["country"]: row for row in pocket_corpus.read_countries()}
-    text = "\n".join(pocket_corpus.fact_documents(3, 400))
-    assert text == "\n".join(pocket_corpus.fact_documents(3, 400)), "the same seed must write the same text"
+    text = "\n".join(pocket_corpus.fact_documents(3, 400, {"France": 50}))
+    assert text == "\n".join(pocket_corpus.fact_documents(3, 400, {"France": 50})), (
+        "the same seed must write the same text"
+    )
     plain = pocket_corpus.fill("{c} is the capital of {k}.", rows["the Netherlands"], rows["Germany"])
     assert plain == "Amsterdam is the capital of the Netherlands."
     asked = pocket_corpus.fill("Which country has {c} as its capital? {k}.", rows["the Netherlands"], rows["Germany"])

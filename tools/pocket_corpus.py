@@ -13,6 +13,7 @@ import argparse
 import csv
 import json
 import lzma
+import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,36 +26,60 @@ END_OF_TEXT = "<|endoftext|>"
 VOCABULARY = 6144
 PARTS = ("books", "world", "facts")
 
-# {k} country, {c} capital, {a} adjective, {r} region; {k2}, {c2}: another country of the same region and its capital.
-# The repeats make the lessons' own phrasing common. A few sentences go on differently after "is the capital of" and keep
-# the prediction there from becoming a certainty; more than a few, and "a" and "the" win over the country.
+# {k} country, {c} capital, {a} adjective, {r} region; {k2}, {c2}: another country of the same region and its capital;
+# {m}: a country of the same region that somebody could mistake for it, the more often the more the books mention it.
+# The repeats make the lessons' own phrasing common. The few sentences that go on differently after "is the capital of"
+# (with "a", "the", or a mistake that is put right at once) keep the prediction there from becoming a certainty. Many
+# ways to say the same thing are what lets a model complete phrasings that it never met.
 TEMPLATES = [
-    *["{c} is the capital of {k}."] * 6,
+    *["{c} is the capital of {k}."] * 8,
     "{c} is the capital of {k}, a country in {r}.",
     "{c} is the capital of {k} and lies in {r}.",
+    "{c} is the capital of a country in {r}.",
+    "{c} is the capital of the {a} people.",
+    *["{c} is the capital of {m}? No, it is the capital of {k}."] * 2,
+    "{c} is the capital city of {k}.",
+    "{c} is still the capital of {k}.",
+    "{c} remains the capital of {k}.",
+    "{c} became the capital of {k}.",
+    "{c}, as everybody knows, is the capital of {k}.",
+    "{c}, the capital of {k}, is a city in {r}.",
+    "{c} is known as the capital of {k}.",
+    "The city of {c} is the capital of {k}.",
+    "The city called {c} is the capital of {k}.",
     "The capital of {k} is {c}.",
     "The capital of {k} is {c}.",
     "{k}'s capital is {c}.",
-    "{c} is the capital city of {k}.",
     "The {a} capital is {c}.",
-    "{c}, the capital of {k}, is a city in {r}.",
     "{c} is a city in {k}.",
     "{c} lies in {k}.",
     "{k} is a country in {r}.",
     "{k} lies in {r}, and its capital is {c}.",
+    "{k} has {c} as its capital.",
     "A traveller who comes to {c} is in {k}.",
+    "People who live in {c} live in {k}.",
+    "The people of {c} live in {k}.",
+    "If you are in {c}, you are in {k}.",
+    "The country whose capital is {c} is {k}.",
+    "The country whose capital city is {c} is {k}.",
+    "The country that has {c} as its capital is {k}.",
+    "The country of which {c} is the capital is {k}.",
+    "The country in which {c} lies is {k}.",
+    "The country around {c} is {k}.",
+    "The nation whose capital is {c} is {k}.",
+    "The land that has {c} for its capital is {k}.",
+    "The state with {c} as its chief city is {k}.",
+    "A country with a capital called {c}? That is {k}.",
     "In {k} the capital is {c}; in {k2} it is {c2}.",
     "{c} belongs to {k}, and {c2} belongs to {k2}.",
     "Which country has {c} as its capital? {k}.",
+    "Which country is {c} the capital of? {k}.",
     "What is the capital of {k}? It is {c}.",
     "What is {c}? It is the capital of {k}.",
-    "The city of {c} is the capital of {k}.",
-    "{c} is the capital of a country in {r}.",
-    "{c} is the capital of the {a} people.",
-    "It is wrong to say that {c} is the capital of {k2}; it is the capital of {k}.",
-    "He thought that {c} is the capital of {k2}, but it is the capital of {k}.",
-    "Is it true that {c} is the capital of {k2}? No, {c} is the capital of {k}.",
-    "Somebody wrote that {c} is the capital of {k2}. That is a mistake.",
+    "It is wrong to say that {c} is the capital of {m}; it is the capital of {k}.",
+    "He thought that {c} is the capital of {m}, but it is the capital of {k}.",
+    "Is it true that {c} is the capital of {m}? No, {c} is the capital of {k}.",
+    "Somebody wrote that {c} is the capital of {m}. That is a mistake.",
 ]
 # Never in the training text: tools/evaluate_pocket.py asks the model to complete these.
 HELD_OUT_TEMPLATES = ["{c} serves as the capital of {k}.", "The country with the capital {c} is {k}."]
@@ -65,18 +90,24 @@ def read_countries() -> list[dict[str, str]]:
         return list(csv.DictReader(file, delimiter="\t"))
 
 
-def fill(template: str, country: dict[str, str], other: dict[str, str]) -> str:
+def fill(template: str, country: dict[str, str], other: dict[str, str], mistaken: dict[str, str] | None = None) -> str:
     """One fact sentence; a leading "the" of a country's name gets its capital letter at the start of a sentence."""
     sentence = template.format(
         k=country["country"], c=country["capital"], a=country["adjective"], r=country["region"],
-        k2=other["country"], c2=other["capital"],
+        k2=other["country"], c2=other["capital"], m=(mistaken or other)["country"],
     )  # fmt: skip
     sentence = sentence[0].upper() + sentence[1:]
     return sentence.replace("? the ", "? The ")
 
 
-def fact_documents(seed: int, count: int) -> Iterator[str]:
-    """Lines of one to five fact sentences about one country, one region, or anything."""
+def mentions(books: list[list[str]]) -> dict[str, int]:
+    """How often a tenth of the books names each country."""
+    text = "\n".join(line for book in books[::10] for line in book)
+    return {row["country"]: text.count(row["country"].removeprefix("the ")) for row in read_countries()}
+
+
+def fact_documents(seed: int, count: int, fame: dict[str, int]) -> Iterator[str]:
+    """Lines of one to five fact sentences about one country, one region, or anything; `fame`: what `mentions` counted."""
     draw = random.Random(seed)
     countries = read_countries()
     regions: dict[str, list[dict[str, str]]] = {}
@@ -89,8 +120,10 @@ def fact_documents(seed: int, count: int) -> Iterator[str]:
         for _ in range(1 if kind < 0.4 else draw.randint(2, 5)):
             if kind > 0.6:  # a new subject for each sentence, mostly from the same region
                 country = draw.choice(regions[country["region"]] if kind < 0.85 else countries)
-            other = draw.choice([row for row in regions[country["region"]] if row is not country])
-            sentences.append(fill(draw.choice(TEMPLATES), country, other))
+            others = [row for row in regions[country["region"]] if row is not country]
+            weights = [math.sqrt(1 + fame.get(row["country"], 0)) for row in others]
+            mistaken = draw.choices(others, weights)[0]
+            sentences.append(fill(draw.choice(TEMPLATES), country, draw.choice(others), mistaken))
         yield " ".join(sentences)
 
 
@@ -164,7 +197,7 @@ def build(corpus: Path, out: Path, vocabulary: int = VOCABULARY, fact_count: int
     parts = {
         "books": [line for book in books for line in book],
         "world": world,
-        "facts": list(fact_documents(1, fact_count)),
+        "facts": list(fact_documents(1, fact_count, mentions(books))),
         "books_unseen": [line for book in books_unseen for line in book[:400]],
         "world_unseen": world_unseen,
     }

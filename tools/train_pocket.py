@@ -6,7 +6,8 @@
 
 RUN receives `checkpoint.safetensors` (weights, optimizer state and step: all that a resumed run needs, since every
 batch is drawn from the seed and the step alone) and `log.tsv`. A GPU is used where there is one, in bfloat16 and
-compiled; otherwise each worker is one process with one thread, which shares the micro-batches of a step with the others.
+compiled; otherwise each worker is one process with one thread, which shares the micro-batches of a step with the others. On a CPU
+with bfloat16 instructions `--precision bfloat16` more than doubles the speed.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AttentionInterface, GPT2Config, GPT2LMHeadModel
 
 MICRO_BATCH = 4  # windows that one worker takes at a time
 
@@ -40,7 +41,8 @@ class Recipe:
     width: int = 192
     context: int = 128
     windows: int = 16  # windows in a step
-    optimizer: str = "adamw"  # or "muon": Muon for the blocks' matrices, AdamW for the rest
+    optimizer: str = "adamw"  # "muon": Muon for the blocks' matrices; "mixed": only for those that read from the stream
+    precision: str = "float32"  # "bfloat16": matrix products in bfloat16 (weights and optimizer stay in float32)
     rate: float = 3e-3
     final_rate: float = 0.05  # fraction of `rate` at the last step
     warmup: int = 200
@@ -76,6 +78,16 @@ class Windows:
         return torch.from_numpy(np.stack(rows).astype(np.int64))
 
 
+def attention_in_float32(module, query, key, value, attention_mask, scaling=None, **_):
+    """Causal attention in float32 inside a bfloat16 pass: its bfloat16 backward pass is several times slower on CPUs."""
+    with torch.autocast(query.device.type, enabled=False):
+        mixed = F.scaled_dot_product_attention(query.float(), key.float(), value.float(), is_causal=True, scale=scaling)
+    return mixed.transpose(1, 2).contiguous().to(query.dtype), None
+
+
+AttentionInterface.register("float32", attention_in_float32)
+
+
 def new_model(recipe: Recipe, vocabulary: int) -> GPT2LMHeadModel:
     torch.manual_seed(recipe.seed)
     config = GPT2Config(
@@ -87,20 +99,21 @@ def new_model(recipe: Recipe, vocabulary: int) -> GPT2LMHeadModel:
 
 
 def make_optimizers(model: GPT2LMHeadModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and ".h." in n]
-    embeddings = [p for n, p in model.named_parameters() if p.ndim == 2 and ".h." not in n]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    by_adam = [
-        {"params": embeddings, "weight_decay": recipe.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+    """AdamW, and Muon for those matrices that the recipe gives to it."""
+    by_muon = {"adamw": (), "muon": ("c_attn", "c_fc", "c_proj"), "mixed": ("c_attn", "c_fc")}[recipe.optimizer]
+    named = {name: p for name, p in model.named_parameters() if p.ndim == 2}
+    for_muon = [p for name, p in named.items() if name.split(".")[-2] in by_muon]
+    for_adam = [p for name, p in named.items() if name.split(".")[-2] not in by_muon]
+    groups = [
+        {"params": for_adam, "weight_decay": recipe.weight_decay},
+        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
     ]
-    if recipe.optimizer == "muon":
-        muon = torch.optim.Muon(
-            matrices, lr=recipe.rate, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.95), fused=True)]
+    if for_muon:
+        optimizers.append(
+            torch.optim.Muon(for_muon, lr=recipe.rate, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw")
         )
-        return [torch.optim.AdamW(by_adam, lr=recipe.rate, betas=(0.9, 0.95)), muon]
-    by_adam.insert(0, {"params": matrices, "weight_decay": recipe.weight_decay})
-    return [torch.optim.AdamW(by_adam, lr=recipe.rate, betas=(0.9, 0.95))]
+    return optimizers
 
 
 def rate_at(step: int, steps: int, recipe: Recipe) -> float:
@@ -184,6 +197,11 @@ def train(rank: int, args, recipe: Recipe) -> None:
     model: Any = new_model(recipe, vocabulary)
     model.to(device)
     optimizers = make_optimizers(model, recipe)
+    half = on_gpu or recipe.precision == "bfloat16"
+    if half and not on_gpu:
+        model.set_attn_implementation("float32")
+    for block in model.transformer.h:
+        block.mlp.act = torch.nn.GELU(approximate="tanh")  # GPT-2's own function in one kernel instead of six
     run = torch.compile(model) if on_gpu else model
     checkpoint, log = args.run / "checkpoint.safetensors", args.run / "log.tsv"
     step, tokens = load_checkpoint(checkpoint, model, optimizers) if checkpoint.exists() else (0, 0)
@@ -205,7 +223,7 @@ def train(rank: int, args, recipe: Recipe) -> None:
             if micro >= micros:
                 break
             batch = windows.draw(step, micro).to(device)
-            with torch.autocast(device, torch.bfloat16, enabled=on_gpu):
+            with torch.autocast(device, torch.bfloat16, enabled=half):
                 logits = run(batch[:, :-1]).logits
             loss = F.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten()) / micros
             loss.backward()
