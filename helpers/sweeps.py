@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -55,6 +55,8 @@ Part = Literal["block", "attention", "mlp"]
 Replacement = Literal["zero", "mean", "resample"]
 Progress = bool | Callable[[int, int], object] | None
 
+CHUNK = 768  # tokens in a block at once: enough to read weights rarely, few enough for what the MLP computes with
+
 _SKIP: dict[str, Callable[[int], Edit]] = {"block": skip_block, "attention": skip_attention, "mlp": skip_mlp}
 _SCALE: dict[str, Callable[[int, float], Edit]] = {
     "block": scale_block,
@@ -70,7 +72,7 @@ def sweep_edits(
     target: Targets | None = None,
     *,
     measure: Measured = None,
-    chunk: int = 512,
+    chunk: int = CHUNK,
     progress: Progress = None,
 ) -> Tensor:
     """Any interventions, each an edit or several at once, on each prompt: (n_prompts, len(edits), ...) on the CPU.
@@ -104,7 +106,7 @@ def sweep_heads(
     replacement: Replacement | Tensor = "zero",
     reference: Prompts | None = None,
     generator: torch.Generator | None = None,
-    chunk: int = 512,
+    chunk: int = CHUNK,
     progress: Progress = None,
 ) -> Tensor:
     """Every head of every block ablated, one at a time: (n_prompts, n_blocks, n_heads, ...); no prompt axis for one text.
@@ -136,7 +138,7 @@ def sweep_blocks(
     *,
     part: Part = "block",
     measure: Measured = None,
-    chunk: int = 512,
+    chunk: int = CHUNK,
     progress: Progress = None,
 ) -> Tensor:
     """Each block skipped, or its attention or MLP alone: (n_prompts, n_blocks, ...). All else as in `sweep_edits`."""
@@ -151,7 +153,7 @@ def sweep_block_pairs(
     *,
     part: Part = "block",
     measure: Measured = None,
-    chunk: int = 512,
+    chunk: int = CHUNK,
     progress: Progress = None,
 ) -> Tensor:
     """Each pair of blocks skipped, or of their attentions or MLPs: (n_prompts, n_blocks, n_blocks, ...).
@@ -176,7 +178,7 @@ def sweep_factors(
     *,
     part: Part = "block",
     measure: Measured = None,
-    chunk: int = 512,
+    chunk: int = CHUNK,
     progress: Progress = None,
 ) -> Tensor:
     """One block's output, or what its attention or MLP adds, times each factor: (n_prompts, n_factors, ...).
@@ -191,7 +193,7 @@ def sweep_factors(
 
 
 @torch.no_grad()
-def mean_heads(lm: LanguageModel, prompts: Prompts, *, chunk: int = 512) -> Tensor:
+def mean_heads(lm: LanguageModel, prompts: Prompts, *, chunk: int = CHUNK) -> Tensor:
     """(n_blocks, n_heads, d_head): each head's output, averaged over the real tokens of all prompts. chunk: tokens at once."""
     rows = _rows(lm, prompts)
     total = torch.zeros(lm.n_blocks, lm.n_heads, lm.d_head, device=lm.device, dtype=torch.float64)
@@ -334,8 +336,34 @@ def _somebody_watches() -> bool:
     """A terminal, or a notebook cell that a person runs: programs that execute notebooks let no cell ask for input."""
     if sys.stderr.isatty():
         return True
-    kernel = getattr(getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)(), "kernel", None)
+    kernel = _kernel()
     return kernel is not None and bool(kernel.get_parent("shell").get("content", {}).get("allow_stdin", False))
+
+
+def _kernel() -> Any:
+    """The notebook's kernel, or None where there is none."""
+    return getattr(getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)(), "kernel", None)
+
+
+class _UnderTheCell:
+    """A file for tqdm: each line takes the place of the one before, and blanks take it away.
+
+    Written to stderr instead, a bar that is gone leaves a red box under the cell and blanks in the saved notebook.
+    """
+
+    shown: Any = None
+
+    def write(self, text: str) -> None:
+        from IPython.display import display
+
+        line = {"text/plain": text.strip()}
+        if self.shown is not None:
+            self.shown.update(line, raw=True)
+        elif line["text/plain"]:
+            self.shown = display(line, raw=True, display_id=True)
+
+    def flush(self) -> None:
+        """Nothing waits."""
 
 
 @contextmanager
@@ -352,7 +380,9 @@ def _bar(total: int, progress: Progress) -> Iterator[Callable[[int], object]]:
     elif progress or (progress is None and _somebody_watches()):
         from tqdm import tqdm
 
-        with tqdm(total=total, unit=" block passes", delay=1.5, leave=False, file=sys.stderr) as shown:
+        file = sys.stderr if _kernel() is None else _UnderTheCell()
+        look = "sweep {percentage:3.0f} % |{bar}| {elapsed} passed, {remaining} to go"
+        with tqdm(total=total, delay=1.5, leave=False, file=file, ncols=72, miniters=1, bar_format=look) as shown:
             yield shown.update
     else:
         yield lambda more: None

@@ -58,7 +58,9 @@ def test_the_pocket_models_table_goes_to_docs_and_readme(tool, copy):
     written = tool.save(CLAIMS, "pocket", root=copy)
     assert {path.relative_to(copy).as_posix() for path in written} == {"docs/claims.md", "docs/claims.csv", "README.md"}
     readme = (copy / "README.md").read_text(encoding="utf-8")
-    assert tool.body(CLAIMS) in readme
+    folded = readme.split("<summary>")[1]
+    assert folded.startswith("Verdicts on 3 claims: holds 1, holds in part 1, does not hold 1.</summary>\n\n| claim |")
+    assert tool.ledger_table(CLAIMS).to_markdown() in folded.split("</details>")[0]
     assert readme.split(tool.BEGIN)[0] == README.split(tool.BEGIN)[0]
     assert readme.split(tool.END)[1] == README.split(tool.END)[1]
     tool.save(CLAIMS, "pocket", root=copy)

@@ -37,11 +37,15 @@ def measure(lm: LanguageModel, lessons: Sequence[int] = tuple(PROMPTS)) -> list[
     return claims
 
 
-def body(claims: Sequence[Claim]) -> str:
-    """One line that counts the verdicts, and the table, as markdown."""
+def counted(claims: Sequence[Claim]) -> str:
+    """One line that counts the verdicts."""
     counts = Counter(claim.verdict for claim in claims)
-    told = ", ".join(f"{verdict} {counts[verdict]}" for verdict in Verdict)
-    return f"Verdicts on {len(claims)} claims: {told}.\n\n{ledger_table(claims).to_markdown()}\n"
+    return f"Verdicts on {len(claims)} claims: {', '.join(f'{verdict} {counts[verdict]}' for verdict in Verdict)}."
+
+
+def body(claims: Sequence[Claim]) -> str:
+    """The count and the table, as markdown."""
+    return f"{counted(claims)}\n\n{ledger_table(claims).to_markdown()}\n"
 
 
 def page(claims: Sequence[Claim], model: str) -> str:
@@ -62,11 +66,12 @@ def save_csv(claims: Sequence[Claim], path: Path) -> None:
 
 
 def with_claims(readme: str, claims: Sequence[Claim]) -> str:
-    """The README with the present table in its marked place. Raises ValueError if the marks are not there once each."""
+    """The README with the present table in its marked place, folded away under its count. Raises ValueError if the marks are not there once each."""
     if readme.count(BEGIN) != 1 or readme.count(END) != 1:
         raise ValueError(f"the README must hold the marks {BEGIN!r} and {END!r} once each")
     before, rest = readme.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{body(claims)}\n{END}{rest.split(END)[1]}"
+    folded = f"<details>\n<summary>{counted(claims)}</summary>\n\n{ledger_table(claims).to_markdown()}\n\n</details>"
+    return f"{before}{BEGIN}\n\n{folded}\n\n{END}{rest.split(END)[1]}"
 
 
 def save(claims: Sequence[Claim], model: str, root: Path = ROOT, folder: Path | None = None) -> list[Path]:
