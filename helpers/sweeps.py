@@ -351,6 +351,7 @@ class _UnderTheCell:
     Written to stderr instead, a bar that is gone leaves a red box under the cell and blanks in the saved notebook.
     """
 
+    encoding = "utf-8"  # tqdm asks: it draws blocks then, else hash signs
     shown: Any = None
 
     def write(self, text: str) -> None:

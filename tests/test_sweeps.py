@@ -556,7 +556,40 @@ def test_a_bar_is_shown_for_a_long_sweep_if_asked(monkeypatch, asked, shown):
     original = tqdm.tqdm.__init__
     monkeypatch.setattr(tqdm.tqdm, "__init__", lambda self, **named: original(self, **{**named, "delay": 0}))
     sweep_heads(lm, texts(6)[0], TARGET, progress=asked)
-    assert ("block passes" in written.getvalue()) == shown
+    assert ("sweep  " in written.getvalue()) == shown
+
+
+def test_a_bar_under_a_cell_is_one_line_that_goes_away(monkeypatch):
+    import IPython.display
+    import tqdm
+
+    lm = tiny("gpt2")
+    lines, handles, written = [], [], io.StringIO()
+
+    class Handle:
+        def update(self, data, raw):
+            lines.append(data)
+
+    def display(data, raw, display_id):
+        handles.append(display_id)
+        lines.append(data)
+        return Handle()
+
+    kernel = SimpleNamespace(get_parent=lambda channel: {"content": {"allow_stdin": True}})
+    monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace(kernel=kernel))
+    monkeypatch.setattr(IPython.display, "display", display)
+    monkeypatch.setattr(sys, "stderr", written)
+    sweep_heads(lm, texts(6)[0], TARGET)
+    assert lines == []  # a short sweep needs none
+    original = tqdm.tqdm.__init__
+    monkeypatch.setattr(
+        tqdm.tqdm, "__init__", lambda self, **named: original(self, **{**named, "delay": 0, "mininterval": 0})
+    )
+    sweep_heads(lm, texts(6)[0], TARGET, chunk=8)
+    assert handles == [True] and len(lines) > 3  # shown once, then it moves
+    full = [line["text/plain"] for line in lines if line["text/plain"]][-1]
+    assert "100 %" in full and "█" in full
+    assert lines[-1] == {"text/plain": ""} and written.getvalue() == ""
 
 
 @pytest.mark.parametrize(
