@@ -25,7 +25,8 @@ import torch
 
 from helpers.models import LanguageModel, wrap
 
-NOT_TRIED_SENTENCE = "Not tried yet. Fill in the function above and run this cell again."
+NOT_TRIED_FUNCTION = "Not tried yet. Fill in the function above and run this cell again."
+NOT_TRIED_VALUE = "Not tried yet. Write your answer in place of the three dots above and run this cell again."
 
 
 class Almost(Exception):
@@ -64,6 +65,11 @@ class Exercise:
     wrong: tuple[Any, ...]
 
     @property
+    def not_tried(self) -> str:
+        """What a learner reads who has not answered yet: some exercises ask for a function, others for a value."""
+        return NOT_TRIED_FUNCTION if callable(self.stub) else NOT_TRIED_VALUE
+
+    @property
     def heading(self) -> str:
         """The two facts over each exercise, as its notebook prints them."""
         dots = "●" * self.difficulty + "○" * (3 - self.difficulty)
@@ -77,7 +83,7 @@ def judge(exercise: Exercise, answer: Any) -> Outcome:
             raise NotTried
         complaint = exercise.check(_ask(answer) if inspect.isfunction(answer) or inspect.ismethod(answer) else answer)
     except NotTried:
-        return Outcome("not tried", NOT_TRIED_SENTENCE)
+        return Outcome("not tried", exercise.not_tried)
     except Almost as reason:
         complaint = str(reason)
     if complaint is None:

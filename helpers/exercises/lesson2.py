@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from helpers import hooks
 from helpers.correlations import correlation, within_percentile
 from helpers.edits import edit, skip_attention, skip_block, skip_mlp
-from helpers.exercises.core import Almost, Exercise, checker, hooks_on, tiny_model
+from helpers.exercises.core import Almost, Exercise, NotTried, checker, hooks_on, tiny_model
 from helpers.metrics import delta_norm, relative_error
 from helpers.models import LanguageModel
 from helpers.tracing import trace
@@ -22,20 +22,28 @@ from helpers.tracing import trace
 def _check_2_1(answer: Any) -> str | None:
     if not isinstance(answer, dict) or set(answer) != {7, 11}:
         return "write a dictionary with the two blocks as keys: {7: …, 11: …}."
-    answer = {block: tuple(pair) if isinstance(pair, list) else pair for block, pair in answer.items()}
-    if answer[7] == (6, 7):
+    if ... in answer.values():
+        raise NotTried
+    seven, eleven = (tuple(pair) if isinstance(pair, list) else pair for pair in (answer[7], answer[11]))
+    if seven == (6, 7):
         return "(6, 7) for block 7: hidden state 0 is the embedding, so hidden state 7 is what *enters* block 7 (block 6 made it)."
-    if answer[7] == (8, 9):
+    if seven == (8, 9):
         return "(8, 9) for block 7: you added one too many; hidden state 8 is what block 7 hands on."
-    if answer[7] != (7, 8):
-        return f"{answer[7]!r} for block 7: write a pair (before, after); the two differ by one."
-    if answer[11] == (11, 12):
+    if seven == (8, 7):
+        return "(8, 7) for block 7: the right two in the wrong order; the state before the block comes first."
+    if not isinstance(seven, tuple) or len(seven) != 2:
+        return f"{seven!r} for block 7: write a pair of numbers, (before, after)."
+    if seven != (7, 8):
+        return f"{seven!r} for block 7: look for the state that enters block 7, and for the one that it hands on."
+    if eleven == (11, 12):
         return (
             "(11, 12) for block 11: in a model of 12 blocks hidden state 12 is not what block 11 hands on. "
             "What comes between the last block and the logits?"
         )
-    if answer[11] is not None:
-        return f"{answer[11]!r} for block 11: no sum of deltas gives that state; where there is no pair, write None."
+    if eleven == (10, 11):
+        return "(10, 11) for block 11: this is the step of block 10, and its own deltas fit there."
+    if eleven is not None:
+        return f"{eleven!r} for block 11: write a pair (before, after) between which its deltas fit, or None if there is none."
     return None
 
 
@@ -538,7 +546,7 @@ EXERCISES = (
         solution_2_1,
         wrong=(
             {7: (6, 7), 11: (10, 11)}, {7: (8, 9), 11: None}, {7: (7, 8), 11: (11, 12)}, {7: (7, 8), 11: 12}, (7, 8),
-            {7: 7, 11: None},
+            {7: 7, 11: None}, {7: (8, 7), 11: None}, {7: (7, 9), 11: None}, {7: [7, 8], 11: (10, 11)},
         ),
     ),
     Exercise(

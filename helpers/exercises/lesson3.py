@@ -24,7 +24,7 @@ guess = ...
 solution_3_1 = "all it may see, evenly"
 _usual_3_1 = {
     "nobody": "softmax has no way to say nothing: whatever the scores are, the weights of a row sum to 1.",
-    "itself": "the query of the token itself is as good or as bad a match as any: its score is 0 too.",
+    "itself": "the token's own key is zero like all the others, so its score is 0 as well: no better a match than any other token.",
     "the first token": "a trained head may rest there, but only because the first token's key earns it; that key is zero now.",
 }
 
@@ -92,7 +92,7 @@ def _check_3_2(answer: Callable[..., Any]) -> str | None:
     cases = ((1024, 64, 5), (192, 16, 2), (40, 10, 1))
     got = [answer(*case) for case in cases]
     if not all(isinstance(one, slice) for one in got):
-        return f"return a slice, such as slice(128, 192); this is {type(got[0]).__name__}."
+        return f"return a slice, slice(start, stop); this is {type(got[0]).__name__}."
     if got == [solution_3_2(*case) for case in cases]:
         return None
     for wrong, sentence in _usual_3_2.items():

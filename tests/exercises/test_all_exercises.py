@@ -36,7 +36,14 @@ def test_the_solution_is_right(exercise):
 
 @each
 def test_the_stub_is_not_tried_yet(exercise):
-    assert judge(exercise, exercise.stub).state == "not tried"
+    outcome = judge(exercise, exercise.stub)
+    assert outcome.state == "not tried"
+    assert ("function" in outcome.sentence) == callable(exercise.solution)  # the sentence fits what was asked for
+
+
+def test_half_an_answer_is_not_tried_yet():
+    """The lesson's own comment shows {7: (before, after), 11: ...}: dots that stay are no wrong answer."""
+    assert judge(core.find("2.1"), {7: (7, 8), 11: ...}).state == "not tried"
 
 
 @each
@@ -80,7 +87,15 @@ def test_the_notebook_gives_heading_stub_and_check(exercise):
     check = f"check_{exercise.number.replace('.', '_')}("
     (cell,) = [c for c in cells if c["cell_type"] == "code" and check in "".join(c["source"])]
     printed = "".join("".join(output.get("text", "")) for output in cell["outputs"])
-    assert printed == core.NOT_TRIED_SENTENCE + "\n"
+    assert printed == exercise.not_tried + "\n"
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_the_notebook_says_how_many_exercises_and_how_long_they_take(lesson):
+    mine = [e for e in EXERCISES if e.number.startswith(lesson.removeprefix("lesson") + ".")]
+    title = "".join(_notebook(mine[0])[0]["source"])
+    words = {5: "five", 6: "six", 7: "seven"}
+    assert f"{sum(e.minutes for e in mine)} of them for {words[len(mine)]} exercises" in title
 
 
 @each

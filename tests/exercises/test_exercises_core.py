@@ -31,7 +31,9 @@ def test_right_almost_and_not_tried():
     assert judge(DOUBLE, lambda x: x).sentence == "Almost: you returned x itself; double it."
     assert judge(DOUBLE, stub).sentence == "Not tried yet. Fill in the function above and run this cell again."
     assert judge(DOUBLE, ...).state == "not tried"
-    assert judge(CHOICE, ...).state == "not tried"
+    assert judge(CHOICE, ...) == core.Outcome(
+        "not tried", "Not tried yet. Write your answer in place of the three dots above and run this cell again."
+    )
     assert judge(CHOICE, "grows").state == "right"
     assert judge(CHOICE, "fades").state == "almost"
 
