@@ -27,6 +27,7 @@ from helpers.tables import below, format_number
 from helpers.tracing import Trace, trace
 
 NEAR_ONE = 0.95  # r from here on counts as "≈ 1"
+SLIGHT = 1 / 3  # a step longer than this, beside the stream, is no slight change (r ≈ 0.95 if it were random)
 # What 99 % of the values fill of the axis: hardly visible up to the first, well visible from the second.
 NARROW, WIDE = 1 / 3, 2 / 3
 GPT2_DROPOUT = 0.1  # the probability that GPT-2 was trained with, and its config still has
@@ -35,7 +36,7 @@ GPT2_DROPOUT = 0.1  # the probability that GPT-2 was trained with, and its confi
 def verdict_2_1(misses: Sequence[float], against_hidden_state: float, tolerance: float) -> Claim:
     """misses: for each block, how far H + Δ attention + Δ MLP is from the stream after it, as a share of its norm.
     against_hidden_state: the same for the last block, against `hidden_states[-1]`. tolerance: what rounding allows."""
-    says = "H_l + Δ attention + Δ MLP is exactly H_l+1, read from `output.hidden_states`"
+    says = "H_l + Δ attention + Δ MLP is exactly H_l+1, read from output.hidden_states"
     n = len(misses)
     wrong = [block for block, miss in enumerate(misses) if not miss <= tolerance]
     measured = (
@@ -53,15 +54,16 @@ def verdict_2_1(misses: Sequence[float], against_hidden_state: float, tolerance:
 
 def verdict_2_2(
     block: int, everywhere: Sequence[float], without_first: float, without_outliers: float, per_dimension: float,
-    by_chance: float,
+    by_chance: float, step: float,
 ) -> Claim:  # fmt: skip
     """everywhere: r between input and output of each block, over all values. For `block`: r without the first token,
-    without 1 % outliers, the median of r per dimension, and the r that a random step of the same size would give."""
+    without 1 % outliers, the median of r per dimension, the r that a random step of the same size would give, and the
+    length of its step as a share of the stream's, without the first token: r cannot see a stream that is merely stretched."""
     says = "H_10 and H_11 correlate with r ≈ 1: a block changes its hidden state only slightly"
     r = everywhere[block]
     measured = (
         f"block {block}: r = {_n(r)}, without the first token {_n(without_first)}, without outliers {_n(without_outliers)}, "
-        f"per dimension {_n(per_dimension)}; all blocks {_n(min(everywhere))} to {_n(max(everywhere))}"
+        f"per dimension {_n(per_dimension)}, step / stream {_n(step)}; all blocks {_n(min(everywhere))} to {_n(max(everywhere))}"
     )
     chance = f"a random step of the same size would give {_n(by_chance)}"
     if not r >= NEAR_ONE:
@@ -69,10 +71,13 @@ def verdict_2_2(
     owed = {"the first token": without_first, "outliers": without_outliers, "what all tokens share": per_dimension}
     owed_to = [name for name, value in owed.items() if not value >= NEAR_ONE]
     far = [i for i, value in enumerate(everywhere) if not value >= NEAR_ONE]
-    if owed_to or far:
-        doubts = [f"without {' or '.join(owed_to)} r falls below {NEAR_ONE}"] if owed_to else []
-        low = min(range(len(everywhere)), key=lambda i: everywhere[i])
-        doubts += [f"{len(far)} of {len(everywhere)} blocks stay below {NEAR_ONE}, block {low} most"] if far else []
+    doubts = [f"without {' or '.join(owed_to)} r falls below {NEAR_ONE}"] if owed_to else []
+    if far:
+        low = min(far, key=lambda i: everywhere[i])
+        doubts.append(f"{len(far)} of {len(everywhere)} blocks stay below {NEAR_ONE}, block {low} most")
+    if not step <= SLIGHT:
+        doubts.append(f"the step is {_n(step)} times as long as the stream, which is not slight")
+    if doubts:
         return Claim("2.2", says, measured, PARTLY, f"near 1 at block {block}, but {', and '.join(doubts)}; {chance}")
     return Claim("2.2", says, measured, HOLDS, f"near 1 at every block and in every way of counting; {chance}")
 
@@ -103,20 +108,21 @@ def verdict_2_4(probability: float, as_it_is: float, with_dropout: float) -> Cla
     if as_it_is > 0:
         return Claim("2.4", says, measured, HOLDS, "two passes over the same prompt give two recordings")
     if with_dropout > 0:
-        why = "it is not the mode that makes it random but the probability, and this model's is 0: train() changes nothing in it"
+        why = "the mode alone makes nothing random: it takes a probability above 0, and this model's is 0"
         return Claim("2.4", says, measured, PARTLY, why)
     return Claim("2.4", says, measured, FAILS, "this model has no dropout: train() changes nothing in it")
 
 
 def verdict_2_5(train: bool, evaluated: bool, train_no_grad: bool) -> Claim:
     """Does a recorded delta carry a graph (requires_grad) in train mode, in eval mode, in train mode under no_grad()?"""
-    says = "`.detach()` is needed outside eval mode, and eval() switches gradients off"
+    says = ".detach() is needed outside eval mode, and eval() switches gradients off"
     told = {"train()": train, "eval()": evaluated, "train() with no_grad()": train_no_grad}
     measured = "a recorded delta carries a graph: " + ", ".join(f"{k} {'yes' if v else 'no'}" for k, v in told.items())
     if not train:
         return Claim("2.5", says, measured, FAILS, "in train mode nothing carries a graph here: detach is not needed")
     if evaluated:
-        why = "first half only: eval() switches no gradient off, so detach is needed there too; no_grad() makes it needless"
+        why = "first half only: eval() switches no gradient off, so detach is needed there too"
+        why += "" if train_no_grad else "; no_grad() makes it needless"
         return Claim("2.5", says, measured, PARTLY, why)
     return Claim("2.5", says, measured, HOLDS, "in eval mode nothing carries a graph")
 
@@ -153,6 +159,7 @@ def ledger(lm: LanguageModel, prompt: str | Tensor) -> list[Claim]:
             correlation(before[keep], after[keep]),
             float(correlation_per_dimension(before, after).median()),
             random_step_correlation(before, after),
+            float((after - before)[:, 1:].norm() / before[:, 1:].norm()),
         ),
         verdict_2_3(
             float(size[keep].max() / size.max()),

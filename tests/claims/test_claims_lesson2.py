@@ -4,10 +4,18 @@ from tiny import CONFIGS, tiny
 
 from helpers.claims import lesson2
 from helpers.claims.core import FAILS, HOLDS, PARTLY
+from helpers.edits import edit, scale_block, skip_block
 from helpers.exercises.core import hooks_on, tiny_model
 from helpers.tracing import trace
 
-NEAR = {"block": 1, "without_first": 0.98, "without_outliers": 0.97, "per_dimension": 0.96, "by_chance": 0.97}
+NEAR = {
+    "block": 1,
+    "without_first": 0.98,
+    "without_outliers": 0.97,
+    "per_dimension": 0.96,
+    "by_chance": 0.97,
+    "step": 0.2,
+}
 MASK = {"masked": 20, "at_first": 12, "r": 0.99, "r_masked": 0.9}
 CASES = {
     "2.1": (
@@ -38,6 +46,7 @@ def test_every_verdict_can_go_both_ways(prove_verdicts):
         ("2.2", {**NEAR, "everywhere": [0.2, 0.99, 0.97]}, "1 of 3 blocks stay below 0.95, block 0 most"),
         ("2.2", {**NEAR, "everywhere": [0.97, 0.99], "without_first": 0.5}, "without the first token r falls below"),
         ("2.2", {**NEAR, "everywhere": [0.97, 0.99], "per_dimension": 0.5}, "what all tokens share"),
+        ("2.2", {**NEAR, "everywhere": [0.97, 0.99], "step": 1.0}, "the step is 1 times as long as the stream"),
         ("2.3", {**MASK, "filled": 0.5}, "by 2 times only"),
         ("2.4", {"probability": 0.0, "as_it_is": 0.0, "with_dropout": 0.6}, "this model's is 0"),
         ("2.5", {"train": True, "evaluated": True, "train_no_grad": False}, "first half only"),
@@ -53,6 +62,18 @@ def test_not_a_number_never_holds():
     nan = float("nan")
     assert lesson2.verdict_2_1([nan], 0.0, 1e-13).verdict == FAILS
     assert lesson2.verdict_2_2(**{**NEAR, "everywhere": [0.99, nan]}).verdict == FAILS
+
+
+def test_a_stretched_stream_has_r_1_and_is_no_slight_change():
+    lm = tiny_model(3)
+    with edit(
+        lm, skip_block(2), scale_block(2, 3.0)
+    ):  # block 2 of 4 hands on three times what it was given, and no more
+        claim = lesson2.ledger(lm, torch.arange(8))[1]
+    assert claim.measured.startswith("block 2: r = 1, ")
+    assert "the step is 2 times as long as the stream" in claim.why
+    assert claim.verdict == PARTLY
+    assert lesson2.verdict_2_2(**{**NEAR, "everywhere": [1.0, 1.0], "step": float("nan")}).verdict == PARTLY
 
 
 def test_the_ledger_measures_all_claims_and_leaves_the_model_alone():

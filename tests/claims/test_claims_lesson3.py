@@ -6,6 +6,8 @@ from tiny import CONFIGS, tiny
 
 from helpers.claims import lesson3
 from helpers.claims.core import FAILS, HOLDS, PARTLY
+from helpers.edits import edit, patch_block, scale_block, skip_block
+from helpers.tracing import trace
 
 NOISE = {
     "mean": 10.0,
@@ -15,6 +17,7 @@ NOISE = {
     "relative": 2.0,
     "divergence": 3.0,
     "constant": 0.99,
+    "mean_alone": 2.9,
 }
 CASES = {
     "3.1": (
@@ -26,8 +29,8 @@ CASES = {
         {**NOISE, "natural_mean": 9.0, "natural_std": 2.0, "reached": 0.4, "relative": 0.01, "divergence": 0.0},
     ),
     "3.3": (
-        {"clean": [9.0, 10.0, 11.0], "edited": [0.9, 2.0, 4.0], "written": 1.1, "cosine": 0.7},
-        {"clean": [9.0, 10.0, 11.0], "edited": [0.9, 0.8, 0.7], "written": 1.1, "cosine": 0.7},
+        {"clean": [9.0, 10.0, 11.0], "edited": [0.9, 2.0, 4.0], "written": 1.1, "missing": 0.99, "cosine": 0.7},
+        {"clean": [9.0, 10.0, 11.0], "edited": [0.9, 0.8, 0.7], "written": 1.1, "missing": 0.99, "cosine": 0.7},
     ),
     "3.4": (
         {"clean": [9.0, 10.0, 11.0], "edited": [90.0, 95.0, 20.0], "final_clean": 1.0, "final_edited": 1.0},
@@ -56,13 +59,19 @@ def test_each_verdict_holds_and_fails(prove_verdicts):
         ("3.2", {"relative": 0.01}, PARTLY, "hardly moves"),
         ("3.2", {"reached": 0.02}, PARTLY, "clean run too"),
         ("3.3", {"edited": [8.0, 9.0, 10.0]}, FAILS, "does not drop"),
-        ("3.3", {"edited": [0.9, 3.0, 2.0]}, PARTLY, "not steadily"),
+        ("3.3", {"edited": [0.9, 5.0, 4.0]}, PARTLY, "not rise at every block"),
+        ("3.3", {"edited": [0.9, 1.2, 1.5]}, PARTLY, "does not even double"),
+        ("3.3", {"edited": [0.9, 0.95, 1.0]}, FAILS, "nothing revives"),
         ("3.3", {"clean": [9.0], "edited": [0.9]}, FAILS, "stays down"),
-        ("3.4", {"edited": [90.0, 95.0, 96.0]}, PARTLY, "final norm does"),
+        ("3.4", {"edited": [90.0, 95.0, 96.0]}, PARTLY, "is the final norm"),
+        ("3.4", {"edited": [90.0, 95.0, 80.0]}, PARTLY, "is the final norm"),  # a sixth off is not yet compression
+        ("3.4", {"clean": [9.0, 10.0, 2.0]}, PARTLY, "clean × 0.2"),  # the last block does the same in a clean run
         ("3.4", {"edited": [10.0, 11.0, 5.0]}, FAILS, "not explode"),
         ("3.5", {"with_first": [1.0, 3.0, 2.0]}, PARTLY, "1 of 2 blocks"),
+        ("3.5", {"with_first": [1.0, 9.0, 8.0, 7.0], "without": [1.0, 9.0, 8.0, 7.0]}, FAILS, "1 of 3 blocks"),
         ("3.6", {"asked": 3}, PARTLY, "not from one to two"),
         ("3.6", {"plain": 2}, FAILS, "does not grow"),
+        ("3.6", {"plain": 0}, FAILS, "plain tensor, with it a tuple"),
         ("3.7", {"heads": [0.1, 0.1, 1.5]}, PARTLY, "cancel"),
     ],
 )
@@ -101,6 +110,21 @@ def test_the_ledger_judges_every_family_and_leaves_nothing(family):
     assert [claim.number for claim in claims] == list(lesson3.VERDICTS)
     assert torch.equal(lm.logits(ids), before)
     assert claims[1].measured == lesson3.ledger(lm, ids)[1].measured  # the noise is seeded
+
+
+def test_what_is_missing_is_measured_against_the_edit():
+    """Were every later block skipped, all that the factor took would be missing; were its output restored, nothing."""
+    lm, ids = tiny("gpt2"), torch.arange(7)
+    clean = trace(lm, ids)
+    late = lm.n_blocks - 2
+    with edit(lm, scale_block(late, 0.1), patch_block(late + 1, clean.resid[late + 1] * 0.1)):
+        nothing_written = trace(lm, ids)
+    with edit(lm, scale_block(late, 0.1), patch_block(late + 1, clean.resid[late + 2])):
+        restored = trace(lm, ids)
+    with edit(lm, skip_block(late + 1)):
+        short = trace(lm, ids)
+    assert lesson3._remaining(short, nothing_written, late + 1) == pytest.approx(1)
+    assert lesson3._remaining(clean, restored, late + 1) == pytest.approx(0)
 
 
 def test_the_ledger_of_a_gpt2_finds_its_keys():
