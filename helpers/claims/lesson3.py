@@ -247,9 +247,10 @@ def _written(run: Trace, block: int) -> Tensor:
 
 
 def _remaining(clean: Trace, edited: Trace, place: int) -> float:
-    """Return the share of an edit's change at point `place` that is still in the stream at its end; 1: nothing undone."""
-    first, last = ((clean.resid - edited.resid)[point].flatten() for point in (place, -1))
-    return float(last @ first / (first @ first))
+    """Return the share of an edit's change at point `place` that is still in the stream at its end, a mean over the
+    tokens; 1: nothing undone."""
+    first, last = ((clean.resid - edited.resid)[point] for point in (place, -1))
+    return float(((last * first).sum(dim=-1) / first.pow(2).sum(dim=-1)).mean())
 
 
 def _scaled(lm: LanguageModel, prompt: str, block: int, factor: float) -> Trace:
