@@ -28,7 +28,7 @@ from helpers.tracing import trace
 Interval = tuple[float, float, float]
 REPLACEMENTS: tuple[Replacement, ...] = ("zero", "mean", "resample")
 MANY = 60  # country prompts of a study
-MOSTLY = 0.9  # a claim about all removals holds in part when this share of them agrees
+FEW = 0.25  # of the heads: where fewer hold half of all change the work is not distributed, and so few sure shifts may be luck
 
 
 def verdict_4_1(here: Sequence[float], many: Sequence[Interval]) -> Claim:
@@ -40,11 +40,11 @@ def verdict_4_2(here: Sequence[float], many: Sequence[Interval], share: Interval
     """here, many: as in 4.1, for the contrast. share: change of log p(contrast | not the target), over all heads."""
     claim = _most_heads("4.2", "log p(contrast) rises", "rises", here, many, 1)
     if share[1] > 0:
-        note = "the contrast gains more than its share of what leaves the target"
+        note = "among the tokens that are not the target the contrast gains more than its share"
     elif share[2] < 0:
         note = "among the tokens that are not the target it even loses ground"
     else:
-        note = "among the tokens that are not the target no sure gain: what the target loses is shared out"
+        note = "among the tokens that are not the target it gains nothing surely"
     measured = f"{claim.measured}; share of the rest {_interval(share)}"
     return Claim(claim.number, claim.says, measured, claim.verdict, f"{claim.why}; {note}")
 
@@ -61,80 +61,90 @@ def _most_heads(number: str, says: str, verb: str, here: Sequence[float], many: 
     on_one, on_many = hits > n / 2, beside > n / 2
     if on_one and on_many:
         return Claim(number, says, measured, HOLDS, "most heads on this prompt, and most over many prompts")
-    if on_one:
-        return Claim(number, says, measured, PARTLY, "true of this prompt; over many prompts not of most heads")
     if on_many:
         return Claim(number, says, measured, PARTLY, "not on this prompt, but over many prompts for most heads")
-    return Claim(number, says, measured, FAILS, "not for most heads, neither on this prompt nor over many")
+    beyond = "over many prompts surely not of most" if against >= n / 2 else "over many prompts no sure majority"
+    if on_one:
+        return Claim(number, says, measured, PARTLY, f"true of most heads on this prompt; {beyond}")
+    return Claim(number, says, measured, FAILS, f"not true of most heads on this prompt; {beyond}")
 
 
-def verdict_4_3(first: bool, kept: int, heads: int, kept_many: int, pairs: int) -> Claim:
+def verdict_4_3(first: bool, kept: int, heads: int, kept_many: int, many: int) -> Claim:
     """first: the target is the clean top token of the prompt; kept: for how many of `heads` removals it still is.
 
-    pairs: removals of a head over all prompts whose clean top token is their target; kept_many: how many keep it.
+    many: the prompts whose clean top token is their target; kept_many: how many of them keep it through every removal.
     """
     says = f"the target stays top-1 in all {heads}"
     measured = (
         f"top-1 without any edit: {'yes' if first else 'no'}; with a head off {kept} of {heads}; "
-        f"over many prompts {kept_many} of {pairs} removals"
+        f"in all {heads} on {kept_many} of the {many} prompts that the model gets right"
     )
-    here, beyond = first and kept == heads, 0 < pairs == kept_many
-    if here and beyond:
-        return Claim("4.3", says, measured, HOLDS, "on this prompt and on every other that the model gets right")
-    if here:
-        why = f"here it does; elsewhere {pairs - kept_many} of {pairs} removals cost the first place"
-        return Claim("4.3", says, measured, PARTLY, why if pairs else "here it does; no other prompt can test it")
-    if beyond:
-        return Claim("4.3", says, measured, PARTLY, "not on this prompt, but on every prompt that the model gets right")
+    if first and kept == heads:
+        if 0 < many == kept_many:
+            return Claim("4.3", says, measured, HOLDS, "on this prompt and on every other that the model gets right")
+        why = f"here it does; on {many - kept_many} of {many} prompts a removal costs the first place"
+        return Claim("4.3", says, measured, PARTLY, why if many else "here it does; no other prompt can test it")
     why = "a removal costs the target its first place" if first else "the target is not first even with every head"
-    if pairs and kept_many >= MOSTLY * pairs:
-        return Claim("4.3", says, measured, PARTLY, f"{why}; over many prompts nearly every removal leaves it there")
-    return Claim("4.3", says, measured, FAILS, f"{why}, and removals over many prompts cost it too" if pairs else why)
+    if 2 * kept_many > many:
+        return Claim("4.3", says, measured, PARTLY, f"here {why}; most prompts that the model gets right keep it")
+    return Claim("4.3", says, measured, FAILS, f"{why}, and on most prompts a removal costs it too" if many else why)
 
 
-def verdict_4_4(here: Sequence[float], kept: Sequence[bool], silent: float, hidden: float) -> Claim:
+def verdict_4_4(here: Sequence[float], kept: Sequence[bool], silent: float, hidden: float, sure: int) -> Claim:
     """here: change of the logit difference for each head on the prompt; kept: whether the top token stayed the same.
 
-    silent: the share of removals over many prompts that keep the top token; hidden: their share of all movement, the sum
-    of |change of the logit difference|.
+    Over many prompts, of the removals that keep the top token: silent, their share of all removals; hidden, their share of
+    all movement, the sum of |change of the logit difference|; sure, the heads whose mean change in them is surely not 0.
     """
     says = "continuous measures show what the top-1 hides"
+    heads = len(here)
     same = [value for value, stays in zip(here, kept, strict=True) if stays]
     moved = f" while the logit difference moves by {_n(min(same))} to {_n(max(same))} nats" if same else ""
     measured = (
-        f"here the top token stays for {len(same)} of {len(here)} heads{moved}; over many prompts for "
-        f"{_n(100 * silent)} % of removals, which hold {_n(100 * hidden)} % of all movement"
+        f"here the top token stays for {len(same)} of {heads} heads{moved}; over many prompts for "
+        f"{_n(100 * silent)} % of removals, which hold {_n(100 * hidden)} % of all movement; the shift is sure for {sure} heads"
     )
-    if hidden > 0.5:
-        return Claim("4.4", says, measured, HOLDS, "most of what the logit difference sees never reaches the top token")
-    if hidden > 0.1:
+    if hidden <= 0.1:
+        return Claim("4.4", says, measured, FAILS, "where the top token stays, hardly anything moves")
+    if not sure:
+        return Claim("4.4", says, measured, FAILS, "what moves behind the same top token is sure for no head")
+    if hidden <= 0.5:
         return Claim("4.4", says, measured, PARTLY, "part of the movement is hidden, but most shows in the top token")
-    return Claim("4.4", says, measured, FAILS, "where the top token stays, hardly anything moves")
+    if sure <= FEW * heads:
+        return Claim("4.4", says, measured, PARTLY, "much moves behind the same top token, but surely so for few heads")
+    why = "most of what the logit difference sees never reaches the top token, and it is not chance"
+    return Claim("4.4", says, measured, HOLDS, why)
 
 
-def verdict_4_5(share: float, alone: Interval, together: Interval, extra: Interval) -> Claim:
-    """share: the strongest head's part of the sum of |mean changes|. alone: the sum of the heads' single changes of log
-    p(target); together: the change with all of them off at once; extra: together − alone, prompt by prompt.
+def verdict_4_5(half: int, heads: int, together: Interval, extra: Interval, extra_logits: Interval) -> Claim:
+    """half: how many of `heads` hold half of the sum of |mean changes of log p(target)|. together: the change with all of
+    them off at once; extra: together minus the sum of the single changes, prompt by prompt; extra_logits: the same of the
+    logit difference, which knows no ceiling as a probability does.
     """
     says = "heads act as distributed, redundant circuits"
     measured = (
-        f"strongest head {_n(100 * share)} % of all change; one at a time {_n(alone[0])}, "
-        f"all at once {_n(together[0])} nats, difference {_interval(extra)}"
+        f"half of all change sits in {half} of {heads} heads; all at once {_interval(together)} nats, beyond the sum of "
+        f"single ones {_interval(extra)}; in the logit difference {_interval(extra_logits)}"
     )
-    distributed, redundant = share <= 0.5, extra[2] < 0
     if together[2] >= 0:
-        return Claim("4.5", says, measured, FAILS, "all heads off at once cost nothing here: there is no work to share")
-    if distributed and redundant:
-        why = "no head carries half, and together they are worth more than their sum: each covers for others"
-        return Claim("4.5", says, measured, HOLDS, why)
+        why = "all heads off at once surely cost nothing" if together[1] > 0 else "no sure cost of all heads at once"
+        return Claim("4.5", says, measured, FAILS, f"{why}: there is no work to share")
+    distributed, in_log_p, in_logits = half >= FEW * heads, extra[2] < 0, extra_logits[2] < 0
+    if in_log_p and in_logits:
+        if distributed:
+            why = "many heads have a part in it, and together they are worth more than their sum, by both measures"
+            return Claim("4.5", says, measured, HOLDS, why)
+        return Claim("4.5", says, measured, PARTLY, "worth more together than their sum, but a few heads do most of it")
+    if in_log_p:
+        why = "more than the sum in log p alone, which the bend of the softmax can do: no redundancy shown"
+    elif in_logits:
+        why = "more than the sum against the contrast alone, not in log p: no redundancy shown"
+    else:
+        why = "all at once surely cost no more than the sum" if extra[1] > 0 else "no sure cost beyond the sum"
+        why += ": no redundancy seen"
     if distributed:
-        how = "no more than" if extra[1] > 0 else "about"
-        return Claim(
-            "4.5", says, measured, PARTLY, f"distributed, but all at once cost {how} the sum: no redundancy seen"
-        )
-    if redundant:
-        return Claim("4.5", says, measured, PARTLY, "redundant, but one head carries more than half of the change")
-    return Claim("4.5", says, measured, FAILS, "one head carries more than half, and nothing covers for it")
+        return Claim("4.5", says, measured, PARTLY, f"distributed, but {why}")
+    return Claim("4.5", says, measured, FAILS, f"a few heads do most of it, and {why}")
 
 
 def verdict_4_6(damage: Mapping[str, Interval], gaps: Mapping[str, Interval], strongest: Mapping[str, int]) -> Claim:
@@ -173,15 +183,15 @@ VERDICTS: dict[str, Callable[..., Claim]] = {
 class Study:
     """One block's heads over many prompts.
 
-    changes: replacement -> column of `predictions` -> (n_prompts, n_heads). together: (n_prompts,) change of log p(target)
-    with all heads of the block at zero. clean: (n_prompts,) log p(target) without an edit. right: (n_prompts,) bool, the
+    changes: replacement -> column of `predictions` -> (n_prompts, n_heads). together: column -> (n_prompts,), with all heads
+    of the block at zero. clean: (n_prompts,) log p(target) without an edit. right: (n_prompts,) bool, the
     clean top token is the target.
     """
 
     block: int
     facts: tuple[CapitalPrompt, ...]
     changes: Mapping[str, Mapping[str, Tensor]]
-    together: Tensor
+    together: Mapping[str, Tensor]
     clean: Tensor
     right: Tensor
 
@@ -221,7 +231,8 @@ def study_heads(
         )
         changes[name] = dict(zip(measure.columns, found[:, 0].unbind(-1), strict=True))
     everything = zero_heads(block, list(range(lm.n_heads)))
-    together = sweep_edits(lm, prompts, [everything], targets, progress=progress)[:, 0]
+    found = sweep_edits(lm, prompts, [everything], measure=measure, progress=progress)[:, 0]
+    together = dict(zip(measure.columns, found.unbind(-1), strict=True))
     clean_logits = trace(lm, prompts).last_logits
     ids = torch.tensor([lm.token_id(target) for target in targets], device=lm.device)
     clean, right = log_prob(clean_logits, ids).cpu(), (clean_logits.argmax(-1) == ids).cpu()
@@ -258,9 +269,10 @@ def ledger(
         available = len(capital_prompts(lm))
         study = study_heads(lm, capital_prompts(lm, min(MANY, available)), block)
     measure = predictions(lm, target, contrast)
-    found = sweep_edits(lm, prompt, [zero_heads(block, h) for h in range(lm.n_heads)], measure=measure, progress=False)
+    found = sweep_heads(lm, prompt, blocks=[block], measure=measure, progress=False)[0]
     here = dict(zip(measure.columns, found.unbind(-1), strict=True))
     first = bool(trace(lm, prompt).last_logits[0].argmax() == lm.token_id(target))
+    moved, stays = (study.changes["zero"][name] for name in ("logit difference", "same top-1"))
     return [
         verdict_4_1(here["target"].tolist(), intervals(study.changes["zero"]["target"])),
         verdict_4_2(
@@ -272,7 +284,8 @@ def ledger(
         verdict_4_4(
             here["logit difference"].tolist(),
             here["same top-1"].bool().tolist(),
-            *hidden_movement(study.changes["zero"]["logit difference"], study.changes["zero"]["same top-1"].bool()),
+            *hidden_movement(moved, stays.bool()),
+            sure_shifts(moved, stays.bool()),
         ),
         verdict_4_5(**cooperation(study)),
         verdict_4_6(**compare_replacements(study)),
@@ -288,15 +301,26 @@ def hidden_movement(changes: Tensor, kept: Tensor) -> tuple[float, float]:
     return float(kept.double().mean()), float(size[kept].sum() / size.sum()) if float(size.sum()) else 0.0
 
 
+def sure_shifts(changes: Tensor, kept: Tensor) -> int:
+    """For how many heads the mean change over the prompts that keep the top token is surely not 0.
+
+    changes, kept: (n_prompts, n_heads), nats and bool. A head with fewer than two such prompts is not counted.
+    """
+    columns = [values[stays] for values, stays in zip(changes.unbind(1), kept.unbind(1), strict=True)]
+    found = [interval(values) for values in columns if len(values) > 1]
+    return sum(low > 0 or high < 0 for _, low, high in found)
+
+
 def cooperation(study: Study) -> dict[str, Any]:
     """The arguments of `verdict_4_5`: how the block's heads share their work, with heads at zero."""
-    single = study.changes["zero"]["target"]
-    size = single.mean(0).abs()
+    single, together = study.changes["zero"], study.together
+    size = single["target"].mean(0).abs().sort(descending=True).values
     return {
-        "share": float(size.max() / size.sum()) if float(size.sum()) else 1.0,
-        "alone": interval(single.sum(1)),
-        "together": interval(study.together),
-        "extra": interval(study.together - single.sum(1)),
+        "half": int((size.cumsum(0) < size.sum() / 2).sum()) + 1,
+        "heads": len(size),
+        "together": interval(together["target"]),
+        "extra": interval(together["target"] - single["target"].sum(1)),
+        "extra_logits": interval(together["logit difference"] - single["logit difference"].sum(1)),
     }
 
 
@@ -313,9 +337,9 @@ def compare_replacements(study: Study) -> dict[str, Any]:
 
 
 def _kept(study: Study) -> tuple[int, int]:
-    """How many removals keep the target first, and how many there are, on the prompts that the model gets right."""
+    """On how many prompts the target stays first through every removal, and how many prompts the model gets right."""
     kept = study.changes["zero"]["target is top-1"][study.right]
-    return int(kept.sum()), kept.numel()
+    return int(kept.bool().all(1).sum()), len(kept)
 
 
 def _interval(value: Interval) -> str:

@@ -111,14 +111,14 @@ def plot_head_map(
 
 
 def map_finding(changes: Tensor) -> str:
-    """Return in one sentence how many heads matter on the map, and which matters most."""
+    """Return in one sentence which head on the map has the largest effect, and how many heads hold half of all change."""
     n_heads = changes.shape[1]
     top = int(changes.abs().argmax())
     size = changes.abs().flatten().sort(descending=True).values
     share = size.cumsum(0) / size.sum() if float(size.sum()) else torch.ones_like(size)
     half = int((share < 0.5).sum()) + 1
     return (
-        f"Head {top % n_heads} of block {top // n_heads} matters most ({_n(changes.flatten()[top])}); "
+        f"Head {top % n_heads} of block {top // n_heads} has the largest effect ({_n(changes.flatten()[top])}); "
         f"half of all change sits in {half} of {changes.numel()} heads"
     )
 
@@ -148,8 +148,12 @@ def plot_silent_changes(changes: Tensor, kept: Tensor, ax: Axes | None = None) -
     return ax
 
 
-def plot_together(alone: Tensor, together: Tensor, ax: Axes | None = None) -> Axes:
-    """Draw, for each block, the sum of its heads' single effects beside the effect of all of them at once. (n_blocks,) each."""
+def plot_together(alone: Tensor, together: Tensor, extra: Tensor | None = None, ax: Axes | None = None) -> Axes:
+    """Draw, for each block, the sum of its heads' single effects beside the effect of all of them at once. (n_blocks,) each.
+
+    extra: (n_blocks, 2), the interval of together − alone, low and high: the title then counts the blocks whose interval
+    does not touch 0.
+    """
     ax = new_axes(ax)
     series = {"sum of the heads, one at a time": alone, "all heads at once": together}
     for index, (name, values) in enumerate(series.items()):
@@ -158,10 +162,7 @@ def plot_together(alone: Tensor, together: Tensor, ax: Axes | None = None) -> Ax
     block_axis(ax, len(alone))
     ax.set_ylabel("mean change of log p(target) (nats)")
     ax.legend(frameon=False)
-    more = int((together < alone).sum())
-    finding = (
-        f"All heads of a block at once cost more than the sum of their single effects in {more} of {len(alone)} blocks"
-    )
+    finding = together_finding(alone, together, extra)
     set_title(ax, finding)
     worst = int(together.argmin())
     describe(
@@ -170,6 +171,18 @@ def plot_together(alone: Tensor, together: Tensor, ax: Axes | None = None) -> Ax
         f"against {_n(alone[worst])} for the sum.",
     )
     return ax
+
+
+def together_finding(alone: Tensor, together: Tensor, extra: Tensor | None = None) -> str:
+    """Return in one sentence in how many blocks all heads at once cost more than the sum of their single effects."""
+    if extra is None:
+        more = int((together < alone).sum())
+        return f"All heads of a block at once cost more than the sum of their single effects in {more} of {len(alone)} blocks"
+    more, less = int((extra[:, 1] < 0).sum()), int((extra[:, 0] > 0).sum())
+    return (
+        f"All heads of a block at once cost surely more than the sum of their single effects in {more} of {len(alone)} blocks, "
+        f"surely less in {less}"
+    )
 
 
 def plot_top_tokens(tokens: Sequence[str], clean: Tensor, edited: Tensor, label: str, ax: Axes | None = None) -> Axes:
@@ -220,7 +233,7 @@ def plot_head_panel(
     left, right = figure.add_axes((0.055, 0.13, 0.4, 0.73)), figure.add_axes((0.665, 0.13, 0.325, 0.73))
     plot_head_map(changes, marked, f"change of {measure} (nats)", new_axes(left))
     map_words = figure.get_label()
-    plot_top_tokens(tokens, clean, edited, f"head {marked[1]} of block {marked[0]} off", new_axes(right))
+    plot_top_tokens(tokens, clean, edited, f"without head {marked[1]} of block {marked[0]}", new_axes(right))
     for ax, width in ((left, 58), (right, 48)):
         ax.set_title("\n".join(textwrap.wrap(ax.get_title(loc="left"), width)), loc="left", fontsize=9, pad=6)
     describe(figure, f"{map_words} {figure.get_label()}")

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,16 +20,16 @@ CASES = {
         {"here": [1, -1, -1], "many": [DOWN, UP, OPEN], "share": DOWN},
     ),
     "4.3": (
-        {"first": True, "kept": 12, "heads": 12, "kept_many": 600, "pairs": 600},
-        {"first": True, "kept": 11, "heads": 12, "kept_many": 500, "pairs": 600},
+        {"first": True, "kept": 12, "heads": 12, "kept_many": 60, "many": 60},
+        {"first": True, "kept": 11, "heads": 12, "kept_many": 30, "many": 60},
     ),
     "4.4": (
-        {"here": [-0.2, 0.1], "kept": [True, True], "silent": 0.95, "hidden": 0.9},
-        {"here": [-0.2, 0.1], "kept": [False, False], "silent": 0.5, "hidden": 0.05},
+        {"here": [-0.2, 0.1], "kept": [True, True], "silent": 0.95, "hidden": 0.9, "sure": 1},
+        {"here": [-0.2, 0.1], "kept": [False, False], "silent": 0.5, "hidden": 0.05, "sure": 1},
     ),
     "4.5": (
-        {"share": 0.2, "alone": DOWN, "together": (-0.9, -1.0, -0.8), "extra": DOWN},
-        {"share": 0.7, "alone": DOWN, "together": DOWN, "extra": OPEN},
+        {"half": 4, "heads": 12, "together": (-0.9, -1.0, -0.8), "extra": DOWN, "extra_logits": DOWN},
+        {"half": 2, "heads": 12, "together": DOWN, "extra": OPEN, "extra_logits": DOWN},
     ),
     "4.6": (
         {"damage": KINDS, "gaps": {"zero − mean": UP}, "strongest": {"zero": 3, "mean": 5}},
@@ -44,26 +45,59 @@ def test_every_verdict_can_go_both_ways(prove_verdicts):
 @pytest.mark.parametrize(
     ("number", "arguments", "said"),
     [
-        ("4.1", {"here": [-1, -1, 1], "many": [DOWN, OPEN, UP]}, "true of this prompt; over many prompts not"),
+        ("4.1", {"here": [-1, -1, 1], "many": [DOWN, OPEN, UP]}, "this prompt; over many prompts no sure majority"),
+        ("4.1", {"here": [-1, -1, 1], "many": [DOWN, UP, UP]}, "this prompt; over many prompts surely not of most"),
         ("4.1", {"here": [1, -1, 1], "many": [DOWN, DOWN, UP]}, "not on this prompt, but over many"),
-        ("4.2", {"here": [1, 1], "many": [OPEN, OPEN], "share": OPEN}, "what the target loses is shared out"),
+        ("4.2", {"here": [1, 1], "many": [OPEN, OPEN], "share": OPEN}, "it gains nothing surely"),
         ("4.2", {"here": [1, 1], "many": [OPEN, OPEN], "share": DOWN}, "it even loses ground"),
         ("4.2", {"here": [1, 1], "many": [OPEN, OPEN], "share": UP}, "more than its share"),
-        ("4.3", {"first": True, "kept": 4, "heads": 4, "kept_many": 9, "pairs": 10}, "elsewhere 1 of 10 removals"),
+        ("4.3", {"first": True, "kept": 4, "heads": 4, "kept_many": 9, "many": 10}, "on 1 of 10 prompts a removal"),
+        ("4.3", {"first": True, "kept": 4, "heads": 4, "kept_many": 0, "many": 0}, "no other prompt can test it"),
         (
             "4.3",
-            {"first": True, "kept": 3, "heads": 4, "kept_many": 95, "pairs": 100},
-            "a removal costs the target its first place; over many prompts nearly every removal leaves it there",
+            {"first": True, "kept": 3, "heads": 4, "kept_many": 6, "many": 10},
+            "here a removal costs the target its first place; most prompts that the model gets right keep it",
         ),
-        ("4.3", {"first": True, "kept": 4, "heads": 4, "kept_many": 0, "pairs": 0}, "no other prompt can test it"),
-        ("4.3", {"first": False, "kept": 0, "heads": 4, "kept_many": 9, "pairs": 9}, "on every prompt that the model"),
+        (
+            "4.3",
+            {"first": False, "kept": 0, "heads": 4, "kept_many": 9, "many": 9},
+            "here the target is not first even",
+        ),
         (
             "4.4",
-            {"here": [-0.2, 0.1], "kept": [True, False], "silent": 0.5, "hidden": 0.3},
+            {"here": [-0.2, 0.1], "kept": [True, False], "silent": 0.5, "hidden": 0.3, "sure": 2},
             "most shows in the top token",
         ),
-        ("4.5", {"share": 0.2, "alone": DOWN, "together": DOWN, "extra": UP}, "cost no more than the sum"),
-        ("4.5", {"share": 0.7, "alone": DOWN, "together": DOWN, "extra": DOWN}, "one head carries more than half"),
+        (
+            "4.4",
+            {"here": [-0.2, 0.1, 0.1, 0.1], "kept": [True] * 4, "silent": 1.0, "hidden": 1.0, "sure": 1},
+            "surely so for few heads",
+        ),
+        (
+            "4.5",
+            {"half": 3, "heads": 12, "together": DOWN, "extra": UP, "extra_logits": UP},
+            "distributed, but all at once surely cost no more than the sum",
+        ),
+        (
+            "4.5",
+            {"half": 3, "heads": 12, "together": DOWN, "extra": DOWN, "extra_logits": OPEN},
+            "distributed, but more than the sum in log p alone",
+        ),
+        (
+            "4.5",
+            {"half": 3, "heads": 12, "together": DOWN, "extra": OPEN, "extra_logits": DOWN},
+            "distributed, but more than the sum against the contrast alone",
+        ),
+        (
+            "4.5",
+            {"half": 3, "heads": 12, "together": DOWN, "extra": OPEN, "extra_logits": OPEN},
+            "distributed, but no sure cost beyond the sum",
+        ),
+        (
+            "4.5",
+            {"half": 2, "heads": 12, "together": DOWN, "extra": DOWN, "extra_logits": DOWN},
+            "but a few heads do most of it",
+        ),
         (
             "4.6",
             {
@@ -81,6 +115,34 @@ def test_what_holds_in_part(number, arguments, said):
     assert said in claim.why
 
 
+def test_what_moves_behind_the_top_token_must_be_more_than_chance():
+    claim = lesson4.verdict_4_4([-0.2, 0.1], [True, True], 1.0, 1.0, 0)
+    assert claim.verdict == FAILS
+    assert claim.why == "what moves behind the same top token is sure for no head"
+
+
+def test_a_shift_is_sure_if_its_interval_does_not_touch_zero():
+    changes = torch.tensor([[0.3, 0.3, 1.0], [0.2, -0.3, 2.0], [0.4, 0.1, 3.0], [9.0, 0.0, 4.0]])
+    kept = torch.tensor([[True, True, True], [True, True, False], [True, True, False], [False, True, False]])
+    assert lesson4.sure_shifts(changes, kept) == 1
+
+
+def test_half_of_all_change_is_counted_in_heads(study):
+    size = sorted(abs(value) for value in study.changes["zero"]["target"].mean(0).tolist())[::-1]
+    half = lesson4.cooperation(study)["half"]
+    assert sum(size[:half]) >= sum(size) / 2 > sum(size[: half - 1])
+
+
+def test_a_prompt_counts_as_kept_only_if_every_removal_keeps_it(study):
+    kept = study.changes["zero"]["target is top-1"]
+    right = torch.tensor([True, True, True, False, False, False])
+    changed = kept.clone()
+    changed[:] = 1
+    changed[0, 2] = changed[5] = 0
+    zero = {**study.changes["zero"], "target is top-1": changed}
+    assert lesson4._kept(replace(study, changes={"zero": zero}, right=right)) == (2, 3)
+
+
 def test_a_target_that_is_not_first_can_not_stay_first():
     claim = lesson4.verdict_4_3(False, 0, 12, 0, 0)
     assert claim.verdict == FAILS
@@ -95,9 +157,10 @@ def test_hidden_movement_is_that_of_removals_that_keep_the_top_token():
 
 
 def test_no_redundancy_where_nothing_is_lost():
-    claim = lesson4.verdict_4_5(0.2, UP, UP, DOWN)
-    assert claim.verdict == FAILS
-    assert "cost nothing here" in claim.why
+    for together, said in ((UP, "surely cost nothing"), (OPEN, "no sure cost")):
+        claim = lesson4.verdict_4_5(4, 12, together, DOWN, DOWN)
+        assert claim.verdict == FAILS
+        assert said in claim.why
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +192,7 @@ def test_a_study_gives_the_numbers_of_single_passes(lm, facts, study):
         with edit(lm, zero_heads(3, list(range(lm.n_heads)))):
             none = trace(lm, fact.prompt).last_logits[0]
         expected = log_prob(none, ids[i][0]) - log_prob(clean, ids[i][0])
-        assert study.together[i].item() == pytest.approx(expected.item(), abs=1e-10)
+        assert study.together["target"][i].item() == pytest.approx(expected.item(), abs=1e-10)
 
 
 def test_mean_and_resample_replace_by_other_prompts(lm, facts, study):

@@ -40,7 +40,7 @@ def test_the_map_is_centred_at_zero_and_marks_the_head():
     frame = ax.patches[-1]
     assert (frame.get_x(), frame.get_y()) == (1.5, 0.5)
     assert to_hex(frame.get_edgecolor()) == to_hex(EDIT)
-    assert words(ax) == "Head 0 of block 0 matters most (-0.4); half of all change sits in 1 of 6 heads"
+    assert words(ax) == "Head 0 of block 0 has the largest effect (-0.4); half of all change sits in 1 of 6 heads"
     assert "In the frame: head 2 of block 1, 0." in description(ax)
 
 
@@ -70,6 +70,9 @@ def test_together_is_compared_with_the_sum():
     assert isinstance(ax, Axes)
     assert "in 2 of 3 blocks" in words(ax)
     assert "block 2: -0.6 at once against -0.3" in description(ax)
+    sure = torch.tensor([[-0.6, -0.2], [-0.1, 0.3], [0.1, 0.2]])
+    ax = heads.plot_together(torch.tensor([-0.1, -0.2, -0.3]), torch.tensor([-0.5, -0.1, -0.2]), sure)
+    assert "surely more than the sum of their single effects in 1 of 3 blocks, surely less in 1" in words(ax)
 
 
 def test_top_tokens_name_the_largest_factor():
