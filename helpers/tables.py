@@ -21,6 +21,8 @@ import numpy as np
 
 TINY = 1e-12
 NUMBER = re.compile(r"(< )?[-+−×]?\s?[\d.,]+(e[+-]?\d+)?( ?%)?|nan|-?inf")
+BREAKS = re.compile(r".[ -]")  # where a browser may break a number
+CODE = re.compile("`([^`]+)`")
 
 
 def format_number(value: Any, digits: int = 4) -> str:
@@ -86,19 +88,23 @@ class Table:
         return "\n".join([self.caption, *aligned])
 
     def _repr_html_(self) -> str:
-        left = [' style="text-align: left"' if word else "" for word in self.words]
         head = "".join(
-            f'<th scope="col"{side}>{escape(cell)}</th>' for cell, side in zip(self.header, left, strict=True)
+            f'<th scope="col"{_style(word)}>{_html(cell)}</th>'
+            for cell, word in zip(self.header, self.words, strict=True)
         )
         body = "\n".join(
-            f'<tr><th scope="row"{left[0]}>{escape(row[0])}</th>'
-            + "".join(f"<td{side}>{escape(c)}</td>" for c, side in zip(row[1:], left[1:], strict=True))
+            f'<tr><th scope="row"{_style(True, row[0])}>{_html(row[0])}</th>'
+            + "".join(
+                f"<td{_style(word, cell)}>{_html(cell)}</td>"
+                for cell, word in zip(row[1:], self.words[1:], strict=True)
+            )
             + "</tr>"
             for row in self.rows
         )
+        wide = min(28, len(self.caption) // 2)  # over a narrow table a caption would be a tower of short lines
         return (
-            f"<table>\n<caption>{escape(self.caption)}</caption>\n<thead><tr>{head}</tr></thead>\n"
-            f"<tbody>\n{body}\n</tbody>\n</table>"
+            f'<table>\n<caption style="min-width: {wide}em">{_html(self.caption)}</caption>\n'
+            f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
         )
 
     def to_markdown(self) -> str:
@@ -166,3 +172,16 @@ def _cells(data: Any) -> list[Any]:
     if isinstance(data, (str, bytes)) or not isinstance(data, Sequence):
         return [data]
     return list(data)
+
+
+def _html(text: str) -> str:
+    """Escape a text; what stands between backticks is code."""
+    return CODE.sub(r"<code>\1</code>", escape(text))
+
+
+def _style(word: bool, cell: str = "") -> str:
+    """Text on the left; a number such as `< 1e-12` on one line, however narrow its column."""
+    rules = ["text-align: left"] if word else []
+    if NUMBER.fullmatch(cell) and BREAKS.search(cell):
+        rules.append("white-space: nowrap")
+    return f' style="{"; ".join(rules)}"' if rules else ""

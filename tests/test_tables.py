@@ -66,10 +66,19 @@ def test_text_is_aligned_and_html_is_headed_and_escaped():
     table = make_table({"a<b": [1.5, 22]}, "Δ & more", columns=["first", "second"])
     assert repr(table) == "Δ & more\n     first  second\na<b    1.5      22"
     html = table._repr_html_()
-    assert "<caption>Δ &amp; more</caption>" in html
+    assert ">Δ &amp; more</caption>" in html
     assert html.count('scope="col"') == 3
     assert '<th scope="row" style="text-align: left">a&lt;b</th><td>1.5</td>' in html
     assert table.to_markdown().splitlines()[-1] == "| a<b | 1.5 | 22 |"
+
+
+def test_html_shows_code_as_code_and_breaks_no_number():
+    html = make_table(
+        [["in-place `a<b`", 1.5, -2.0], ["is a word", 3e-16, 1.234e-5]], "`x`", columns="abc"
+    )._repr_html_()
+    assert "<code>x</code></caption>" in html and "in-place <code>a&lt;b</code></td><td>1.5</td><td>-2</td>" in html
+    assert '<td style="white-space: nowrap">&lt; 1e-12</td><td style="white-space: nowrap">1.23e-05</td>' in html
+    assert '<td style="text-align: left">is a word</td>' in html
 
 
 def test_show_table_displays_and_returns_nothing(capsys):

@@ -92,10 +92,10 @@ def judge(exercise: Exercise, answer: Any) -> Outcome:
 
 
 def checker(exercise: Exercise) -> Callable[[Any], None]:
-    """Return the function that a lesson calls with an answer; it prints one line."""
+    """Return the function that a lesson calls with an answer; it prints one sentence, or a few."""
 
     def check(answer: Any) -> None:
-        print(judge(exercise, answer).sentence)
+        print(_wrapped(judge(exercise, answer).sentence))
 
     check.__name__ = f"check_{exercise.number.replace('.', '_')}"
     check.__doc__ = f"Check an answer to exercise {exercise.number}, {exercise.title}, and print what is wrong or ✓."
@@ -183,4 +183,5 @@ def _ask(answer: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _wrapped(text: str) -> str:
-    return "\n".join(textwrap.wrap(text, 100))
+    """Short lines: Jupyter breaks a long one in the middle of a word."""
+    return "\n".join(textwrap.wrap(text, 96, break_long_words=False, break_on_hyphens=False))

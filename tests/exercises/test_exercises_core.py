@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -77,6 +79,14 @@ def test_a_check_prints_one_line_and_returns_nothing(capsys):
     assert check(solution_9_1) is None
     assert capsys.readouterr().out == "✓ Exercise 9.1\n"
     assert check.__name__ == "check_9_1"
+
+
+def test_a_long_sentence_is_printed_in_lines_that_fit_beside_the_file_browser(capsys):
+    words = " ".join(["pre-hook"] * 40)
+    checker(replace(DOUBLE, check=lambda answer: words))(solution_9_1)
+    printed = capsys.readouterr().out.splitlines()
+    assert " ".join(printed) == f"Almost: {words}" and len(printed) > 3
+    assert all(len(line) <= 96 and not line.endswith("-") for line in printed)
 
 
 def test_heading():
