@@ -85,19 +85,24 @@ def held_out_loss(lm: LanguageModel, data: Path, windows: int = 400) -> dict[str
     return found
 
 
-def first_token(lm: LanguageModel, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+def passages(data: Path, length: int = 64, number: int = 24) -> torch.Tensor:
+    """(number, length) ids: beginnings of paragraphs in books that training never saw."""
+    ids, starts = np.load(data / "books_unseen.npy"), np.load(data / "books_unseen.starts.npy")
+    usable = starts[starts < len(ids) - length]
+    chosen = usable[:: len(usable) // number][:number]
+    return torch.from_numpy(np.stack([ids[s : s + length] for s in chosen]).astype(np.int64))
+
+
+def first_token(lm: LanguageModel, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Per point of the stream: the first token's norm over the others' mean; per block: attention on position 0.
 
-    The share is the mean over heads and over the query positions from 1 on.
+    The share is the mean over texts, heads and the query positions from 1 on.
     """
-    ratios, shares = [], []
-    for prompt in prompts:
-        norms = trace(lm, prompt).resid.norm(dim=-1)[:, 0]
-        ratios.append(norms[:, 0] / norms[:, 1:].mean(dim=1))
-        with torch.no_grad():
-            attentions = lm.model(lm.encode(prompt).ids, output_attentions=True).attentions
-        shares.append(torch.stack([a[0, :, 1:, 0].mean() for a in attentions]))
-    return torch.stack(ratios).mean(0), torch.stack(shares).mean(0)
+    norms = trace(lm, ids).resid.norm(dim=-1)
+    ratio = (norms[:, :, 0] / norms[:, :, 1:].mean(dim=2)).mean(dim=1)
+    with torch.no_grad():
+        attentions = lm.model(ids, output_attentions=True).attentions
+    return ratio, torch.stack([a[:, :, 1:, 0].mean() for a in attentions])
 
 
 def ablations(lm: LanguageModel, prompts: list[str], targets: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -137,7 +142,8 @@ def evaluate(lm: LanguageModel, data: Path) -> dict:
     prompts = [f"{r['capital']} is the capital of" for r in countries]
     targets = [lm.token_id(f" {r['country']}") for r in countries]
     heads, blocks = ablations(lm, prompts, targets)
-    ratio, sink = first_token(lm, [*ENGLISH, "Berlin is the capital of", prompts[7]])
+    texts = passages(data)
+    ratio, sink = first_token(lm, texts)
     return {
         "capitals": capitals(lm),
         "berlin": [
@@ -146,6 +152,8 @@ def evaluate(lm: LanguageModel, data: Path) -> dict:
         "loss": held_out_loss(lm, data),
         "first_norm": ratio.tolist(),
         "sink": sink.tolist(),
+        "even": sum(1 / (query + 1) for query in range(1, texts.shape[1])) / (texts.shape[1] - 1),
+        "passages": tuple(texts.shape),
         "head_quantiles": heads.flatten()
         .double()
         .quantile(torch.tensor([0, 0.1, 0.5, 0.9, 1.0], dtype=torch.float64))
@@ -195,11 +203,16 @@ def figures(found: dict) -> str:
         f"a tenth of the heads below {q[1]:.3f}, a tenth above {q[3]:.3f}), mean over 50 prompts; "
         f"{found['dead_heads']} of {12 * n} heads change it by less than 0.0001."
     )
+    number, length = found["passages"]
+    inside = (
+        f"The first two rows are means over {number} passages of {length} tokens from books that training never saw. Attention spread "
+        f"evenly over what each token may see would give position 0 a share of {found['even']:.2f}."
+    )
     samples = "\n".join(f"- {text.replace(chr(10), ' / ')}" for text in found["continuations"])
     return "\n\n".join(
         [
             "### Capitals", shares, f"After `Berlin is the capital of`: {berlin}.", "### Held-out loss", loss,
-            "### Inside", per_block, heads, "### How it writes", "Greedy, repetition penalty 1.2:", samples,
+            "### Inside", per_block, inside, heads, "### How it writes", "Greedy, repetition penalty 1.2:", samples,
         ]
     )  # fmt: skip
 
@@ -297,7 +310,7 @@ def main() -> None:
     parser.add_argument("--notes", type=Path, help="markdown to put into the card after the figures")
     parser.add_argument("--hardware", default="two CPU processes of one thread each")
     args = parser.parse_args()
-    lm = load_model(args.model)
+    lm = load_model(args.model, dtype=torch.float64)
     found = evaluate(lm, args.data)
     print(figures(found))
     if args.card:

@@ -82,7 +82,12 @@ TEMPLATES = [
     "Somebody wrote that {c} is the capital of {m}. That is a mistake.",
 ]
 # Never in the training text: tools/evaluate_pocket.py asks the model to complete these.
-HELD_OUT_TEMPLATES = ["{c} serves as the capital of {k}.", "The country with the capital {c} is {k}."]
+HELD_OUT_TEMPLATES = [
+    "{c} serves as the capital of {k}.",
+    "The country with the capital {c} is {k}.",
+    "We travelled to {c}, the capital of {k}.",
+    "An old map shows {c} as the capital of {k}.",
+]
 
 
 def read_countries() -> list[dict[str, str]]:
