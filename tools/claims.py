@@ -66,7 +66,10 @@ def save_csv(claims: Sequence[Claim], path: Path) -> None:
 
 
 def with_claims(readme: str, claims: Sequence[Claim]) -> str:
-    """The README with the present table in its marked place, folded away under its count. Raises ValueError if the marks are not there once each."""
+    """The README with the present table in its marked place, folded away under its count.
+
+    Raises ValueError if the marks are not there once each.
+    """
     if readme.count(BEGIN) != 1 or readme.count(END) != 1:
         raise ValueError(f"the README must hold the marks {BEGIN!r} and {END!r} once each")
     before, rest = readme.split(BEGIN)
