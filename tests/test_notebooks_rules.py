@@ -24,6 +24,7 @@ LESSONS = [
     "05_skip_layer",
 ]
 MOST_BYTES = 700_000
+WIDEST = 102  # characters: what JupyterLab shows beside its file browser on a small screen, without scrolling sideways
 PUBLIC_HOSTS = {
     "aclanthology.org",
     "arxiv.org",
@@ -169,6 +170,11 @@ def no_magic(nb, number):
             yield f"{cell.id} installs, shells out or uses a magic: a lesson is plain Python"
 
 
+def code_fits(nb, number):
+    for cell in code(nb):
+        yield from (f"{cell.id}: {line!r}" for line in cell.source.splitlines() if len(line) > WIDEST)
+
+
 def pictures_have_alt(nb, number):
     for cell, out in outputs(nb):
         for kind in out.get("data", {}):
@@ -231,6 +237,7 @@ RULES = [
     nothing_is_ignored,
     no_trailing_semicolon,
     no_magic,
+    code_fits,
     pictures_have_alt,
     pictures_have_numbers,
     no_machine,
@@ -328,6 +335,7 @@ BREAKS = [
     (no_magic, edit_source(3, "%pip install helpers")),
     (no_magic, edit_source(3, "!ls")),
     (no_magic, edit_source(3, "%%capture\nprint(3)")),
+    (code_fits, edit_source(3, f"print({'x' * WIDEST!r})")),
     (pictures_have_alt, add_output(shown(image_png="iVBO", text_plain="1"))),
     (pictures_have_alt, add_output(shown(text_html='<img src="x.png">'))),
     (pictures_have_alt, add_output(shown(text_html='<img alt="" src="x.png">'))),
