@@ -26,7 +26,7 @@ _WHERE = {
     ],
     "measures": ["Measure", "Outcome", "predictions", "text_damage"],
     "countries": ["capital_prompts", "CapitalPrompt"],
-    "texts": ["held_out_text", "loss_rise"],
+    "texts": ["held_out_passages"],
     "errors": ["HelpersError"],
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}

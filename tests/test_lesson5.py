@@ -1,34 +1,35 @@
-"""Lesson 5's text and measure, and the ways to skip that its notebook compares."""
+"""The held-out passages that lesson 5 measures on."""
+
+import re
 
 import pytest
 import torch
 
-from helpers import edit, held_out_text, load_model, loss_rise, skip_block, sweep_blocks, text_damage, windows
+from helpers import held_out_passages, load_model, sweep_blocks, text_damage, windows
+from helpers.claims.lesson5 import WINDOW, held_out_windows
 from helpers.errors import BadPrompt
 from helpers.exercises.core import tiny_model
 
-
-def test_the_held_out_text_is_three_paragraphs_and_fills_the_lessons_windows():
-    assert len(held_out_text().strip().split("\n\n")) == 3
-    assert windows(load_model(), held_out_text(), 64).shape == (3, 64)
+GPT2_WORDS = re.compile(r"'(?:[stdm]|ll|ve|re)| ?\w+| ?[^\s\w]+")  # a token of GPT-2 never reaches over one of these
 
 
-def test_the_rise_of_the_loss_is_that_of_the_plain_loop():
-    lm = tiny_model(11)
-    text = torch.arange(30).view(3, 10)
+def test_there_are_enough_passages_for_an_interval_and_each_is_another():
+    passages = held_out_passages()
+    assert len(passages) == 24
+    assert len({" ".join(passage.split()[:3]) for passage in passages}) == 24
+    assert not any("\n" in passage for passage in passages)
 
-    def losses():
-        return -lm.logits(text)[:, :-1].log_softmax(-1).gather(-1, text[:, 1:, None])[..., 0]
 
-    clean = losses()
-    rise = sweep_blocks(lm, text, measure=loss_rise())
-    assert rise.shape == (3, lm.n_blocks, 9)
-    for block in range(lm.n_blocks):
-        with edit(lm, skip_block(block)):
-            assert torch.allclose(rise[:, block], losses() - clean, atol=1e-9)
-    assert torch.allclose(rise.mean(-1), sweep_blocks(lm, text, measure=text_damage())[..., 0], atol=1e-9)
+def test_each_passage_fills_its_window_on_this_model_and_on_gpt2():
+    lm = load_model()
+    text = held_out_windows(lm)
+    assert text.shape == (24, WINDOW)
+    for passage, ids in zip(held_out_passages(), text, strict=True):
+        assert passage.startswith(lm.tokenizer.decode(ids))
+        assert windows(lm, passage, 48, most=1).shape == (1, 48)
+        assert len(GPT2_WORDS.findall(passage)) >= 48
 
 
 def test_one_token_has_no_next_token_loss():
     with pytest.raises(BadPrompt, match="two tokens or more"):
-        sweep_blocks(tiny_model(), torch.tensor([3]), measure=loss_rise())
+        sweep_blocks(tiny_model(), torch.tensor([3]), measure=text_damage())

@@ -174,9 +174,13 @@ def costs_finding(cost: Tensor, low: Tensor, high: Tensor, bound: float = 0.1) -
 def plot_pairs(cost: Tensor, pair_cost: Tensor) -> Figure:
     """Draw what each pair of blocks costs, and how much that is above the sum of the two alone.
 
-    cost: rise of the loss without one block, (n_blocks,); pair_cost: without both, (n_blocks, n_blocks), symmetric.
-    Its diagonal is not used: a block paired with itself is that block alone.
+    cost: rise of the loss without one block in each passage, (n_passages, n_blocks); pair_cost: without both,
+    (n_passages, n_blocks, n_blocks), symmetric. Its diagonals are not used: a block paired with itself is that block alone.
+    The maps show means; a dot marks a pair whose surplus has the same sign in every passage.
     """
+    passages = len(cost)
+    finding, always = pairs_finding(cost, pair_cost), same_sign(surplus(cost, pair_cost))
+    cost, pair_cost = cost.mean(0), pair_cost.mean(0)
     n_blocks = len(cost)
     both = pair_cost.clone()
     both.fill_diagonal_(0)
@@ -199,10 +203,11 @@ def plot_pairs(cost: Tensor, pair_cost: Tensor) -> Figure:
         ax.set_xticks(ticks)
         ax.set_yticks(ticks)
         ax.set_xlabel("second skipped block")
+    rows, columns = always.nonzero(as_tuple=True)
+    right.plot(columns.tolist(), rows.tolist(), linestyle=" ", marker=".", markersize=4, color="black")
     left.set_ylabel("first skipped block")
     left.set_title("both together (diagonal: one alone)", fontsize=10)
-    right.set_title("surplus of the pair", fontsize=10)
-    finding = pairs_finding(cost, pair_cost)
+    right.set_title(f"surplus (dot: same sign in all {passages})", fontsize=10)
     figure.suptitle(finding, x=0.01, ha="left", fontsize=11)
     cheapest, dearest = _extreme_pairs(both)
     describe(
@@ -214,20 +219,31 @@ def plot_pairs(cost: Tensor, pair_cost: Tensor) -> Figure:
 
 
 def surplus(cost: Tensor, pair_cost: Tensor) -> Tensor:
-    """Cost of each pair above the sum of its two blocks' own costs, (n_blocks, n_blocks), NaN on the diagonal."""
-    extra = pair_cost - cost[:, None] - cost[None, :]
-    return extra.clone().fill_diagonal_(torch.nan)
+    """Cost of each pair above the sum of its two blocks' own costs, (..., n_blocks, n_blocks), NaN on the diagonal.
+
+    cost: (..., n_blocks); pair_cost: (..., n_blocks, n_blocks).
+    """
+    extra = pair_cost - cost[..., :, None] - cost[..., None, :]
+    return extra.masked_fill(torch.eye(cost.shape[-1], dtype=torch.bool), torch.nan)
+
+
+def same_sign(values: Tensor) -> Tensor:
+    """1 or −1 where all passages have that sign, else 0: (n_passages, ...) to (...) integers."""
+    return (values > 0).all(0).int() - (values < 0).all(0).int()
 
 
 def pairs_finding(cost: Tensor, pair_cost: Tensor) -> str:
-    """Return in one sentence whether two blocks together cost more than the sum of each alone."""
-    n_blocks = len(cost)
+    """Return in one sentence whether two blocks together cost more than the sum of each alone; see `plot_pairs`."""
+    n_blocks = cost.shape[-1]
     rows, columns = torch.triu_indices(n_blocks, n_blocks, 1)
-    extra = surplus(cost, pair_cost)[rows, columns]
-    more = int((extra > 0).sum())
+    each = surplus(cost, pair_cost)[:, rows, columns]
+    always, extra = same_sign(each), each.mean(0)
     most = int(extra.argmax())
-    first = f"{more} of {len(extra)} pairs cost more than the sum of their two blocks alone"
-    if not more:
+    first = (
+        f"Of {len(extra)} pairs {int((always > 0).sum())} cost more than the sum of their blocks in every passage, "
+        f"{int((always < 0).sum())} less"
+    )
+    if extra[most] <= 0:
         return f"{first}."
     pair = (int(rows[most]), int(columns[most]))
     return f"{first};\nthe surplus is largest for {_pair(pair)}: {_n(extra[most])} nats."

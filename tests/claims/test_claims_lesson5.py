@@ -35,9 +35,8 @@ def test_every_verdict_can_go_both_ways(prove_verdicts):
     [
         ("5.1", {"steps": [0.0, 2.0, 0.0]}, "not at block 1"),
         ("5.2", {"equal": [[1], [2], []]}, "entry 3 is not what block 2 writes"),
-        ("5.2", {"equal": [[1], [], []]}, "for block 0 only"),
+        ("5.2", {"equal": [[1], [], [3]]}, "for blocks 0 and 2 only"),
         ("5.3", {"error": "", "line": 3.0, "repair": None, "mended": 0.0}, "the state before the hook"),
-        ("5.3", {"error": "TypeError", "line": None, "repair": 0.0, "mended": 0.0}, "`input[0]` is one, and skips"),
         ("5.4", {"block": [1.0, 0.1], "heads": [[0.3, 0.2], [0.01, 0.02]]}, "more than some whole blocks"),
         ("5.4", {"block": [1.0, 0.1], "heads": [[0.3, 0.02], [0.15, 0.02]]}, "as much damage alone as their block"),
         ("5.5", {"rise": [0.01, 0.1], "low": [0.0, 0.05], "high": [0.02, 0.2]}, "none is surely needed"),
@@ -55,8 +54,16 @@ def test_reasons_of_failure_are_told_apart():
     assert neither.verdict == FAILS and "does not run either" in neither.why
     assert "`prepend=True` mends it" in lesson5.verdict_5_3("TypeError", None, 8.1, 0.0).why
     assert "mends" not in lesson5.verdict_5_3("TypeError", None, 8.1, 8.1).why
-    all_needed = lesson5.verdict_5_5([0.5, 0.6], [0.4, 0.5], [0.6, 0.7])
-    assert all_needed.verdict == FAILS
+    assert "as short, and skips" in lesson5.verdict_5_3("TypeError", None, 0.0, 0.0).why
+    assert "for block 0 only" in lesson5.verdict_5_2([[1], [], []]).why
+    for all_alike in (([0.5, 0.6], [0.4, 0.5], [0.6, 0.7]), ([0.01, 0.02], [0.0, 0.01], [0.02, 0.03])):
+        assert lesson5.verdict_5_5(*all_alike).verdict == FAILS
+
+
+def test_agreement_of_a_minority_is_no_agreement_in_part():
+    assert lesson5.verdict_5_1([0.0, 0.0, 2.0, 1.0]).verdict == FAILS
+    assert lesson5.verdict_5_2([[1], [], [], []]).verdict == FAILS
+    assert lesson5.verdict_5_3("TypeError", None, 0.0, 0.0).verdict == FAILS, "the report's own line raises"
 
 
 def test_the_ledger_measures_all_claims_and_leaves_the_model_alone():
@@ -97,7 +104,7 @@ def test_the_ledger_reads_the_model_in_front_of_it():
                 projection.weight.zero_()
                 projection.bias.zero_()
     text = trace(lm, torch.arange(16)).logits.argmax(-1).repeat(3, 1)
-    costs = lesson5.skip_costs(lm, text)
+    costs = lesson5.skip_costs(lesson5.measure_damage(lm, text).loss)
     assert costs.rise[[0, 2, 3]].abs().max() < 1e-9
     assert costs.rise[1].abs() > 1e-3
     assert (costs.low <= costs.rise).all() and (costs.rise <= costs.high).all()
@@ -106,7 +113,8 @@ def test_the_ledger_reads_the_model_in_front_of_it():
 def test_costs_are_those_of_the_plain_loop():
     lm = tiny_model(7)
     text = torch.arange(36).view(3, 12)
-    costs = lesson5.skip_costs(lm, text)
+    damage = lesson5.measure_damage(lm, text)
+    costs = lesson5.skip_costs(damage.loss)
 
     def loss():
         logprobs = lm.logits(text)[:, :-1].log_softmax(-1)
@@ -115,6 +123,14 @@ def test_costs_are_those_of_the_plain_loop():
     clean = loss()
     with edit(lm, skip_block(2)):
         assert float(costs.rise[2]) == pytest.approx(float(loss() - clean), abs=1e-9)
+    assert costs.low[2] >= damage.loss[:, 2].min() and costs.high[2] <= damage.loss[:, 2].max(), "drawn by passage"
+    assert lesson5.ledger(lm, text[0], damage=damage) == lesson5.ledger(lm, text[0], text)
+
+
+def test_the_interval_counts_passages_not_tokens():
+    """Two passages that disagree leave an interval as wide as both, however many tokens each of them has."""
+    costs = lesson5.skip_costs(torch.tensor([[0.0], [1.0]], dtype=torch.float64))
+    assert (float(costs.low), float(costs.high)) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("family", ["gpt_neox", "llama", "gemma3_text"])

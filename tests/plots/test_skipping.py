@@ -70,17 +70,31 @@ def test_surplus_is_what_a_pair_costs_above_its_blocks():
     assert extra.diagonal().isnan().all()
     assert extra[0, 1] == pytest.approx(0.3)
     assert extra[0, 2] == pytest.approx(-0.1)
-    figure = skipping.plot_pairs(cost, pairs)
-    assert "the surplus is largest for blocks 0 and 1: 0.3 nats" in figure.get_suptitle()
-    assert "The cheapest pair, blocks 1 and 2, costs 0.3 nats, the dearest, blocks 0 and 1, 1.5" in description(figure)
+    figure = skipping.plot_pairs(torch.stack([cost, cost]), torch.stack([pairs, pairs + 0.01]))
+    assert "Of 3 pairs 2 cost more than the sum of their blocks in every passage, 1 less" in figure.get_suptitle()
+    dots = figure.axes[1].lines[0]
+    assert sorted(zip(dots.get_xdata(), dots.get_ydata(), strict=True)) == [
+        (row, column) for row in range(3) for column in range(3) if row != column
+    ]
+    assert "the surplus is largest for blocks 0 and 1: 0.305 nats" in figure.get_suptitle()
+    assert "The cheapest pair, blocks 1 and 2, costs 0.305 nats, the dearest, blocks 0 and 1, 1.5" in description(
+        figure
+    )
     assert to_png(figure).startswith(b"\x89PNG")
 
 
 def test_pairs_without_any_surplus():
-    cost = torch.tensor([1.0, 0.5, 0.5])
-    assert skipping.pairs_finding(cost, torch.full((3, 3), 1.0)) == (
-        "0 of 3 pairs cost more than the sum of their two blocks alone."
+    cost = torch.tensor([[1.0, 0.5, 0.5]] * 2)
+    pairs = torch.full((2, 3, 3), 1.0)
+    pairs[1, 0, 1] = 1.6
+    assert skipping.pairs_finding(cost, pairs) == (
+        "Of 3 pairs 0 cost more than the sum of their blocks in every passage, 1 less."
     )
+
+
+def test_a_sign_counts_only_if_every_passage_has_it():
+    values = torch.tensor([[1.0, -1.0, 1.0, 0.0], [2.0, -0.5, -1.0, 1.0]])
+    assert skipping.same_sign(values).tolist() == [1, -1, 0, 0]
 
 
 def test_chainsaw_and_knife_are_compared():
