@@ -86,6 +86,8 @@ def judge(exercise: Exercise, answer: Any) -> Outcome:
         return Outcome("not tried", exercise.not_tried)
     except Almost as reason:
         complaint = str(reason)
+    except Exception as error:  # an answer of a shape that the check did not expect
+        complaint = f"this cannot be checked: what came back led to {type(error).__name__}: {error}"
     if complaint is None:
         return Outcome("right", f"✓ Exercise {exercise.number}")
     return Outcome("almost", f"Almost: {complaint}")

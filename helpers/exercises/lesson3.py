@@ -474,6 +474,26 @@ def _forgets_the_rest(factor, positions):
     return hook
 
 
+def _only_for_a_tensor(factor, positions):
+    def hook(module, args, output):
+        if isinstance(output, Tensor):
+            scaled = output.clone()
+            scaled[:, positions] *= factor
+            return scaled
+        return None
+
+    return hook
+
+
+def _always_a_pair(factor, positions):
+    def hook(module, args, output):
+        state = (output[0] if isinstance(output, tuple) else output).clone()
+        state[:, positions] *= factor
+        return (state, None) if isinstance(output, tuple) else state
+
+    return hook
+
+
 def _check_3_5(answer: Callable[..., Any]) -> str | None:
     generator = torch.Generator().manual_seed(17)
     for factor, positions in ((0.1, [1, 2]), (3.0, slice(1, None))):
@@ -495,9 +515,11 @@ def _check_3_5(answer: Callable[..., Any]) -> str | None:
                 raise Almost(f"given {form}, your hook raised {type(error).__name__}: {said}{ask}.") from None
             if not torch.equal(state, clean):
                 return f"given {form}, your hook wrote into the block's own output. Clone it and return a new one."
-            if isinstance(given, Tensor) != isinstance(got, Tensor):
-                return f"given {form}, your hook returned a {type(got).__name__}. Answer in the form that came."
+            if not isinstance(got, type(given)) or got == ():
+                return f"given {form}, your hook returned {_named(got)}. Answer in the form that came."
             found = got if isinstance(got, Tensor) else got[0]
+            if not isinstance(found, Tensor):
+                return f"given {form}, your hook put {_named(found)} where the hidden state belongs."
             if found.ndim == 2:
                 return (
                     f"given {form}, the batch axis is gone: [0] on a tensor is the first prompt, not the hidden state."
@@ -514,11 +536,20 @@ def _check_3_5(answer: Callable[..., Any]) -> str | None:
                 if torch.equal(found[0], right[0]):
                     return "only the first prompt of the batch is scaled. Keep the batch axis: state[:, positions]."
                 return f"given {form}, the chosen positions are not {factor:g} times what they were, or others changed."
+            if isinstance(got, tuple) and len(got) > len(given):
+                return f"given {form}, your hook returned {_named(got)}. Hand on what came: (state, *output[1:])."
             if isinstance(got, tuple) and (
-                len(got) != len(given) or any(a is not b for a, b in zip(got[1:], given[1:], strict=True))
+                len(got) < len(given) or any(a is not b for a, b in zip(got[1:], given[1:], strict=True))
             ):
                 return "given a tuple of two, the second element is lost. Hand it on: (state, *output[1:])."
     return None
+
+
+def _named(value: Any) -> str:
+    """Say what a hook returned, so that the sentence can be read aloud."""
+    if value is None:
+        return "nothing (None)"
+    return f"a tuple of {len(value)}" if isinstance(value, tuple) else f"a {type(value).__name__}"
 
 
 # ---- 3.6 · challenge 4: turn it up and follow it
@@ -726,7 +757,7 @@ EXERCISES = (
         solution_3_5,
         (
             _report_line, _row_zero, _first_prompt_in_place, _every_token, _whole_prompts, _first_prompt_only,
-            _drops_the_others, _always_a_tuple, _forgets_the_rest,
+            _drops_the_others, _always_a_tuple, _forgets_the_rest, _only_for_a_tensor, _always_a_pair,
         ),
     ),
     Exercise(

@@ -59,6 +59,15 @@ def test_a_wrong_signature_and_a_missing_return_are_told():
     assert judge(DOUBLE, forgot).sentence == "Almost: forgot returned None; is a `return` missing?"
 
 
+def test_an_answer_that_the_check_did_not_expect_raises_nothing():
+    exercise = Exercise("9.3", "Name it", 1, 1, ..., lambda a: a["name"], "", {"name": None}, ())
+    assert judge(exercise, {"name": None}).state == "right"
+    outcome = judge(exercise, 3)
+    assert outcome.state == "almost"
+    assert "cannot be checked" in outcome.sentence
+    assert "TypeError" in outcome.sentence
+
+
 def test_not_implemented_is_not_tried():
     def mine(x):
         raise NotImplementedError
