@@ -314,7 +314,10 @@ def _check_5_5(answer: Callable[..., Any]) -> str | None:
     count = 3
     got = answer(lm, ids.clone(), count)
     if not isinstance(got, list | tuple) or not all(isinstance(block, int) for block in got):
-        return f"return a list of {count} block numbers, in the order in which they were chosen."
+        return (
+            f"return a list of {count} block numbers, in the order in which they were chosen: plain numbers, no tensors "
+            "(int(...) makes one)."
+        )
     got = list(got)
     if len(got) != count:
         return f"{count} blocks were asked for and you chose {len(got)}."

@@ -288,7 +288,7 @@ def chainsaw_finding(block: Tensor, heads: Tensor) -> str:
     strongest = int(heads.argmax())
     row, column = divmod(strongest, heads.shape[1])
     outdone = int((block < heads.max()).sum())
-    first = f"A skipped block moves the prediction {_n(ratio)} times as far as one of its heads (median)"
+    first = f"A skipped block's KL is {_n(ratio)} times that of one of its heads (median)"
     if not outdone:
         return f"{first}; no head outdoes any whole block"
     return f"{first}; head {column} of block {row} alone outdoes {outdone} of {len(block)} whole blocks"

@@ -60,6 +60,11 @@ def test_reasons_of_failure_are_told_apart():
         assert lesson5.verdict_5_5(*all_alike).verdict == FAILS
 
 
+def test_a_chainsaw_pushes_at_least_twice_as_far():
+    assert lesson5.verdict_5_4([0.41, 0.41], [[0.1, 0.1], [0.1, 0.1]]).verdict == HOLDS
+    assert lesson5.verdict_5_4([0.39, 0.39], [[0.1, 0.1], [0.1, 0.1]]).verdict == FAILS
+
+
 def test_agreement_of_a_minority_is_no_agreement_in_part():
     assert lesson5.verdict_5_1([0.0, 0.0, 2.0, 1.0]).verdict == FAILS
     assert lesson5.verdict_5_2([[1], [], [], []]).verdict == FAILS
