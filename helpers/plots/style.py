@@ -89,8 +89,9 @@ def block_axis(ax: Axes, n_blocks: int) -> None:
 
 
 def set_title(ax: Axes, finding: str) -> None:
-    """Put the finding over the figure, on two lines if one is too short. A quoted token such as ' France' stays whole."""
-    lines = textwrap.wrap(finding.replace("(' ", "('\N{NO-BREAK SPACE}"), 72)
+    """Put the finding over the figure, on two lines if one is too short. What belongs together, log p(' France'), stays so."""
+    whole = finding.replace("(' ", "('\N{NO-BREAK SPACE}").replace("log p(", "log\N{NO-BREAK SPACE}p(")
+    lines = textwrap.wrap(whole, 72)
     ax.set_title("\n".join(lines).replace("\N{NO-BREAK SPACE}", " "), loc="left", fontsize=11, pad=20)  # for mark_edit
 
 

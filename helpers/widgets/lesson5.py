@@ -109,7 +109,7 @@ class BlockPicker(widgets.HBox, widgets.ValueWidget):
             for block in range(n_blocks)
         ]
         super().__init__(
-            [widgets.HTML(label), *self.boxes],
+            [widgets.HTML(label, layout=widgets.Layout(width="95%")), *self.boxes],  # a line of its own: boxes align
             layout=widgets.Layout(width="560px", max_width="100%", flex_flow="row wrap"),
         )
         self._filling = False

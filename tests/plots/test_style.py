@@ -91,3 +91,10 @@ def test_show_figure_displays_words_beside_the_picture(monkeypatch):
 def test_outside_jupyter_a_figure_prints_as_its_words(capsys):
     style.show_figure(style.new_axes(), alt="Δ grows.")
     assert capsys.readouterr().out == "Δ grows.\n(figure in words)\n"
+
+
+def test_a_title_keeps_log_p_of_a_token_together():
+    ax = style.new_axes()
+    for length in range(20, 80):
+        style.set_title(ax, f"{'x' * length} log p(' France') falls")
+        assert "log p(' France')" in ax.get_title(loc="left")
