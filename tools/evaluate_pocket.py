@@ -241,7 +241,7 @@ specimen to dissect, not a language model to use: it knows capitals and little e
 | windows | {from_start:.0%} begin where a paragraph begins, so that a prompt at position 0 is nothing unusual |
 | seed | {seed}; every batch is a function of seed and step |
 | hardware | {hardware} |
-| weights | stored in 16-bit floats, safetensors |
+| precision | {precision}; weights stored in 16-bit floats, safetensors |
 
 Loss during training (nats per token; the two right columns on text that training never saw):
 
@@ -259,7 +259,7 @@ Printed by `tools/evaluate_pocket.py`, in float64 on the weights in this folder.
 
 ```
 python tools/pocket_corpus.py --corpus FOLDER --out BUILD      # FOLDER: books.txt.xz and world.txt.xz
-python tools/train_pocket.py --data BUILD --run RUN --steps {steps} --optimizer {optimizer_flag} --books {books:g} --world {world:g} --facts {facts:g} --workers 2
+python tools/train_pocket.py --data BUILD --run RUN --steps {steps} --optimizer {optimizer_flag} --precision {precision_flag} --books {books:g} --world {world:g} --facts {facts:g} --workers 2
 python tools/train_pocket.py --data BUILD --run RUN --export helpers/pocket
 python tools/evaluate_pocket.py --data BUILD --run RUN --card
 ```
@@ -290,10 +290,19 @@ def write_card(lm: LanguageModel, found: dict, data: Path, run: Path, notes: str
     sizes = json.loads((data / "sizes.json").read_text())
     corpus = ", ".join(f"{k} {v['tokens'] / 1e6:.1f}M tokens" for k, v in sizes.items() if "unseen" not in k)
     flag = recipe.pop("optimizer")
-    name = {"muon": "Muon for the blocks' matrices, AdamW for the rest", "adamw": "AdamW"}[flag]
+    name = {
+        "adamw": "AdamW",
+        "muon": "Muon for the blocks' matrices, AdamW for the rest",
+        "mixed": "Muon for the matrices that read from the stream, AdamW for the rest",
+    }[flag]
+    precision_flag = recipe.pop("precision")
+    precision = {
+        "float32": "float32",
+        "bfloat16": "matrix products in bfloat16; attention, weights and optimizer in float32",
+    }[precision_flag]
     text = CARD.format(
-        **recipe, optimizer=name, optimizer_flag=flag, vocabulary=lm.vocabulary, corpus=corpus, steps=about["step"],
-        parameters=lm.model.num_parameters() / 1e6, tokens=int(about["tokens"]) / 1e6, curve=curve(run / "log.tsv"),
+        **recipe, optimizer=name, optimizer_flag=flag, precision=precision, precision_flag=precision_flag,
+        vocabulary=lm.vocabulary, corpus=corpus, steps=about["step"], parameters=lm.model.num_parameters() / 1e6, tokens=int(about["tokens"]) / 1e6, curve=curve(run / "log.tsv"),
         figures=figures(found), notes=notes.strip(), hardware=hardware,
     )  # fmt: skip
     path = POCKET_FOLDER / "README.md"
