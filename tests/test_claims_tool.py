@@ -133,7 +133,8 @@ def test_the_notebooks_ledger_is_the_committed_one(lesson):
     (cell,) = [c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["id"] == f"l{lesson}-ledger"]
     html = "".join("".join(output.get("data", {}).get("text/html", "")) for output in cell["outputs"])
     rows = [
-        [unescape(entry) for entry in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)] for row in html.split("<tr>")[2:]
+        [unescape(re.sub("</?code>", "`", entry)) for entry in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)]
+        for row in html.split("<tr>")[2:]
     ]
     assert rows == [row for row in stored_rows() if row[0].startswith(f"{lesson}.")]
 

@@ -44,7 +44,7 @@ def test_every_local_link_leads_somewhere(page):
 
 def test_the_readme_quotes_the_models_card():
     readme, card = ((folder / "README.md").read_text(encoding="utf-8") for folder in (ROOT, POCKET_FOLDER))
-    rows = [line for line in card.splitlines() if "is the capital of” |" in line or "with the capital X is” |" in line]
+    rows = [line for line in card.splitlines() if "is the capital of” |" in line or "An old map shows" in line]
     known, _, held_out = (row.split("|")[2].strip() for row in rows)
     honest = readme.split("## The model that ships, honestly")[1].split("\n## ")[0]
     assert re.findall(r"[\d.]+%", honest) == [known, held_out]
