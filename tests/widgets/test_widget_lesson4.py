@@ -60,13 +60,13 @@ def test_every_control_changes_the_picture(lm):
     seen = {panel.image}
     for name, value in {
         "block": 1, "head": 4, "replacement": "mean", "prompt": "Paris is the capital of", "target": " Spain",
-        "contrast": " Italy",
+        "contrast": " Kenya",
     }.items():  # fmt: skip
         panel.controls[name].value = value
         assert panel.image not in seen, name
         seen.add(panel.image)
     assert panel.text.startswith("Without head 4 of block 1: log p(' Spain') changes by ")
-    assert "log p(' Italy')" in panel.text
+    assert "log p(' Kenya')" in panel.text
     assert "In the frame: head 4 of block 1" in panel.image
 
 
