@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from torch import Tensor
 
 from helpers.plots.style import (
@@ -79,7 +80,9 @@ def plot_head_effects(effects: Mapping[str, Tensor], block: int, ax: Axes | None
     for head, pair in enumerate(zip(a.tolist(), b.tolist(), strict=True)):
         ax.plot([head, head], pair, color="0.7", linewidth=1, zorder=0)
     ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter(lambda value, _: format_number(float(value)))
+    ax.yaxis.set_minor_locator(NullLocator())
     ax.set_xticks(range(len(a)))
     ax.set_xlabel(f"head of block {block}")
     ax.set_ylabel("KL to the clean prediction\n(thousandths of a nat, mean over tokens)")
