@@ -128,7 +128,7 @@ def verdict_4_5(half: int, heads: int, together: Interval, extra: Interval, extr
     )
     if together[2] >= 0:
         why = "all heads off at once surely cost nothing" if together[1] > 0 else "no sure cost of all heads at once"
-        return Claim("4.5", says, measured, FAILS, f"{why}: there is no work to share")
+        return Claim("4.5", says, measured, FAILS, f"{why}: there is no loss to share")
     distributed, in_log_p, in_logits = half >= FEW * heads, extra[2] < 0, extra_logits[2] < 0
     if in_log_p and in_logits:
         if distributed:

@@ -195,7 +195,7 @@ def plot_top_tokens(tokens: Sequence[str], clean: Tensor, edited: Tensor, label:
     for name, values, color, marker, size in (("clean", clean, CLEAN, "o", 7), (label, edited, EDITED, "D", 4)):
         ax.plot(values, y, label=name, color=color, marker=marker, linestyle="none", markersize=size)
     ax.set_yticks(range(len(tokens)), [repr(token) for token in tokens])
-    ax.invert_yaxis()
+    ax.set_ylim(len(tokens) + 1.4, -0.6)  # most probable on top; two free rows for the legend, whose marks are no data
     ax.set_xscale("log")
     low, high = float(torch.minimum(clean, edited).min()), float(torch.maximum(clean, edited).max())
     ax.set_xlim(low / 1.5, min(1.0, high * 1.5))

@@ -63,10 +63,11 @@ def plot_steps(steps: Mapping[str, Tensor], skipped: Sequence[int] = (), ax: Axe
 
 def steps_finding(steps: Mapping[str, Tensor], skipped: Sequence[int] = ()) -> str:
     """Return in one sentence what the last run's steps show at the skipped blocks and beside them."""
-    *_, run = steps.values()
+    *_, (label, run) = steps.items()
     if not skipped:
         longest, shortest = int(run.argmax()), int(run.argmin())
-        return f"Block {longest} takes the longest step, {_n(run[longest])}, block {shortest} the shortest, {_n(run[shortest])}"
+        block = "Block" if len(steps) == 1 else f"{label[:1].upper()}{label[1:]}: block"
+        return f"{block} {longest} takes the longest step, {_n(run[longest])}, block {shortest} the shortest, {_n(run[shortest])}"
     names = name_blocks(skipped)
     there = [float(run[block]) for block in skipped]
     if any(there):
@@ -135,8 +136,8 @@ def plot_costs(
     left.axhline(bound, color=EDIT, linestyle=":", linewidth=1.4, label=f"{_n(bound)} nats")
     left.set_yscale("symlog", linthresh=NEARLY_ZERO)
     left.yaxis.set_major_formatter(lambda value, _: format_number(float(value)))
-    bottom, top = left.get_ylim()
-    left.set_ylim(bottom, 6 * top)
+    least = min(float(low.min()), float(divergence.min()))
+    left.set_ylim(min(0.0, 2 * least), 6 * left.get_ylim()[1])  # below 0 only where a cost is
     left.set_ylabel("nats per token (logarithmic, linear near 0)")
     left.legend(frameon=False, fontsize=9)
     right.plot(x.tolist(), (100 * agreement).tolist(), **series_style(2))

@@ -18,7 +18,7 @@ def title(ax):
         ([4.0, 3.0, 1.5, 2.0], [1], "At block 1 the step reads 3, not 0"),
         ([4.0, 2.0, 1.0, 0.0], [3], "The step is exactly 0 at block 3, and the others stay as they were"),
         ([0.0, 0.0, 0.0, 0.0], [0, 1, 2, 3], "The step is exactly 0 at blocks 0 to 3"),
-        ([4.0, 1.0, 3.0, 2.0], [], "Block 0 takes the longest step, 4, block 1 the shortest, 1"),
+        ([4.0, 1.0, 3.0, 2.0], [], "Skipped: block 0 takes the longest step, 4, block 1 the shortest, 1"),
     ],
 )
 def test_the_title_says_what_the_steps_do(run, skipped, said):
