@@ -21,9 +21,9 @@ from helpers.plots.style import (
     mark_edit,
     new_axes,
     new_figure,
+    point_names,
     series_style,
     set_title,
-    stream_axis,
 )
 from helpers.tables import format_number
 
@@ -143,9 +143,10 @@ def plot_spread(
     n_points = len(next(iter(series.values())))
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter(lambda value, _: format_number(float(value)))
-    ax.yaxis.set_minor_formatter(lambda value, _: format_number(float(value)) if f"{value:.0e}"[0] in "25" else "")
-    stream_axis(ax, n_points - 1)
-    ax.set_xticks([*ax.get_xticks(), n_points], [label.get_text() for label in ax.get_xticklabels()] + ["norm"])
+    ax.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))  # few ticks: each takes a widget's time
+    ax.yaxis.set_minor_formatter(lambda value, _: format_number(float(value)))
+    ax.set_xticks(range(n_points + 1), [*point_names(n_points - 1), "norm"])
+    ax.set_xlabel("residual stream after block (emb: before block 0)")
     ax.set_xlim(-0.5, n_points + 0.5)
     ax.set_ylabel("standard deviation (logarithmic)")
     ax.legend(frameon=False, loc="lower right")
