@@ -21,9 +21,9 @@ from helpers.plots.style import (
     mark_edit,
     new_axes,
     new_figure,
-    point_names,
     series_style,
     set_title,
+    stream_axis,
 )
 from helpers.tables import format_number
 
@@ -145,9 +145,7 @@ def plot_spread(
     ax.yaxis.set_major_formatter(lambda value, _: format_number(float(value)))
     ax.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))  # few ticks: each takes a widget's time
     ax.yaxis.set_minor_formatter(lambda value, _: format_number(float(value)))
-    ax.set_xticks(range(n_points + 1), [*point_names(n_points - 1), "norm"])
-    ax.set_xlabel("residual stream after block (emb: before block 0)")
-    ax.set_xlim(-0.5, n_points + 0.5)
+    stream_axis(ax, n_points - 1, "norm")
     ax.set_ylabel("standard deviation (logarithmic)")
     ax.legend(frameon=False, loc="lower right")
     mark_edit(ax, block + 1, mark)

@@ -74,11 +74,15 @@ def point_names(n_blocks: int) -> list[str]:
     return ["emb", *(str(block) for block in range(n_blocks))]
 
 
-def stream_axis(ax: Axes, n_blocks: int) -> None:
-    """Label the x axis of `ax` with the points of the stream; the output of block b stands at x = b + 1."""
-    ax.set_xticks(range(n_blocks + 1), point_names(n_blocks))
+def stream_axis(ax: Axes, n_blocks: int, *after: str) -> None:
+    """Label the x axis of `ax` with the points of the stream; the output of block b stands at x = b + 1.
+
+    after: names of further places behind the last point, such as the final norm.
+    """
+    names = [*point_names(n_blocks), *after]
+    ax.set_xticks(range(len(names)), names)
     ax.set_xlabel("residual stream after block (emb: before block 0)")
-    ax.set_xlim(-0.5, n_blocks + 0.5)
+    ax.set_xlim(-0.5, len(names) - 0.5)
 
 
 def block_axis(ax: Axes, n_blocks: int) -> None:
