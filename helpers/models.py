@@ -442,7 +442,8 @@ _WAY_OUT = "use load_model() for the model that ships with the course, or pass a
 def load_model(
     name: str | Path = "pocket", *, dtype: torch.dtype | None = None, threads: int | None = None
 ) -> LanguageModel:
-    """Load a model and its tokenizer, ready for lessons: eval mode, eager attention (so that attention patterns can be read).
+    """Load a model and its tokenizer, ready for lessons: eval mode, eager attention (so that attention patterns can be read),
+    GPT-2's GELU in one kernel (equal up to rounding, and sweeps are faster).
 
     name: "pocket" (ships with the package; runs in float64, so that printed figures are the same on every machine), a
     local folder, or the name of a model on the hub: from the cache if it is there, else from the network. Code that
@@ -569,10 +570,12 @@ def _read(name: str, source: str | Path, dtype: torch.dtype | str) -> tuple[Any,
         _ask_hub(name)
     config, _ = PretrainedConfig.get_config_dict(str(source))
     _family(config.get("model_type", "unknown"))  # before gigabytes are fetched
+    # GPT-2's GELU is spelt out in eight operations; PyTorch has the same formula as one, and a sweep waits for it.
+    same = {"activation_function": "gelu_pytorch_tanh"} if config.get("activation_function") == "gelu_new" else {}
     tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         str(source), dtype=dtype, attn_implementation="eager", use_safetensors=True, trust_remote_code=False,
-        output_loading_info=True,
+        output_loading_info=True, **same,
     )  # fmt: skip
     model, info = loaded
     missing = sorted(info["missing_keys"])

@@ -24,6 +24,7 @@ from . import errors, hooks
 from .edits import Edit, applied, edit
 from .measures import Measure, Outcome
 from .models import LanguageModel
+from .products import quick_products
 
 Copy = tuple[Edit, ...]  # the edits of one edited copy of a prompt, earliest block first
 Change = Callable[[Tensor, Tensor], Tensor]
@@ -52,10 +53,11 @@ def run(
     for prompts in groups(rows, number, WAITING * chunk):
         clean = _record(lm, torch.stack([rows[i] for i in prompts]))
         measured: list[list[Tensor]] = [[] for _ in prompts]
-        for copies in _pieces(copies_of(prompts), WAITING * chunk // clean.ids.numel()):
-            streams = _walk(lm, clean, copies, chunk, not measure.every_position, done)
-            for p, prompt in enumerate(prompts):
-                measured[p] += _measure(lm, measure, clean, streams[:, p], p, prompt, chunk)
+        with quick_products():
+            for copies in _pieces(copies_of(prompts), WAITING * chunk // clean.ids.numel()):
+                streams = _walk(lm, clean, copies, chunk, not measure.every_position, done)
+                for p, prompt in enumerate(prompts):
+                    measured[p] += _measure(lm, measure, clean, streams[:, p], p, prompt, chunk)
         results |= {prompt: torch.cat(found).cpu() for prompt, found in zip(prompts, measured, strict=True)}
     return [results[prompt] for prompt in range(len(rows))]
 

@@ -241,16 +241,15 @@ def plot_block_view(
     norms: tuple[Tensor, Tensor, Tensor], block: int, dpi: int,
 ) -> Figure:  # fmt: skip
     """Draw the widget's picture: the scatter of one block, and the norms of stream and deltas over all blocks."""
-    figure = new_figure((8.2, 3.7), dpi)
-    figure.set_layout_engine("none")  # places are fixed here: finding them costs as much as drawing
-    left = new_axes(figure.add_axes((0.08, 0.13, 0.37, 0.78)))
-    right = new_axes(figure.add_axes((0.63, 0.13, 0.36, 0.78)))
+    figure = new_figure((8.2, 3.7), dpi, layout=None)
+    left = new_axes(figure.add_axes((0.08, 0.13, 0.37, 0.74)))
+    right = new_axes(figure.add_axes((0.63, 0.13, 0.36, 0.74)))
     _points(
-        left, before, after, names, keep, by_token, figure.add_axes((0.465, 0.13, 0.015, 0.78)) if by_token else None
+        left, before, after, names, keep, by_token, figure.add_axes((0.465, 0.13, 0.015, 0.74)) if by_token else None
     )
     plot_delta_norms(*norms, block=block, ax=right)
     left.set_title(f"r = {_n(correlation(before[keep], after[keep]))}", loc="left", fontsize=10)
-    right.set_title("what each block adds", loc="left", fontsize=10)
+    right.set_title("what each block adds", loc="left", fontsize=10, pad=18)  # over the mark
     finding = scatter_finding(before[keep], after[keep], names)
     describe(
         figure,

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from torch import Tensor
 
 from helpers.plots.style import (
@@ -183,6 +183,7 @@ def plot_next_tokens(pairs: Mapping[str, tuple[float, float]], ax: Axes | None =
         )  # fmt: skip
     ax.set_yticks(rows, [_plain(repr(token)) for token in pairs], fontsize=8)
     ax.invert_yaxis()
+    ax.xaxis.set_major_locator(MaxNLocator(4))
     ax.set_xlabel("probability of the next token")
     ax.legend(frameon=False, loc="lower right")
     before, after = (max(pairs, key=lambda token: pairs[token][i]) for i in (0, 1))
@@ -198,8 +199,7 @@ def plot_shift(
     block: int, mark: str, dpi: int = 100,
 ) -> Figure:  # fmt: skip
     """Draw the spread along the stream and the next tokens side by side: what the widget of lesson 3 shows."""
-    figure = new_figure((8.4, 3.8), dpi)
-    figure.set_layout_engine("none")  # fixed margins: finding the best ones takes as long as drawing does
+    figure = new_figure((8.4, 3.8), dpi, layout=None)
     left, right = figure.subplots(
         1,
         2,
@@ -209,9 +209,6 @@ def plot_shift(
     words = [figure.get_label()]
     plot_next_tokens(pairs, right)
     words.append(figure.get_label())
-    n_points = len(next(iter(series.values())))
-    shown = [*range(n_points - 1, -1, -2), n_points]
-    left.set_xticks(shown, ["norm" if p == n_points else str(p - 1) if p else "emb" for p in shown])
     left.set_xlabel("stream after block; norm: after the final norm")
     left.tick_params(axis="x", labelsize=8)
     left.set_title("", loc="left")

@@ -228,8 +228,7 @@ def plot_head_panel(
     dpi: int = DPI,
 ) -> Figure:
     """Draw the map with one head in a frame, and beside it what switching that head off does to the next token."""
-    figure = new_figure((10.0, 4.4), dpi)
-    figure.set_layout_engine(None)  # fixed places: a widget redraws often, and constrained layout draws twice
+    figure = new_figure((10.0, 4.4), dpi, layout=None)
     left, right = figure.add_axes((0.055, 0.13, 0.4, 0.73)), figure.add_axes((0.665, 0.13, 0.325, 0.73))
     plot_head_map(changes, marked, f"change of {measure} (nats)", new_axes(left))
     map_words = figure.get_label()

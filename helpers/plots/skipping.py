@@ -13,6 +13,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from helpers.plots.style import (
@@ -46,8 +47,6 @@ def plot_steps(steps: Mapping[str, Tensor], skipped: Sequence[int] = (), ax: Axe
     for index, (label, values) in enumerate(steps.items()):
         ax.plot(range(n_blocks), values.tolist(), label=label, **series_style(index))
     block_axis(ax, n_blocks)
-    if n_blocks > 16:
-        ax.set_xticks(range(0, n_blocks, 4))
     ax.set_ylim(bottom=0, top=1.12 * max(float(values.max()) for values in steps.values()))
     ax.set_ylabel("step ‖H after − H before‖ (Frobenius norm)")
     for block in skipped:
@@ -97,6 +96,7 @@ def plot_next_tokens(
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
     ax.grid(axis="x", color="0.9", linewidth=0.8)
+    ax.xaxis.set_major_locator(MaxNLocator(4))
     ax.set_xlabel("probability of the next token")
     ax.legend(frameon=False, loc="lower right")
     finding = next_token_finding(names, before, after)
@@ -144,7 +144,7 @@ def plot_costs(
     right.set_ylabel("top-1 prediction stays (% of the positions)")
     right.set_ylim(0, 103)
     for ax in (left, right):
-        _few_blocks(ax, n_blocks)
+        block_axis(ax, n_blocks)
     finding = costs_finding(cost, low, high, bound)
     figure.suptitle(finding, x=0.01, ha="left", fontsize=11)
     dearest, cheapest = int(cost.argmax()), int(cost.argmin())
@@ -267,7 +267,7 @@ def plot_chainsaw(block: Tensor, attention: Tensor, mlp: Tensor, heads: Tensor, 
         x.tolist(), heads.clamp(min=floor).flatten().tolist(), linestyle=" ", marker=".", markersize=4, color=QUIET,
         label="one head", zorder=2,
     )  # fmt: skip
-    _few_blocks(ax, n_blocks)
+    block_axis(ax, n_blocks)
     ax.set_yscale("log")
     ax.set_xlabel("block")
     ax.set_ylabel("KL(clean ‖ edited), nats (logarithmic)")
@@ -293,13 +293,6 @@ def chainsaw_finding(block: Tensor, heads: Tensor) -> str:
     if not outdone:
         return f"{first}; no head outdoes any whole block"
     return f"{first}; head {column} of block {row} alone outdoes {outdone} of {len(block)} whole blocks"
-
-
-def _few_blocks(ax: Axes, n_blocks: int) -> None:
-    """The block axis, with every second name where there is little room."""
-    block_axis(ax, n_blocks)
-    if n_blocks > 8:
-        ax.set_xticks(range(0, n_blocks, 2 if n_blocks <= 16 else 4))
 
 
 def _log_norm(low: float, high: float) -> Any:

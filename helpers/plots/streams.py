@@ -87,7 +87,8 @@ def plot_growth(delta: Tensor, size: Tensor, relative: Tensor, cosine: Tensor, b
     for index, (name, values) in enumerate({"relative error": relative, "cosine": cosine}.items()):
         right.plot(points, values.tolist(), label=name, **series_style(index + 2))
     for ax, unit in ((left, "Frobenius norm"), (right, "no unit")):
-        _finish(ax, len(delta) - 1, block, factor, every=2)
+        _finish(ax, len(delta) - 1, block, factor)
+        ax.set_xlabel("residual stream after block")
         ax.set_ylabel(unit)
         ax.legend(frameon=False)
     finding = growth_finding(delta, relative, block)
@@ -195,12 +196,8 @@ def plot_end(last_points: Mapping[float, Sequence[float]], names: Sequence[str],
     return ax
 
 
-def _finish(ax: Axes, n_blocks: int, block: int, factor: float, every: int = 1) -> None:
+def _finish(ax: Axes, n_blocks: int, block: int, factor: float) -> None:
     stream_axis(ax, n_blocks)
-    if every > 1:
-        shown = list(range(n_blocks, -1, -every))
-        ax.set_xticks(shown, [str(point - 1) if point else "emb" for point in shown])
-        ax.set_xlabel("residual stream after block")
     mark_edit(ax, block + 1, edit_label(block, factor))
 
 

@@ -12,11 +12,12 @@ Figures are drawn on the Agg canvas without pyplot: nothing is global, and a fig
 from __future__ import annotations
 
 import base64
+import math
 import textwrap
 from dataclasses import dataclass
 from html import escape
 from io import BytesIO
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import seaborn as sns
@@ -28,6 +29,7 @@ from matplotlib.image import imsave
 SIZE = (7.0, 4.0)  # inches
 DPI = 100  # figures stored in a notebook
 WIDGET_DPI = 80  # figures that are redrawn at each key press
+NAMES_PER_INCH = 2.5  # on an x axis
 
 PALETTE: tuple[str, ...] = tuple(sns.color_palette("colorblind").as_hex())
 CLEAN, EDITED = PALETTE[0], PALETTE[1]  # the same two colours for "clean" and "edited" in every lesson
@@ -48,9 +50,12 @@ def new_axes(ax: Axes | None = None, size: tuple[float, float] = SIZE, dpi: int 
     return ax
 
 
-def new_figure(size: tuple[float, float] = SIZE, dpi: int = DPI) -> Figure:
-    """Return an empty white figure for functions that need several panels: `new_figure().subplots(1, 2)`."""
-    figure = Figure(figsize=size, dpi=dpi, facecolor="white", layout="constrained")
+def new_figure(size: tuple[float, float] = SIZE, dpi: int = DPI, layout: Literal["constrained"] | None = "constrained") -> Figure:
+    """Return an empty white figure for functions that need several panels: `new_figure().subplots(1, 2)`.
+
+    layout None: the caller gives the places of the axes. Finding them takes as long as drawing, too long for a widget.
+    """
+    figure = Figure(figsize=size, dpi=dpi, facecolor="white", layout=layout)
     FigureCanvasAgg(figure)
     return figure
 
@@ -80,16 +85,25 @@ def stream_axis(ax: Axes, n_blocks: int, *after: str) -> None:
     after: names of further places behind the last point, such as the final norm.
     """
     names = [*point_names(n_blocks), *after]
-    ax.set_xticks(range(len(names)), names)
+    shown = [*range(n_blocks, -1, -_every(ax, n_blocks + 1))][::-1]  # the last point is always there
+    shown += range(n_blocks + 1, len(names))
+    ax.set_xticks(shown, [names[place] for place in shown])
     ax.set_xlabel("residual stream after block (emb: before block 0)")
     ax.set_xlim(-0.5, len(names) - 0.5)
 
 
 def block_axis(ax: Axes, n_blocks: int) -> None:
     """Label the x axis of `ax` with block numbers, for values that belong to a block (a step, an effect)."""
-    ax.set_xticks(range(n_blocks), [str(block) for block in range(n_blocks)])
+    shown = range(0, n_blocks, _every(ax, n_blocks))
+    ax.set_xticks(shown, [str(block) for block in shown])
     ax.set_xlabel("block")
     ax.set_xlim(-0.6, n_blocks - 0.4)
+
+
+def _every(ax: Axes, names: int) -> int:
+    """Each how many-th of the names on an x axis finds room; fewer ticks are also drawn sooner."""
+    inches = ax.get_position().width * figure_of(ax).get_figwidth()
+    return math.ceil(names / (NAMES_PER_INCH * inches))
 
 
 def set_title(ax: Axes, finding: str) -> None:
@@ -136,8 +150,11 @@ def figure_of(ax: Axes | Figure) -> Figure:
     return ax if isinstance(ax, Figure) else cast(Figure, ax.get_figure(root=True))
 
 
-def to_png(ax: Axes | Figure, dpi: float | None = None) -> bytes:
-    """Return the figure as a PNG with an opaque white face, so that it stays readable in a dark theme."""
+def to_png(ax: Axes | Figure, dpi: float | None = None, effort: int = 6) -> bytes:
+    """Return the figure as a PNG with an opaque white face, so that it stays readable in a dark theme.
+
+    effort: of the compression, 1 (quick) to 9 (small).
+    """
     figure = figure_of(ax)
     own_dpi, layout = figure.dpi, figure.get_layout_engine()
     figure.set_dpi(dpi or own_dpi)
@@ -151,15 +168,16 @@ def to_png(ax: Axes | Figure, dpi: float | None = None) -> bytes:
     figure.set_layout_engine(layout)
     buffer = BytesIO()
     imsave(
-        buffer, np.asarray(canvas.buffer_rgba()), format="png", dpi=figure.dpi, metadata=cast(Any, {"Software": None})
-    )
+        buffer, np.asarray(canvas.buffer_rgba()), format="png", dpi=figure.dpi, metadata=cast(Any, {"Software": None}),
+        pil_kwargs={"compress_level": effort},
+    )  # fmt: skip
     figure.set_dpi(own_dpi)
     return buffer.getvalue()
 
 
 def to_img(ax: Axes | Figure, dpi: float | None = None) -> str:
     """Return the figure as an HTML `<img>` with its text alternative."""
-    data = base64.b64encode(to_png(ax, dpi)).decode()
+    data = base64.b64encode(to_png(ax, dpi, effort=1)).decode()
     alt = escape(description(ax), quote=True)
     return f'<img alt="{alt}" src="data:image/png;base64,{data}" style="max-width: 100%">'
 

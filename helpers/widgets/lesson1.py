@@ -11,7 +11,7 @@ from helpers.edits import edit, scale_block
 from helpers.metrics import cosine_similarity, delta_norm, relative_error
 from helpers.models import LanguageModel
 from helpers.plots.streams import measure_finding, plot_measure
-from helpers.plots.style import WIDGET_DPI, new_axes
+from helpers.plots.style import SIZE, WIDGET_DPI, new_figure
 from helpers.tracing import trace
 from helpers.widgets.base import Panel, block_slider, choice, factor_slider, prompt_box, tick
 
@@ -59,6 +59,8 @@ def scaling_panel(lm: LanguageModel, prompt: str, block: int = 2, factor: float 
             "prompt": prompt_box(prompt),
         },
         compute=lambda **asked: scaling_curve(lm, **asked),
-        draw=lambda curve: draw_curve(curve, new_axes(dpi=WIDGET_DPI)),
+        draw=lambda curve: draw_curve(
+            curve, new_figure(SIZE, WIDGET_DPI, layout=None).add_axes((0.1, 0.13, 0.88, 0.7))
+        ),
         summary=lambda curve: measure_finding(curve.values, curve.block, curve.measure) + ".",
     )

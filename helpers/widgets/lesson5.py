@@ -66,8 +66,7 @@ def shared_top(
 
 def draw_skipped(result: Skipped, dpi: int = 100) -> Figure:
     """Draw the steps of both runs on the left, their most probable next tokens on the right."""
-    figure = new_figure((9.5, 4.0), dpi)
-    figure.set_layout_engine(None)  # fixed margins: laying out by measurement doubles the time of a redraw
+    figure = new_figure((9.5, 4.0), dpi, layout=None)
     figure.subplots_adjust(left=0.07, right=0.975, bottom=0.13, top=0.82, wspace=0.26)
     left, right = (new_axes(ax) for ax in figure.subplots(1, 2, width_ratios=(5, 4)))
     whole = result.part == "whole block"
