@@ -79,6 +79,21 @@ def test_fact_sentences_are_true_and_well_formed():
     assert not any(line[0].islower() or "{" in line for line in text.splitlines())
 
 
+def test_the_levers_of_the_trials_do_what_they_say(data, tmp_path):
+    long = replace(RECIPE, context=32)
+    for micro in range(6):
+        plain = train_pocket.Windows(data, long).draw(3, micro)
+        ended = train_pocket.Windows(data, replace(long, boundary=1)).draw(3, micro)
+        assert torch.equal(ended[:, 1:], plain[:, :-1]) and bool((ended[:, 0] == train_pocket.END).all())
+        for row in train_pocket.Windows(data, replace(long, repeats=1.0)).draw(3, micro).tolist():
+            assert any(row[period:] == row[:-period] for period in range(8, 17))
+    logits, ids = torch.randn(3, 4, 50), torch.randint(50, (3, 5))
+    by_hand = torch.stack([-logits.log_softmax(-1)[w, p, ids[w, p + 1]] for w in range(3) for p in range(2, 4)])
+    torch.testing.assert_close(train_pocket.mean_loss(logits, ids, first_free=2), by_hand.mean())
+    levers = replace(RECIPE, repeats=0.5, first_free=1, boundary=1)
+    assert all(torch.isfinite(p).all() for p in train_here(data, tmp_path, 2, levers).values())
+
+
 def test_a_killed_run_resumes_to_the_same_weights(data, tmp_path):
     whole = train_here(data, tmp_path / "whole", 40)
     interrupted = command(data, tmp_path / "killed", "--steps", "40", "--every", "2")

@@ -2,9 +2,10 @@
 
     python tools/bench.py              # the table of docs/speed.md; --device cuda on a machine that has one
 
-GPT-2 small's size with random weights (no download), float32, eager attention and GELU in one kernel as `load_model` sets them, a prompt of 12
-tokens, one thread. Every figure is a median of rounds; each round times the plain pass before and after, so that a busy
-machine slows down both. On the CPU the process's own time is read, not the clock, which others on the machine disturb.
+GPT-2 small's size with random weights (no download), float32, eager attention and GELU in one kernel as `load_model`
+sets them, a prompt of 12 tokens, one thread. Every figure is a median of rounds; each round times the plain pass before
+and after, so that a busy machine slows down both. On the CPU the process's own time is read, not the clock, which others
+on the machine disturb.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ def gpt2_small(device: str, attention: str = "eager") -> Any:
     from helpers import wrap
 
     torch.manual_seed(0)
-    model: Any = GPT2LMHeadModel._from_config(GPT2Config(activation_function="gelu_pytorch_tanh"), attn_implementation=attention)
+    model: Any = GPT2LMHeadModel._from_config(
+        GPT2Config(activation_function="gelu_pytorch_tanh"), attn_implementation=attention
+    )
     return wrap(model.to(device))
 
 

@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AttentionInterface, GPT2Config, GPT2LMHeadModel
 
 MICRO_BATCH = 4  # windows that one worker takes at a time
+END = 0  # the token that ends a text, <|endoftext|>
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,10 @@ class Recipe:
     world: float = 0.18
     facts: float = 0.12
     from_start: float = 0.6  # share of the windows that begin where a paragraph begins
+    # Levers of the trials on the first token; the model that ships leaves them at 0.
+    repeats: float = 0.0  # share of the windows that say a stretch of 8 to 64 tokens again and again
+    first_free: int = 0  # so many first positions of a window do not count in the loss
+    boundary: int = 0  # 1: every window begins with the token that ends a text
 
 
 class Windows:
@@ -74,7 +79,10 @@ class Windows:
                 at = int(starts[random.integers(len(starts))])
             else:
                 at = int(random.integers(len(ids)))
-            rows.append(ids[min(at, len(ids) - r.context - 1) :][: r.context + 1])
+            row = ids[min(at, len(ids) - r.context - 1) :][: r.context + 1]
+            if r.repeats and random.random() < r.repeats:
+                row = np.resize(row[: random.integers(8, r.context // 2 + 1)], r.context + 1)
+            rows.append(np.concatenate([np.full(r.boundary, END), row])[: r.context + 1])
         return torch.from_numpy(np.stack(rows).astype(np.int64))
 
 
@@ -158,6 +166,11 @@ def load_checkpoint(path: Path, model, optimizers) -> tuple[int, int]:
     return int(about["step"]), int(about["tokens"])
 
 
+def mean_loss(logits: torch.Tensor, batch: torch.Tensor, first_free: int = 0) -> torch.Tensor:
+    """Nats per token of the next tokens; logits: (windows, pos, vocabulary), batch: (windows, pos + 1)."""
+    return F.cross_entropy(logits[:, first_free:].float().flatten(0, 1), batch[:, 1 + first_free :].flatten())
+
+
 @torch.no_grad()
 def probe(model, data: Path, recipe: Recipe, device) -> dict[str, float]:
     """A quick look for the log: held-out loss per token, and the first token's norm over the others' in the middle blocks."""
@@ -167,9 +180,10 @@ def probe(model, data: Path, recipe: Recipe, device) -> dict[str, float]:
         usable = starts[starts < len(ids) - recipe.context - 1]
         chosen = usable[:: max(1, len(usable) // 48)][:48]
         rows = np.stack([ids[s : s + recipe.context + 1] for s in chosen]).astype(np.int64)
+        if recipe.boundary:
+            rows = np.pad(rows[:, :-1], ((0, 0), (1, 0)), constant_values=END)
         batch = torch.from_numpy(rows).to(device)
-        logits = model(batch[:, :-1]).logits.float()
-        found[name] = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten()).item()
+        found[name] = mean_loss(model(batch[:, :-1]).logits, batch).item()
     streams = []
     handles = [
         model.transformer.h[layer].register_forward_pre_hook(lambda m, args: streams.append(args[0].detach()))
@@ -225,7 +239,7 @@ def train(rank: int, args, recipe: Recipe) -> None:
             batch = windows.draw(step, micro).to(device)
             with torch.autocast(device, torch.bfloat16, enabled=half):
                 logits = run(batch[:, :-1]).logits
-            loss = F.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten()) / micros
+            loss = mean_loss(logits, batch, recipe.first_free) / micros
             loss.backward()
             total, taken = total + loss.item(), taken + 1
         if workers > 1:
@@ -303,7 +317,7 @@ def main() -> None:
     args.run.mkdir(parents=True, exist_ok=True)
     recipe = Recipe(**{name: getattr(args, name) for name in asdict(Recipe())})
     checkpoint = args.run / "checkpoint.safetensors"
-    if checkpoint.exists() and json.loads(read_about(checkpoint)["recipe"]) != asdict(recipe):
+    if checkpoint.exists() and Recipe(**json.loads(read_about(checkpoint)["recipe"])) != recipe:
         parser.error(f"{checkpoint} was made with another recipe: {read_about(checkpoint)['recipe']}")
     if args.workers == 1:
         return train(0, args, recipe)

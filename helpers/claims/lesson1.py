@@ -90,7 +90,13 @@ def verdict_1_4(ratio: Mapping[float, float]) -> Claim:
         )
     if high >= 2:
         return Claim("1.4", says, measured, PARTLY, "the first token weighs more than its share, but less than tenfold")
-    return Claim("1.4", says, measured, FAILS, "this model's first token differs little from the others")
+    return Claim(
+        "1.4",
+        says,
+        measured,
+        FAILS,
+        "less than twofold: the edit does not hit this model's first token much harder than the others",
+    )
 
 
 def verdict_1_5(before: Mapping[float, float], last: Mapping[float, float], normed: Mapping[float, float]) -> Claim:

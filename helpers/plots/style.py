@@ -50,7 +50,9 @@ def new_axes(ax: Axes | None = None, size: tuple[float, float] = SIZE, dpi: int 
     return ax
 
 
-def new_figure(size: tuple[float, float] = SIZE, dpi: int = DPI, layout: Literal["constrained"] | None = "constrained") -> Figure:
+def new_figure(
+    size: tuple[float, float] = SIZE, dpi: int = DPI, layout: Literal["constrained"] | None = "constrained"
+) -> Figure:
     """Return an empty white figure for functions that need several panels: `new_figure().subplots(1, 2)`.
 
     layout None: the caller gives the places of the axes. Finding them takes as long as drawing, too long for a widget.
