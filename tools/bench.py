@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
@@ -68,6 +69,8 @@ def prompts(number: int) -> Any:
 
 
 def costs(device: str, rounds: int) -> Iterator[tuple[str, str]]:
+    import torch
+
     from helpers import edit, log_prob, sweep_block_pairs, sweep_blocks, sweep_heads, trace, zero_heads
 
     lm = gpt2_small(device)
@@ -94,6 +97,11 @@ def costs(device: str, rounds: int) -> Iterator[tuple[str, str]]:
     yield "plain pass, ms", f"{1000 * median(seconds(plain, device) for _ in range(2 + rounds)):.0f}"
     swept = sweep_heads(lm, one, 7).flatten().tolist()
     yield "all 144 heads, `sweep_heads`", passes(lambda: sweep_heads(lm, one, 7))
+    if device == "cpu":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the switch speaks of Intel GPUs
+            with torch.backends.mkldnn.flags(enabled=False):
+                yield "the same with oneDNN switched off", passes(lambda: sweep_heads(lm, one, 7))
     yield "all 144 heads, the plain loop", passes(loop, rounds=few)
     apart = max(abs(a - b) for a, b in zip(found, swept, strict=True))
     yield "largest difference between the two, in nats", f"{apart:.0e}"
