@@ -44,8 +44,8 @@ def verdict_4_2(here: Sequence[float], many: Sequence[Interval], share: Interval
     elif share[2] < 0:
         note = "among the tokens that are not the target it even loses ground"
     else:
-        note = "among the tokens that are not the target it gains nothing surely"
-    measured = f"{claim.measured}; share of the rest {_interval(share)}"
+        note = "among the tokens that are not the target its gain is not sure"
+    measured = f"{claim.measured}; beyond its share {_interval(share)} nats"
     return Claim(claim.number, claim.says, measured, claim.verdict, f"{claim.why}; {note}")
 
 
@@ -123,11 +123,11 @@ def verdict_4_5(half: int, heads: int, together: Interval, extra: Interval, extr
     """
     says = "heads act as distributed, redundant circuits"
     measured = (
-        f"half of all change sits in {half} of {heads} heads; all at once {_interval(together)} nats, beyond the sum of "
-        f"single ones {_interval(extra)}; in the logit difference {_interval(extra_logits)}"
+        f"half of all change sits in {half} of {heads} heads; all at once {_interval(together)} nats, which differs from "
+        f"the sum of single ones by {_interval(extra)}; in the logit difference by {_interval(extra_logits)}"
     )
     if together[2] >= 0:
-        why = "all heads off at once surely cost nothing" if together[1] > 0 else "no sure cost of all heads at once"
+        why = "with all heads off the target surely gains" if together[1] > 0 else "no sure cost of all heads at once"
         return Claim("4.5", says, measured, FAILS, f"{why}: there is no loss to share")
     distributed, in_log_p, in_logits = half >= FEW * heads, extra[2] < 0, extra_logits[2] < 0
     if in_log_p and in_logits:
@@ -156,12 +156,14 @@ def verdict_4_6(damage: Mapping[str, Interval], gaps: Mapping[str, Interval], st
     measured += "; " + ", ".join(f"{name} {_interval(value)}" for name, value in gaps.items())
     apart = [name for name, (_, low, high) in gaps.items() if low > 0 or high < 0]
     mildest = min(damage, key=lambda name: damage[name][0])
+    doubt = [name for name in gaps if mildest in name.split(" − ") and name not in apart]
+    least = f"{mildest} disturbs least{', but not surely' if doubt else ''}"
     heads = ", ".join(f"{head} ({name})" for name, head in strongest.items())
     names = "the same strongest head" if len(set(strongest.values())) == 1 else f"different strongest heads: {heads}"
     if len(apart) == len(gaps):
-        return Claim("4.6", says, measured, HOLDS, f"all differ; {mildest} disturbs least, and they name {names}")
+        return Claim("4.6", says, measured, HOLDS, f"all differ; {least}, and they name {names}")
     if apart:
-        why = f"surely different: {'; '.join(apart)}; {mildest} disturbs least, and they name {names}"
+        why = f"surely different: {'; '.join(apart)}; {least}, and they name {names}"
         return Claim("4.6", says, measured, PARTLY, why)
     return Claim("4.6", says, measured, FAILS, f"no two replacements differ surely, and they name {names}")
 

@@ -28,6 +28,7 @@ from helpers.plots.style import (
     new_figure,
     series_style,
     set_title,
+    tick_step,
 )
 from helpers.tables import format_number
 
@@ -90,7 +91,7 @@ def plot_head_map(
     reach = float(changes.abs().max()) or 1.0
     image = ax.imshow(changes.tolist(), cmap=DIVERGING, vmin=-reach, vmax=reach, origin="lower", aspect="auto")
     ax.grid(visible=False)
-    step = 2 if max(n_blocks, n_heads) <= 16 else 4
+    step = tick_step(ax, max(n_blocks, n_heads))
     ax.set_xticks(range(0, n_heads, step))
     ax.set_yticks(range(0, n_blocks, step))
     ax.set_xlabel("head")
@@ -225,14 +226,15 @@ def plot_head_panel(
     clean: Tensor,
     edited: Tensor,
     measure: str = "log p(target)",
+    replacement: str = "zero",
     dpi: int = DPI,
 ) -> Figure:
-    """Draw the map with one head in a frame, and beside it what switching that head off does to the next token."""
+    """Draw the map with one head in a frame, and beside it what the replacement of that head does to the next token."""
     figure = new_figure((10.0, 4.4), dpi, layout=None)
     left, right = figure.add_axes((0.055, 0.13, 0.4, 0.73)), figure.add_axes((0.665, 0.13, 0.325, 0.73))
     plot_head_map(changes, marked, f"change of {measure} (nats)", new_axes(left))
     map_words = figure.get_label()
-    plot_top_tokens(tokens, clean, edited, f"without head {marked[1]} of block {marked[0]}", new_axes(right))
+    plot_top_tokens(tokens, clean, edited, f"head {marked[1]} of block {marked[0]} → {replacement}", new_axes(right))
     for ax, width in ((left, 58), (right, 48)):
         ax.set_title("\n".join(textwrap.wrap(ax.get_title(loc="left"), width)), loc="left", fontsize=9, pad=6)
     describe(figure, f"{map_words} {figure.get_label()}")

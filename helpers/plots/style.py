@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 import textwrap
 from dataclasses import dataclass
 from html import escape
@@ -87,7 +88,7 @@ def stream_axis(ax: Axes, n_blocks: int, *after: str) -> None:
     after: names of further places behind the last point, such as the final norm.
     """
     names = [*point_names(n_blocks), *after]
-    shown = [*range(n_blocks, -1, -_every(ax, n_blocks + 1))][::-1]  # the last point is always there
+    shown = [*range(n_blocks, -1, -tick_step(ax, n_blocks + 1))][::-1]  # the last point is always there
     shown += range(n_blocks + 1, len(names))
     ax.set_xticks(shown, [names[place] for place in shown])
     ax.set_xlabel("residual stream after block (emb: before block 0)")
@@ -96,13 +97,13 @@ def stream_axis(ax: Axes, n_blocks: int, *after: str) -> None:
 
 def block_axis(ax: Axes, n_blocks: int) -> None:
     """Label the x axis of `ax` with block numbers, for values that belong to a block (a step, an effect)."""
-    shown = range(0, n_blocks, _every(ax, n_blocks))
+    shown = range(0, n_blocks, tick_step(ax, n_blocks))
     ax.set_xticks(shown, [str(block) for block in shown])
     ax.set_xlabel("block")
     ax.set_xlim(-0.6, n_blocks - 0.4)
 
 
-def _every(ax: Axes, names: int) -> int:
+def tick_step(ax: Axes, names: int) -> int:
     """Each how many-th of the names on an x axis finds room; fewer ticks are also drawn sooner."""
     inches = ax.get_position().width * figure_of(ax).get_figwidth()
     return math.ceil(names / (NAMES_PER_INCH * inches))
@@ -111,6 +112,7 @@ def _every(ax: Axes, names: int) -> int:
 def set_title(ax: Axes, finding: str) -> None:
     """Put the finding over the figure, on two lines if one is too short. What belongs together, log p(' France'), stays so."""
     whole = finding.replace("(' ", "('\N{NO-BREAK SPACE}").replace("log p(", "log\N{NO-BREAK SPACE}p(")
+    whole = re.sub(r" for (\d)", " for\N{NO-BREAK SPACE}\\1", whole)
     lines = textwrap.wrap(whole, 72)
     ax.set_title("\n".join(lines).replace("\N{NO-BREAK SPACE}", " "), loc="left", fontsize=11, pad=20)  # for mark_edit
 

@@ -20,18 +20,23 @@ from helpers.tables import format_number
 from helpers.tracing import trace
 from helpers.widgets.base import Panel, block_slider, choice, index_slider, prompt_box
 
-REPLACEMENTS = ("zero", "mean", "resample")
+REPLACEMENTS = {  # and how a sentence begins
+    "zero": "Without",
+    "mean": "With the mean in place of",
+    "resample": "With another prompt's output in place of",
+}
 REFERENCE = 24  # country prompts that the mean runs over, and that a resampled head comes from
 TOP = 10
 
 
 @dataclass(frozen=True)
 class HeadMap:
-    """All heads of one model on one prompt. Changes are in nats, (n_blocks, n_heads), without the head minus with it."""
+    """All heads of one model on one prompt. Changes are in nats, (n_blocks, n_heads), with the replacement minus without."""
 
     prompt: str
     target: str
     contrast: str
+    replacement: str
     on_target: Tensor  # change of log p(target)
     on_contrast: Tensor
     edits: tuple[Edit, ...]  # one for each head, block by block
@@ -63,7 +68,8 @@ def head_map(lm: LanguageModel, prompt: str, target: str, contrast: str, replace
     edits = _edits(lm, prompt, replacement)
     found = sweep_edits(lm, prompt, edits, measure=measure, progress=False).unflatten(0, (lm.n_blocks, lm.n_heads))
     on_target, on_contrast = (found[..., measure.columns.index(name)] for name in ("target", "contrast"))
-    return HeadMap(prompt, target, contrast, on_target, on_contrast, edits, trace(lm, prompt).last_logits[0].cpu())
+    clean = trace(lm, prompt).last_logits[0].cpu()
+    return HeadMap(prompt, target, contrast, replacement, on_target, on_contrast, edits, clean)
 
 
 def _edits(lm: LanguageModel, prompt: str, replacement: str) -> tuple[Edit, ...]:
@@ -102,16 +108,19 @@ def head_view(lm: LanguageModel, found: HeadMap, block: int, head: int) -> HeadV
 
 def draw_view(view: HeadView, dpi: int = DPI) -> Figure:
     """Draw the map with the chosen head in a frame, and the shift of the most probable next tokens."""
-    name = f"log p({view.map.target!r})"
-    return plot_head_panel(view.map.on_target, (view.block, view.head), view.tokens, view.clean, view.edited, name, dpi)
+    name, place = f"log p({view.map.target!r})", (view.block, view.head)
+    return plot_head_panel(
+        view.map.on_target, place, view.tokens, view.clean, view.edited, name, view.map.replacement, dpi
+    )
 
 
 def summarize(view: HeadView) -> str:
-    """Say in one line what the chosen head's removal does to target and contrast."""
+    """Say in one line what the chosen head's replacement does to target and contrast."""
     target, contrast = (float(m[view.block, view.head]) for m in (view.map.on_target, view.map.on_contrast))
     first = "stays the top token" if view.same_top else "is no longer the top token"
     return (
-        f"Without head {view.head} of block {view.block}: log p({view.map.target!r}) changes by {_n(target)} nats, "
+        f"{REPLACEMENTS[view.map.replacement]} head {view.head} of block {view.block}: "
+        f"log p({view.map.target!r}) changes by {_n(target)} nats, "
         f"log p({view.map.contrast!r}) by {_n(contrast)}, their difference by {_n(target - contrast)}; "
         f"{view.tokens[0]!r} {first}."
     )

@@ -92,4 +92,5 @@ def test_the_panel_describes_both_halves():
     figure = heads.plot_head_panel(MAP, (0, 1), [" a", " b"], probabilities, probabilities / 2)
     assert "In the frame: head 1 of block 0, 0.1." in description(figure)
     assert "' a' 0.5 to 0.25" in description(figure)
+    assert "head 1 of block 0 → zero" in description(figure)
     assert to_png(figure).startswith(b"\x89PNG")

@@ -65,9 +65,10 @@ def test_every_control_changes_the_picture(lm):
         panel.controls[name].value = value
         assert panel.image not in seen, name
         seen.add(panel.image)
-    assert panel.text.startswith("Without head 4 of block 1: log p(' Spain') changes by ")
+    assert panel.text.startswith("With the mean in place of head 4 of block 1: log p(' Spain') changes by ")
     assert "log p(' Kenya')" in panel.text
     assert "In the frame: head 4 of block 1" in panel.image
+    assert "head 4 of block 1 → mean" in panel.image
 
 
 def test_a_map_is_computed_once_for_each_question_and_kept_in_its_panel(lm, monkeypatch):
