@@ -67,7 +67,8 @@ def patterns_finding(patterns: Mapping[str, Tensor], name: str) -> str:
     even = [label for label, pattern in patterns.items() if evenness(pattern) < 1e-6]
     if not even:
         return f"No pattern of {name} is even"
-    return f"{name[0].upper()}{name[1:]} looks evenly at all it may see: {', '.join(even)}"
+    with_them = ", ".join(even)
+    return f"{with_them[0].upper()}{with_them[1:]}: {name} looks evenly at all it may see"
 
 
 def plot_head_effects(effects: Mapping[str, Tensor], block: int, ax: Axes | None = None) -> Axes:
@@ -147,7 +148,8 @@ def plot_spread(
     ax.yaxis.set_minor_formatter(lambda value, _: format_number(float(value)))
     stream_axis(ax, n_points - 1, "norm")
     ax.set_ylabel("standard deviation (logarithmic)")
-    ax.legend(frameon=False, loc="lower right")
+    late = block + 1 > 2 / 3 * n_points  # the mark would run through a legend at the right
+    ax.legend(frameon=False, loc="lower center" if late else "lower right")
     mark_edit(ax, block + 1, mark)
     set_title(ax, spread_finding(series, final, block))
     told = "; ".join(

@@ -24,7 +24,7 @@ def test_evenness():
 def test_patterns_say_which_are_even():
     figure = c.plot_patterns({"clean": SHARP, "keys at zero": EVEN}, TOKENS, "head 2")
     assert isinstance(figure, Figure)
-    assert figure.get_suptitle() == "Head 2 looks evenly at all it may see: keys at zero"
+    assert figure.get_suptitle() == "Keys at zero: head 2 looks evenly at all it may see"
     assert "keys at zero: the last token gives at most 0.25" in description(figure)
     assert to_png(figure)[:4] == b"\x89PNG"
     assert c.patterns_finding({"clean": SHARP}, "head 2") == "No pattern of head 2 is even"
