@@ -200,8 +200,8 @@ def plot_top_tokens(tokens: Sequence[str], clean: Tensor, edited: Tensor, label:
     ax.set_xscale("log")
     low, high = float(torch.minimum(clean, edited).min()), float(torch.maximum(clean, edited).max())
     ax.set_xlim(low / 1.5, min(1.0, high * 1.5))
-    ticks = [t for t in _round_probabilities() if low / 1.5 <= t <= high * 1.5]
-    ax.set_xticks(ticks, [format_number(t) for t in ticks])
+    ticks = _round_probabilities(low / 1.5, high * 1.5)
+    ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
     ax.set_xticks([], minor=True)
     ax.grid(axis="x", color="0.9")
     ax.set_xlabel("probability of the next token (logarithmic)")
@@ -214,9 +214,11 @@ def plot_top_tokens(tokens: Sequence[str], clean: Tensor, edited: Tensor, label:
     return ax
 
 
-def _round_probabilities() -> list[float]:
-    """1, 0.3, 0.1, 0.03 … 1e-9, where an axis of probabilities may have its ticks."""
-    return [step * 10.0**-power for power in range(1, 10) for step in (3.0, 1.0)] + [1.0]
+def _round_probabilities(low: float, high: float, most: int = 6) -> list[float]:
+    """Where an axis of probabilities has its ticks: 1, 0.3, 0.1 …, over a wide range 1, 0.1, 0.01 … or fewer."""
+    tens = [10.0**-power for power in range(0, 40) if low <= 10.0**-power <= high]
+    finer = sorted([*tens, *(3 * 10.0**-power for power in range(1, 40) if low <= 3 * 10.0**-power <= high)])
+    return finer if len(finer) <= most else sorted(tens[:: -(-len(tens) // most)])
 
 
 def plot_head_panel(

@@ -87,6 +87,19 @@ def test_top_tokens_name_the_largest_factor():
     assert all(low <= tick <= high for tick in ax.get_xticks())
 
 
+@pytest.mark.parametrize(
+    ("low", "labels"),
+    [
+        (0.02, ["0.03", "0.1", "0.3"]),
+        (2e-6, ["1e-05", "0.0001", "0.001", "0.01", "0.1"]),
+        (2e-20, ["1e-17", "1e-13", "1e-09", "1e-05", "0.1"]),
+    ],
+)
+def test_an_axis_of_probabilities_has_few_round_ticks(low, labels):
+    ax = heads.plot_top_tokens([" a", " b"], torch.tensor([0.5, low]), torch.tensor([0.4, low]), "head 1 off")
+    assert [label.get_text() for label in ax.get_xticklabels()] == labels
+
+
 def test_the_panel_describes_both_halves():
     probabilities = torch.tensor([0.5, 0.1])
     figure = heads.plot_head_panel(MAP, (0, 1), [" a", " b"], probabilities, probabilities / 2)
