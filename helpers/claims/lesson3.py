@@ -173,7 +173,7 @@ def verdict_3_6(plain: int, asked: int, attention: int) -> Claim:
 def verdict_3_7(block: float, attention: float, mlp: float, heads: Sequence[float]) -> Claim:
     """KL to the clean prediction when a whole block is skipped, its attention, its MLP, and each head's output zeroed."""
     says = "hooking sub-layers gives finer control than hooking the block"
-    middle = float(torch.tensor(list(heads), dtype=torch.float64).median())
+    middle = float(torch.tensor(list(heads), dtype=torch.float64).quantile(0.5))
     measured = (
         f"KL in nats: block {_n(block)}, attention {_n(attention)}, MLP {_n(mlp)}, median head {_n(middle)}, "
         f"largest head {_n(max(heads))}"

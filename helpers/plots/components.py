@@ -93,7 +93,7 @@ def plot_head_effects(effects: Mapping[str, Tensor], block: int, ax: Axes | None
     set_title(ax, finding)
     describe(
         ax,
-        f"Two points per head. {finding}. Medians: {_n(a.median())} and {_n(b.median())} thousandths of a nat.",
+        f"Two points per head. {finding}. Medians: {_n(a.quantile(0.5))} and {_n(b.quantile(0.5))} thousandths of a nat.",
     )
     return ax
 
