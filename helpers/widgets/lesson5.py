@@ -16,7 +16,7 @@ from helpers.edits import edit, skip_attention, skip_block, skip_mlp
 from helpers.metrics import kl, step_norm
 from helpers.models import LanguageModel
 from helpers.plots.skipping import name_blocks, next_token_finding, plot_next_tokens, plot_steps
-from helpers.plots.style import WIDGET_DPI, describe, description, new_axes, new_figure
+from helpers.plots.style import WIDGET_DPI, describe, description, mark_edit, new_axes, new_figure
 from helpers.tables import format_number
 from helpers.tracing import trace
 from helpers.widgets.base import Panel, choice, prompt_box
@@ -74,6 +74,9 @@ def draw_skipped(result: Skipped, dpi: int = 100) -> Figure:
     if result.blocks:
         runs["skipped" if whole else f"without {result.part}"] = result.steps
     plot_steps(runs, result.blocks if whole else (), left)
+    if not whole:  # the mark alone: the step need not be 0 there, so no title about that
+        for block in result.blocks:
+            mark_edit(left, block, f"{result.part} skipped" if len(result.blocks) == 1 else "")
     words = description(figure)
     plot_next_tokens(result.names, result.before, result.after, right)
     for ax in (left, right):  # half as wide as a figure of its own: shorter lines
