@@ -118,10 +118,12 @@ def set_title(ax: Axes, finding: str) -> None:
 
 
 def mark_edit(ax: Axes, x: float, label: str = "edit") -> None:
-    """Mark the place of an edit, the same way in every figure: a dashed line, and above it a triangle and a label."""
+    """Mark the place of an edit, the same way in every figure: a dashed line, and above it a triangle and a label, if any."""
     top = ax.get_xaxis_transform()
     ax.axvline(x, color=EDIT, linestyle=(0, (4, 3)), linewidth=1.4, zorder=1)
     ax.plot([x], [1.0], marker="v", color=EDIT, markersize=8, transform=top, clip_on=False, linestyle="none")
+    if not label:
+        return
     right = x > sum(ax.get_xlim()) / 2
     ax.annotate(
         label,

@@ -10,6 +10,7 @@ from typing import Any
 import ipywidgets as widgets
 import traitlets
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from helpers.edits import edit, skip_attention, skip_block, skip_mlp
@@ -77,6 +78,7 @@ def draw_skipped(result: Skipped, dpi: int = 100) -> Figure:
     if not whole:  # the mark alone: the step need not be 0 there, so no title about that
         for block in result.blocks:
             mark_edit(left, block, f"{result.part} skipped" if len(result.blocks) == 1 else "")
+    left.yaxis.set_major_locator(MaxNLocator(5))
     words = description(figure)
     plot_next_tokens(result.names, result.before, result.after, right)
     for ax in (left, right):  # half as wide as a figure of its own: shorter lines
