@@ -52,6 +52,19 @@ def test_stream_axis_puts_the_output_of_block_b_at_b_plus_1():
     assert list(ax.get_xticks()) == [0, 1, 2, 3, 4]
 
 
+def test_narrow_axes_name_fewer_places_and_always_the_last_point_of_the_stream():
+    wide, narrow = style.new_axes(size=(20, 4)), style.new_axes(size=(4, 4))
+    for ax in (wide, narrow):
+        style.stream_axis(ax, 48, "norm")
+    assert len(wide.get_xticks()) > len(narrow.get_xticks()) > 3
+    for ax in (wide, narrow):
+        assert list(ax.get_xticks())[-2:] == [48, 49]
+        assert [label.get_text() for label in ax.get_xticklabels()][-2:] == ["47", "norm"]
+    style.block_axis(narrow, 48)
+    assert [label.get_text() for label in narrow.get_xticklabels()] == [str(x) for x in narrow.get_xticks()]
+    assert narrow.get_xticks()[0] == 0
+
+
 def test_the_mark_of_an_edit_is_a_labelled_line_at_its_place():
     ax = style.new_axes()
     style.stream_axis(ax, 12)
