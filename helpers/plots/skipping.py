@@ -301,7 +301,8 @@ def _log_norm(low: float, high: float) -> Any:
 
 def _marks(low: float, high: float) -> list[float]:
     """Few round ticks for a colour bar."""
-    found = [0.0, *(sign * value for value in (0.1, 1.0, 10.0) for sign in (1, -1))]
+    sizes = (0.1, 1.0, 10.0) if high >= 1 else (0.1, 0.5)
+    found = [0.0, *(sign * value for value in sizes for sign in (1, -1))]
     inside = sorted(value for value in found if low <= value <= high)
     return inside if len(inside) > 1 else [low, high]
 
