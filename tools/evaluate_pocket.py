@@ -85,6 +85,25 @@ def held_out_loss(lm: LanguageModel, data: Path, windows: int = 400) -> dict[str
     return found
 
 
+def loss_by_context(lm: LanguageModel, data: Path, windows: int = 400) -> dict[str, float]:
+    """Nats per token on unseen books, by how many tokens the model saw before the one it had to predict."""
+    rows = passages(data, lm.context, windows)
+    losses = torch.cat([
+        F.cross_entropy(lm.logits(part)[:, :-1].transpose(1, 2), part[:, 1:], reduction="none") for part in rows.split(8)
+    ]).mean(0)  # fmt: skip
+    spans = {"1": (1, 1), "2 to 4": (2, 4), "5 to 16": (5, 16), "17 to 64": (17, 64), "more": (65, len(losses))}
+    return {label: losses[low - 1 : high].mean().item() for label, (low, high) in spans.items()}
+
+
+def induction(lm: LanguageModel, length: int = 40, rows: int = 16) -> torch.Tensor:
+    """(block, head): attention from a token said again to what followed it the first time, in random tokens said twice."""
+    once = torch.randint(lm.vocabulary, (rows, length), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        attentions = lm.model(torch.cat([once, once], dim=1), output_attentions=True).attentions
+    again = torch.arange(length, 2 * length)
+    return torch.stack([a[:, :, again, again - length + 1].mean((0, 2)) for a in attentions])
+
+
 def passages(data: Path, length: int = 64, number: int = 24) -> torch.Tensor:
     """(number, length) ids: beginnings of paragraphs in books that training never saw."""
     ids, starts = np.load(data / "books_unseen.npy"), np.load(data / "books_unseen.starts.npy")
@@ -150,6 +169,8 @@ def evaluate(lm: LanguageModel, data: Path) -> dict:
             (lm.tokenizer.decode([i]), p) for i, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)
         ],
         "loss": held_out_loss(lm, data),
+        "context": loss_by_context(lm, data),
+        "induction": induction(lm).max().item(),
         "first_norm": ratio.tolist(),
         "sink": sink.tolist(),
         "even": sum(1 / (query + 1) for query in range(1, texts.shape[1])) / (texts.shape[1] - 1),
@@ -187,6 +208,10 @@ def figures(found: dict) -> str:
             for k, (a, b) in found["loss"].items()
         ],
     )
+    context = table(
+        ["tokens seen before", *found["context"]],
+        [["nats per token, books", *(f"{x:.2f}" for x in found["context"].values())]],
+    )
     berlin = ", ".join(f"`{token}` {p:.3f}" for token, p in found["berlin"])
     n = len(found["sink"])
     per_block = table(
@@ -208,11 +233,15 @@ def figures(found: dict) -> str:
         f"The first two rows are means over {number} passages of {length} tokens from books that training never saw. Attention spread "
         f"evenly over what each token may see would give position 0 a share of {found['even']:.2f}."
     )
+    copying = (
+        f"In random tokens said twice, the head that looks back most at what followed a token the first time gives it "
+        f"{found['induction']:.0%} of its attention (an induction head would give it most)."
+    )
     samples = "\n".join(f"- {text.replace(chr(10), ' / ')}" for text in found["continuations"])
     return "\n\n".join(
         [
-            "### Capitals", shares, f"After `Berlin is the capital of`: {berlin}.", "### Held-out loss", loss,
-            "### Inside", per_block, inside, heads, "### How it writes", "Greedy, repetition penalty 1.2:", samples,
+            "### Capitals", shares, f"After `Berlin is the capital of`: {berlin}.", "### Held-out loss", loss, context,
+            "### Inside", per_block, inside, heads, copying, "### How it writes", "Greedy, repetition penalty 1.2:", samples,
         ]
     )  # fmt: skip
 
