@@ -32,7 +32,9 @@ def command(data: Path, run: Path, *more: str) -> list[str]:
 
 def train_here(data: Path, run: Path, steps: int, recipe: train_pocket.Recipe = RECIPE) -> dict[str, torch.Tensor]:
     run.mkdir(exist_ok=True)
-    train_pocket.train(0, SimpleNamespace(data=data, run=run, workers=1, every=2, port=0, steps=steps), recipe)
+    train_pocket.train(
+        0, SimpleNamespace(data=data, run=run, workers=1, every=2, port=0, steps=steps, start=None), recipe
+    )
     return load_file(run / "checkpoint.safetensors")
 
 
@@ -138,3 +140,21 @@ def test_another_recipe_is_refused_and_the_export_loads(data, tmp_path):
     trained = load_file(run / "checkpoint.safetensors")["model.transformer.h.1.mlp.c_fc.weight"]
     assert torch.equal(lm.mlp(1).c_fc.weight, trained.half().double())
     assert lm.token_strings("Berlin is the capital")[0] == "Berlin"
+    longer = [*TINY, "--context=24", "--warmup=1000000", "--weight-decay=0"]  # a rate so small that nothing moves
+    going_on = [
+        sys.executable,
+        str(TOOLS / "train_pocket.py"),
+        "--data",
+        str(data),
+        "--run",
+        str(tmp_path / "on"),
+        *longer,
+    ]
+    subprocess.run([*going_on, "--steps=1", "--start", str(tmp_path / "model")], check=True)
+    on, finished = (
+        load_file(tmp_path / "on" / "checkpoint.safetensors"),
+        load_file(tmp_path / "model" / "model.safetensors"),
+    )
+    torch.testing.assert_close(on["model.transformer.wpe.weight"][:16], finished["transformer.wpe.weight"].float())
+    for name in set(finished) - {"transformer.wpe.weight"}:
+        torch.testing.assert_close(on[f"model.{name}"], finished[name].float())

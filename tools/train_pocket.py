@@ -3,6 +3,7 @@
     python tools/train_pocket.py --data BUILD --run RUN --steps 8000 --workers 2
     python tools/train_pocket.py --data BUILD --run RUN --steps 8000 --workers 2      (again: resumes)
     python tools/train_pocket.py --data BUILD --run RUN --export helpers/pocket
+    python tools/train_pocket.py --data BUILD --run TRIAL --start helpers/pocket --repeats 0.5 (goes on from a finished model)
 
 RUN receives `checkpoint.safetensors` (weights, optimizer state and step: all that a resumed run needs, since every
 batch is drawn from the seed and the step alone) and `log.tsv`. A GPU is used where there is one, in bfloat16 and
@@ -166,6 +167,14 @@ def load_checkpoint(path: Path, model, optimizers) -> tuple[int, int]:
     return int(about["step"]), int(about["tokens"])
 
 
+def start_from(folder: Path, model) -> None:
+    """Copy the weights of a finished model; positions that it does not have stay as they are."""
+    found = load_file(folder / "model.safetensors")
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p[: len(found[name])] = found[name]
+
+
 def mean_loss(logits: torch.Tensor, batch: torch.Tensor, first_free: int = 0) -> torch.Tensor:
     """Nats per token of the next tokens; logits: (windows, pos, vocabulary), batch: (windows, pos + 1)."""
     return F.cross_entropy(logits[:, first_free:].float().flatten(0, 1), batch[:, 1 + first_free :].flatten())
@@ -219,6 +228,8 @@ def train(rank: int, args, recipe: Recipe) -> None:
     run = torch.compile(model) if on_gpu else model
     checkpoint, log = args.run / "checkpoint.safetensors", args.run / "log.tsv"
     step, tokens = load_checkpoint(checkpoint, model, optimizers) if checkpoint.exists() else (0, 0)
+    if args.start and not checkpoint.exists():
+        start_from(args.start, model)
     if rank == 0 and not log.exists():
         log.write_text("step\ttokens\tloss\trate\tbooks_unseen\tworld_unseen\tfirst_norm\ttokens_per_second\n")
     micros = recipe.windows // MICRO_BATCH
@@ -308,6 +319,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--every", type=int, default=250, help="steps between log lines and checkpoints")
     parser.add_argument("--port", type=int, default=29517)
+    parser.add_argument("--start", type=Path, help="folder of a finished model: begin with its weights, at step 0")
     parser.add_argument("--export", type=Path, help="write the model of the last checkpoint here, and train nothing")
     for name, value in asdict(Recipe()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
