@@ -1,18 +1,22 @@
 """The figures of the model card that need more than one call of helpers, against the same figures by hand."""
 
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny import tiny
 
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
 sys.path.insert(0, str(TOOLS))
 import evaluate_pocket  # noqa: E402
 import free_rest  # noqa: E402
+import train_pocket  # noqa: E402
 
 
 @pytest.fixture
@@ -83,3 +87,20 @@ def test_only_the_free_entries_learn_unless_everything_may(everything):
     of_rests = {name for name in before if ".rest." in name}
     assert of_rests <= changed
     assert changed == (set(before) if everything else of_rests)
+
+
+def test_what_people_wrote_into_the_card_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate_pocket, "figures", lambda found: "### Figures, measured")
+    monkeypatch.setattr(evaluate_pocket, "curve", lambda log: "a curve")
+    recipe = asdict(train_pocket.Recipe())
+    about = {"step": "3", "tokens": "6144", "recipe": json.dumps(recipe)}
+    save_file({"x": torch.zeros(1)}, tmp_path / "checkpoint.safetensors", metadata=about)
+    (tmp_path / "sizes.json").write_text(json.dumps({"books": {"tokens": 5_000_000}}))
+    card = tmp_path / "README.md"
+    begin, end = evaluate_pocket.NOTES
+    card.write_text(f"old figures\n\n{begin}\n\n## By hand\n\nsaid once\n\n{end}\n\nold ending\n")
+    for _ in range(2):
+        evaluate_pocket.write_card(tiny("gpt2"), {}, tmp_path, tmp_path, "one core", card)
+    text = card.read_text()
+    assert text.count("## By hand\n\nsaid once") == text.count("### Figures, measured") == 1
+    assert "old figures" not in text and "old ending" not in text and "one core" in text and "in 3 steps" in text

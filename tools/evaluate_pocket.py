@@ -3,7 +3,8 @@
     python tools/evaluate_pocket.py --data BUILD                    prints every figure
     python tools/evaluate_pocket.py --data BUILD --run RUN --card   also writes helpers/pocket/README.md
 
-BUILD holds the held-out text that tools/pocket_corpus.py split off; RUN the log of the training.
+BUILD holds the held-out text that tools/pocket_corpus.py split off; RUN the log of the training. What people wrote into
+the card, between its two `notes` comments, stays as it is.
 """
 
 from __future__ import annotations
@@ -246,6 +247,8 @@ def figures(found: dict) -> str:
     )  # fmt: skip
 
 
+NOTES = ("<!-- notes: written by hand, kept when the card is written again -->", "<!-- notes: end -->")
+
 CARD = """---
 license: mit
 language: en
@@ -282,7 +285,11 @@ Printed by `tools/evaluate_pocket.py`, in float64 on the weights in this folder.
 
 {figures}
 
+{notes_begin}
+
 {notes}
+
+{notes_end}
 
 ## How to train it again
 
@@ -313,7 +320,13 @@ def curve(log: Path, points: int = 12) -> str:
     )  # fmt: skip
 
 
-def write_card(lm: LanguageModel, found: dict, data: Path, run: Path, notes: str, hardware: str) -> Path:
+def kept_notes(card: str) -> str:
+    """What stands between the two comments of an earlier card."""
+    begin, end = NOTES
+    return card.split(begin)[1].split(end)[0].strip() if begin in card and end in card else ""
+
+
+def write_card(lm: LanguageModel, found: dict, data: Path, run: Path, hardware: str, path: Path) -> None:
     about = read_about(run / "checkpoint.safetensors")
     recipe = json.loads(about["recipe"])
     sizes = json.loads((data / "sizes.json").read_text())
@@ -332,11 +345,10 @@ def write_card(lm: LanguageModel, found: dict, data: Path, run: Path, notes: str
     text = CARD.format(
         **recipe, optimizer=name, optimizer_flag=flag, precision=precision, precision_flag=precision_flag,
         vocabulary=lm.vocabulary, corpus=corpus, steps=about["step"], parameters=lm.model.num_parameters() / 1e6, tokens=int(about["tokens"]) / 1e6, curve=curve(run / "log.tsv"),
-        figures=figures(found), notes=notes.strip(), hardware=hardware,
+        figures=figures(found), hardware=hardware, notes_begin=NOTES[0], notes_end=NOTES[1],
+        notes=kept_notes(path.read_text(encoding="utf-8")) if path.exists() else "",
     )  # fmt: skip
-    path = POCKET_FOLDER / "README.md"
     path.write_text(text, encoding="utf-8")
-    return path
 
 
 def main() -> None:
@@ -345,15 +357,13 @@ def main() -> None:
     parser.add_argument("--run", type=Path)
     parser.add_argument("--card", action="store_true")
     parser.add_argument("--model", default="pocket")
-    parser.add_argument("--notes", type=Path, help="markdown to put into the card after the figures")
     parser.add_argument("--hardware", default="two CPU processes of one thread each")
     args = parser.parse_args()
     lm = load_model(args.model, dtype=torch.float64)
     found = evaluate(lm, args.data)
     print(figures(found))
     if args.card:
-        notes = args.notes.read_text(encoding="utf-8") if args.notes else ""
-        print(write_card(lm, found, args.data, args.run, notes, args.hardware))
+        write_card(lm, found, args.data, args.run, args.hardware, POCKET_FOLDER / "README.md")
 
 
 if __name__ == "__main__":
