@@ -106,3 +106,15 @@ def test_chainsaw_and_knife_are_compared():
     assert ax.get_yscale() == "log"
     assert to_png(ax).startswith(b"\x89PNG")
     assert title(skipping.plot_chainsaw(block, block, block, heads / 10)).endswith("no head outdoes any whole block")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "marks"),
+    [
+        (-0.694, 0.694, [-0.5, -0.1, 0, 0.1, 0.5]),
+        (0, 3.2, [0, 0.1, 1]),
+        (-0.02, 0.02, [-0.02, 0.02]),
+    ],
+)
+def test_a_colour_bar_is_marked_near_both_of_its_ends(low, high, marks):
+    assert skipping._marks(low, high) == marks
