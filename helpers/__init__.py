@@ -9,7 +9,9 @@ from importlib import import_module
 from typing import Any
 
 _WHERE = {
-    "models": ["load_model", "wrap", "LanguageModel", "Tokens", "FAMILIES"],
+    "loading": ["load_model"],
+    "models": ["wrap", "LanguageModel", "Tokens"],
+    "families": ["FAMILIES"],
     "edits": [
         "edit", "Edit", "change", "scale_block", "scale_attention", "scale_mlp", "skip_block", "skip_attention", "skip_mlp",
         "zero_heads", "replace_heads", "zero_keys", "noise_neurons", "add_to_block", "patch_block",

@@ -27,8 +27,9 @@ import torch
 from torch import Tensor
 
 from . import errors
+from .checks import check_indices, whole_numbers
 from .hooks import SITES, on_site, remove
-from .models import LanguageModel, check_indices, check_model, whole_numbers
+from .models import LanguageModel, check_model
 
 Positions = int | Sequence[int] | slice | None  # of tokens, as the factories take them
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from . import errors
-from .models import LanguageModel, whole
+from .checks import whole
+from .models import LanguageModel
 
 
 def _pair(clean: Tensor, edited: Tensor, include_first: bool, mask: Tensor | None) -> tuple[Tensor, Tensor]:

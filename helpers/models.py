@@ -1,22 +1,15 @@
-"""Find and load a causal language model, and say where its parts are.
+"""LanguageModel: a transformers model, its tokenizer, and where its parts are.
 
-    lm = load_model()                       # the pocket model that ships with the course: offline, float64
-    lm = load_model("gpt2")                 # a name on the model hub, from the network or the local cache
-    lm = load_model("folder/with/a/model")  # a local folder
-    lm = wrap(model, tokenizer)             # a transformers model that you loaded yourself
+    lm = load_model()             # helpers/loading.py finds and reads one
+    lm = wrap(model, tokenizer)   # or one that you loaded yourself
 
-`lm.model` is the plain transformers model and stays plain. FAMILIES is the one table that says where each architecture
-keeps its parts; nothing else in this package knows a module's name.
+`lm.model` is the plain transformers model and stays plain. helpers/families.py says where each architecture keeps its parts.
 """
 
 from __future__ import annotations
 
-import operator
-import os
-from collections.abc import Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,74 +17,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from . import errors
-
-POCKET_FOLDER = Path(__file__).resolve().parent / "pocket"
-# Below this many parameters one thread is faster than two on a busy machine: threads of a small pass wait for each other.
-ONE_THREAD_BELOW = 50_000_000
-
-
-@dataclass(frozen=True)
-class Family:
-    """Where one architecture keeps its parts. Paths of the second group are relative to a block."""
-
-    blocks: str
-    final_norm: str
-    attention: str
-    mlp: str
-    attention_delta: str  # the module whose output is added to the residual stream
-    mlp_delta: str
-    heads_out: str  # the output projection: its input is the heads, side by side
-    keys: str  # the module whose output holds the keys ...
-    keys_layout: str  # ... "alone", "q|k|v" (all queries, all keys, all values) or "per head" (q, k, v of each head)
-    preactivation: str  # the module whose output goes into the activation function
-    neurons_out: str  # the projection back to the stream: its input is the neurons after the activation
-    functional_dropout: bool = False  # dropout between a delta and the stream that is no module, so no hook can see it
-    before_mlp: str = ""  # only for those: the norm that reads the stream between attention and MLP
-
-
-_LLAMA = Family(
-    "model.layers", "model.norm", "self_attn", "mlp", "self_attn", "mlp", "self_attn.o_proj",
-    "self_attn.k_proj", "alone", "mlp.gate_proj", "mlp.down_proj",
-)  # fmt: skip
-_GEMMA = Family(
-    "model.layers", "model.norm", "self_attn", "mlp", "post_attention_layernorm", "post_feedforward_layernorm",
-    "self_attn.o_proj", "self_attn.k_proj", "alone", "mlp.gate_proj", "mlp.down_proj",
-)  # fmt: skip
-FAMILIES: dict[str, Family] = {
-    "gpt2": Family(
-        "transformer.h", "transformer.ln_f", "attn", "mlp", "attn", "mlp", "attn.c_proj",
-        "attn.c_attn", "q|k|v", "mlp.c_fc", "mlp.c_proj",
-    ),
-    "gpt_neo": Family(
-        "transformer.h", "transformer.ln_f", "attn", "mlp", "attn", "mlp", "attn.attention.out_proj",
-        "attn.attention.k_proj", "alone", "mlp.c_fc", "mlp.c_proj",
-    ),
-    "gpt_neox": Family(
-        "gpt_neox.layers", "gpt_neox.final_layer_norm", "attention", "mlp", "post_attention_dropout",
-        "post_mlp_dropout", "attention.dense", "attention.query_key_value", "per head", "mlp.dense_h_to_4h",
-        "mlp.dense_4h_to_h",
-    ),
-    "opt": Family(
-        "model.decoder.layers", "model.decoder.final_layer_norm", "self_attn", "fc2", "self_attn", "fc2",
-        "self_attn.out_proj", "self_attn.k_proj", "alone", "fc1", "fc2",
-        functional_dropout=True, before_mlp="final_layer_norm",
-    ),
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "gemma2": _GEMMA,
-    "gemma3_text": _GEMMA,
-}  # fmt: skip
-
-
-def _family(name: str) -> Family:
-    if name not in FAMILIES:
-        raise errors.UnsupportedFamily(
-            f"{name!r} models are not in the table of families; it has {', '.join(FAMILIES)}. "
-            "Choose a model of one of these, or add a row to helpers.models.FAMILIES that says where the parts are."
-        )
-    return FAMILIES[name]
+from .checks import check_indices, kind_of, whole
+from .families import family_named
 
 
 @dataclass(frozen=True)
@@ -122,7 +49,7 @@ class LanguageModel:
     def __init__(self, model: Any, tokenizer: Any) -> None:
         config = model.config
         self.family = getattr(config, "model_type", type(model).__name__)
-        self.parts = _family(self.family)
+        self.parts = family_named(self.family)
         self.model, self.tokenizer = model, tokenizer
         # Edits that are on now, in groups, outermost `with` first, and their handles: helpers/edits.py keeps them here.
         self.live_edits: list[list[Any]] = []
@@ -217,7 +144,7 @@ class LanguageModel:
         found = whole(block)
         if found is None:
             raise errors.BlockOutOfRange(
-                f"block {_kind(block)} is not a whole number: choose one from 0 to {self.n_blocks - 1}."
+                f"block {kind_of(block)} is not a whole number: choose one from 0 to {self.n_blocks - 1}."
             )
         if not 0 <= found < self.n_blocks:
             raise errors.BlockOutOfRange(
@@ -247,7 +174,7 @@ class LanguageModel:
         texts = [prompt] if isinstance(prompt, str) else prompt
         if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
             raise errors.BadPrompt(
-                f"a prompt must be text, a list of texts or a tensor of token ids, but this is {_kind(prompt)}."
+                f"a prompt must be text, a list of texts or a tensor of token ids, but this is {kind_of(prompt)}."
             )
         if not texts:
             raise errors.BadPrompt("the list of prompts is empty: give at least one text.")
@@ -324,7 +251,7 @@ class LanguageModel:
         """
         if not isinstance(text, str):
             raise errors.TargetIsNotOneToken(
-                f"a target must be text, for example ' Germany', but this is {_kind(text)}."
+                f"a target must be text, for example ' Germany', but this is {kind_of(text)}."
             )
 
         def split(text: str) -> list[int]:
@@ -386,87 +313,6 @@ def _features(module: Any, side: int) -> int:
     return module.weight.shape[side]  # transformers' Conv1D: (in, out)
 
 
-def _kind(value: object) -> str:
-    return f"{value!r} ({type(value).__name__})" if len(repr(value)) < 60 else f"a {type(value).__name__}"
-
-
-def check_model(lm: object) -> None:
-    """Raises BadValue unless this is a LanguageModel."""
-    if not isinstance(lm, LanguageModel):
-        raise errors.BadValue(
-            f"the first argument must be a model of the helpers, not {_kind(lm)}: make one with load_model() or wrap(model)."
-        )
-
-
-def whole(value: object) -> int | None:
-    """The int that a whole number stands for, NumPy's and PyTorch's included; None for anything else, bools too."""
-    if isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool:
-        return None
-    try:
-        return operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        return None
-
-
-def whole_numbers(values: object, kind: type[errors.HelpersError], name: str) -> tuple[int, ...]:
-    """Whole numbers from a single one or several. Raises `kind`."""
-    single = whole(values)
-    given = [values] if single is not None else list(values) if isinstance(values, Iterable) else []
-    found = [whole(value) for value in given]
-    if not found or None in found:
-        raise kind(f"{values!r} does not name {name}s: give whole numbers, counted from 0, for example 3 or [0, 3].")
-    return tuple(value for value in found if value is not None)
-
-
-def check_indices(
-    values: Sequence[int] | int, number: int, kind: type[errors.HelpersError], name: str, owner: str
-) -> list[int]:
-    """A list of indices in 0 … number − 1, without repeats; a single index counts as a list of one."""
-    found = list(whole_numbers(values, kind, name))
-    for value in found:
-        if not 0 <= value < number:
-            raise kind(f"{name} {value} does not exist: {owner} {name}s 0 to {number - 1}; choose from them.")
-    if len(set(found)) < len(found):
-        raise kind(f"{name}s {found} name one more than once: give each only once.")
-    return found
-
-
-# ---- loading
-
-# Any one of these makes a folder one with a tokenizer. Without this check transformers 5 makes up an empty tokenizer.
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
-_WEIGHTS_FILES = ("model.safetensors", "model.safetensors.index.json")
-_WAY_OUT = "use load_model() for the model that ships with the course, or pass a folder that holds the model"
-
-
-def load_model(
-    name: str | Path = "pocket", *, dtype: torch.dtype | None = None, threads: int | None = None
-) -> LanguageModel:
-    """Load a model and its tokenizer, ready for lessons: eval mode, eager attention (so that attention patterns can be read),
-    GPT-2's GELU in one kernel (equal up to rounding, and sweeps are faster).
-
-    name: "pocket" (ships with the package; runs in float64, so that printed figures are the same on every machine), a
-    local folder, or the name of a model on the hub: from the cache if it is there, else from the network. Code that
-    comes with a model is never run, and only safetensors are read. dtype: overrides the model's own. threads: PyTorch
-    threads for this process; by default one for models below 50M parameters (unless OMP_NUM_THREADS is set), and
-    unchanged for larger ones.
-
-    Raises UnknownModel, NoNetwork, DamagedWeights, UnsupportedFamily or BadValue.
-    """
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise errors.BadValue(f"dtype {dtype!r} cannot be used: give a floating dtype, for example torch.float32.")
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise errors.BadValue(f"threads {threads!r} cannot be used: give a whole number, 1 or more.")
-    source = _find(name)
-    with _explained(str(name), source), _quiet(download=not isinstance(source, Path)):
-        model, tokenizer = _read(str(name), source, dtype or (torch.float64 if source == POCKET_FOLDER else "auto"))
-    if threads is not None:
-        torch.set_num_threads(threads)
-    elif model.num_parameters() < ONE_THREAD_BELOW and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
-    return wrap(model, tokenizer)
-
-
 def wrap(model: Any, tokenizer: Any = None) -> LanguageModel:
     """Use the helpers on a transformers causal language model that you loaded yourself; it is put into eval mode.
 
@@ -474,173 +320,16 @@ def wrap(model: Any, tokenizer: Any = None) -> LanguageModel:
     """
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         raise errors.BadValue(
-            f"wrap needs a transformers model, for example AutoModelForCausalLM.from_pretrained(...), not {_kind(model)}."
+            f"wrap needs a transformers model, for example AutoModelForCausalLM.from_pretrained(...), not {kind_of(model)}."
         )
     lm = LanguageModel(model, tokenizer)
     model.eval()
     return lm
 
 
-def _find(name: str | Path) -> str | Path:
-    """Where a model is: a folder that holds everything, or else a hub name that the hub has to be asked for."""
-    if not isinstance(name, str | Path) or not str(name).strip():
-        raise errors.UnknownModel(
-            f"{name!r} is not the name of a model: use 'pocket', a hub name such as 'gpt2', or a folder."
+def check_model(lm: object) -> None:
+    """Raises BadValue unless this is a LanguageModel."""
+    if not isinstance(lm, LanguageModel):
+        raise errors.BadValue(
+            f"the first argument must be a model of the helpers, not {kind_of(lm)}: make one with load_model() or wrap(model)."
         )
-    text, path = str(name), Path(name).expanduser()
-    if text == "pocket":
-        if not (POCKET_FOLDER / "model.safetensors").is_file():
-            raise errors.UnknownModel(
-                "the pocket model is not here: the package was installed without helpers/pocket. Install it again from a "
-                "whole copy of the course, or name another model."
-            )
-        return POCKET_FOLDER
-    if path.is_dir():
-        _check_folder(text, path)
-        return path
-    if path.is_file():
-        raise errors.UnknownModel(f"{text!r} is a file: pass the folder that it is in.")
-    if isinstance(name, Path) or text.startswith((".", "~", "/")) or "\\" in text or text.count("/") > 1:
-        raise errors.UnknownModel(f"there is no folder {text!r}: check the path, or {_WAY_OUT}.")
-    return _snapshot(text) or text
-
-
-def _check_folder(name: str, folder: Path) -> None:
-    def has(*files: str) -> bool:
-        return any((folder / file).is_file() for file in files)
-
-    if not has("config.json"):
-        raise errors.UnknownModel(
-            f"the folder {name!r} holds no model (no config.json): save one there with save_pretrained, or {_WAY_OUT}."
-        )
-    if not has(*_WEIGHTS_FILES):
-        raise errors.UnknownModel(
-            f"the folder {name!r} holds no model.safetensors (other formats can run code when they are read and are not "
-            f"loaded here): save it again with save_pretrained, or {_WAY_OUT}."
-        )
-    if not has(*_TOKENIZER_FILES):
-        raise errors.UnknownModel(
-            f"the folder {name!r} holds no tokenizer (no tokenizer.json): save it there with tokenizer.save_pretrained."
-        )
-
-
-def _snapshot(name: str) -> Path | None:
-    """The folder in the hub's cache that holds all of a model. Read as a folder it needs no network, not even to ask."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        config = try_to_load_from_cache(name, "config.json")
-    except HFValidationError:
-        raise errors.UnknownModel(
-            f"{name!r} is not the name of a model: hub names look like 'gpt2' or 'EleutherAI/pythia-70m'. Or {_WAY_OUT}."
-        ) from None
-    if not isinstance(config, str):
-        return None
-    folder = Path(config).parent
-    try:
-        _check_folder(name, folder)
-    except errors.UnknownModel:
-        return None  # fetched in part only
-    return folder
-
-
-def _ask_hub(name: str) -> None:
-    """Raise NoNetwork within seconds if the hub does not answer: transformers would try again and again for most of a minute."""
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils import get_session
-
-    try:
-        answer = get_session().head(hf_hub_url(name, "config.json"), timeout=5)
-    except Exception:  # every HTTP library has its own, and offline mode another
-        reachable = False
-    else:
-        reachable = answer.status_code < 500
-    if not reachable:
-        raise errors.NoNetwork(
-            f"{name!r} is not on this machine and the model hub does not answer: connect once so that it is cached, {_WAY_OUT}."
-        )
-
-
-def _read(name: str, source: str | Path, dtype: torch.dtype | str) -> tuple[Any, Any]:
-    """Model and tokenizer, checked to be whole. No code that comes with the model is run."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
-
-    if not isinstance(source, Path):
-        _ask_hub(name)
-    config, _ = PretrainedConfig.get_config_dict(str(source))
-    _family(config.get("model_type", "unknown"))  # before gigabytes are fetched
-    # GPT-2's GELU is spelt out in eight operations; PyTorch has the same formula as one, and a sweep waits for it.
-    same = {"activation_function": "gelu_pytorch_tanh"} if config.get("activation_function") == "gelu_new" else {}
-    tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        str(source), dtype=dtype, attn_implementation="eager", use_safetensors=True, trust_remote_code=False,
-        output_loading_info=True, **same,
-    )  # fmt: skip
-    model, info = loaded
-    missing = sorted(info["missing_keys"])
-    if missing:  # transformers would fill them with random numbers and only warn
-        raise errors.DamagedWeights(
-            f"the weights of {name!r} lack {len(missing)} tensors ({missing[0]}, …): the file is not whole or belongs to "
-            "another model. Fetch it again."
-        )
-    blocks = f"{_family(model.config.model_type).blocks.split('.')[-1]}.{model.config.num_hidden_layers}."
-    if any(blocks in key for key in info["unexpected_keys"]):  # transformers would leave the rest of the model out
-        raise errors.DamagedWeights(
-            f"the weights of {name!r} hold more than the {model.config.num_hidden_layers} blocks that its config.json "
-            "names: the two files do not belong together. Fetch them again."
-        )
-    return model, tokenizer
-
-
-@contextmanager
-def _quiet(download: bool):
-    """No bars and no reports while a folder is read: they differ from run to run. The learner's own settings come back."""
-    from transformers.utils import logging
-
-    if download:  # here a bar is welcome
-        yield
-        return
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
-@contextmanager
-def _explained(name: str, source: str | Path):
-    """Turn what the loading libraries raise into one sentence."""
-    from huggingface_hub.errors import RepositoryNotFoundError
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except errors.HelpersError:
-        raise
-    except SafetensorError:
-        raise errors.DamagedWeights(
-            f"the weights of {name!r} cannot be read: the file is damaged or was cut off while it was copied. Fetch it again."
-        ) from None
-    except Exception as error:
-        # transformers wraps the hub's own exceptions, so the reason may lie further down the chain.
-        chain: list[BaseException] = []
-        link: BaseException | None = error
-        while link is not None and link not in chain:
-            chain.append(link)
-            link = link.__cause__ or link.__context__
-        if any(isinstance(e, RepositoryNotFoundError) for e in chain):
-            raise errors.UnknownModel(
-                f"the hub has no public model {name!r}: check the spelling, or {_WAY_OUT}."
-            ) from None
-        if isinstance(source, Path):
-            raise errors.DamagedWeights(
-                f"the model in {name!r} cannot be loaded: its files are damaged or do not belong together. Copy it again."
-            ) from error
-        raise errors.UnknownModel(
-            f"{name!r} cannot be loaded as a language model ({str(error).splitlines()[0]}): {_WAY_OUT}."
-        ) from error

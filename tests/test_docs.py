@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import helpers
-from helpers.models import POCKET_FOLDER
+from helpers.loading import POCKET_FOLDER
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"

@@ -17,7 +17,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from helpers import errors, load_model, wrap
-from helpers.models import POCKET_FOLDER, Tokens
+from helpers.loading import POCKET_FOLDER
+from helpers.models import Tokens
 
 WORDS = [
     "<s>",

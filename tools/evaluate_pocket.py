@@ -21,7 +21,7 @@ from pocket_corpus import HELD_OUT_TEMPLATES, fill, read_countries
 from train_pocket import read_about
 
 from helpers import LanguageModel, edit, load_model, log_prob, skip_block, trace, zero_heads
-from helpers.models import POCKET_FOLDER
+from helpers.loading import POCKET_FOLDER
 
 PHRASINGS = {
     "in training: “X is the capital of”": "{c} is the capital of {k}.",

@@ -1,0 +1,47 @@
+"""Whole numbers and indices as people write them, checked once, where they come in."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from . import errors
+
+
+def kind_of(value: object) -> str:
+    return f"{value!r} ({type(value).__name__})" if len(repr(value)) < 60 else f"a {type(value).__name__}"
+
+
+def whole(value: object) -> int | None:
+    """The int that a whole number stands for, NumPy's and PyTorch's included; None for anything else, bools too."""
+    if isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool:
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def whole_numbers(values: object, kind: type[errors.HelpersError], name: str) -> tuple[int, ...]:
+    """Whole numbers from a single one or several. Raises `kind`."""
+    single = whole(values)
+    given = [values] if single is not None else list(values) if isinstance(values, Iterable) else []
+    found = [whole(value) for value in given]
+    if not found or None in found:
+        raise kind(f"{values!r} does not name {name}s: give whole numbers, counted from 0, for example 3 or [0, 3].")
+    return tuple(value for value in found if value is not None)
+
+
+def check_indices(
+    values: Sequence[int] | int, number: int, kind: type[errors.HelpersError], name: str, owner: str
+) -> list[int]:
+    """A list of indices in 0 … number − 1, without repeats; a single index counts as a list of one."""
+    found = list(whole_numbers(values, kind, name))
+    for value in found:
+        if not 0 <= value < number:
+            raise kind(f"{name} {value} does not exist: {owner} {name}s 0 to {number - 1}; choose from them.")
+    if len(set(found)) < len(found):
+        raise kind(f"{name}s {found} name one more than once: give each only once.")
+    return found

@@ -1,0 +1,223 @@
+"""Find a model by its name, and read it.
+
+lm = load_model()                       # the pocket model that ships with the course: offline, float64
+lm = load_model("gpt2")                 # a name on the model hub, from the network or the local cache
+lm = load_model("folder/with/a/model")  # a local folder
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import errors, smollm2
+from .families import family_named
+from .models import LanguageModel, wrap
+
+POCKET_FOLDER = Path(__file__).resolve().parent / "pocket"
+# Below this many parameters one thread is faster than two on a busy machine: threads of a small pass wait for each other.
+ONE_THREAD_BELOW = 50_000_000
+
+# Any one of these makes a folder one with a tokenizer. Without this check transformers 5 makes up an empty tokenizer.
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+_WEIGHTS_FILES = ("model.safetensors", "model.safetensors.index.json")
+_WAY_OUT = "use load_model() for the model that ships with the course, or pass a folder that holds the model"
+
+
+def load_model(
+    name: str | Path = "pocket", *, dtype: torch.dtype | None = None, threads: int | None = None
+) -> LanguageModel:
+    """Load a model and its tokenizer, ready for lessons: eval mode, eager attention (so that attention patterns can be read),
+    GPT-2's GELU in one kernel (equal up to rounding, and sweeps are faster).
+
+    name: "pocket" (ships with the package; runs in float64, so that printed figures are the same on every machine), a
+    local folder, or the name of a model on the hub: from the cache if it is there, else from the network. Code that
+    comes with a model is never run, and only safetensors are read. dtype: overrides the model's own. threads: PyTorch
+    threads for this process; by default one for models below 50M parameters (unless OMP_NUM_THREADS is set), and
+    unchanged for larger ones.
+
+    Raises UnknownModel, NoNetwork, DamagedWeights, UnsupportedFamily or BadValue.
+    """
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise errors.BadValue(f"dtype {dtype!r} cannot be used: give a floating dtype, for example torch.float32.")
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise errors.BadValue(f"threads {threads!r} cannot be used: give a whole number, 1 or more.")
+    source = _find(name)
+    with _explained(str(name), source), _quiet(download=not isinstance(source, Path)):
+        model, tokenizer = _read(str(name), source, dtype or (torch.float64 if source == POCKET_FOLDER else "auto"))
+    if threads is not None:
+        torch.set_num_threads(threads)
+    elif model.num_parameters() < ONE_THREAD_BELOW and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+    return wrap(model, tokenizer)
+
+
+def _find(name: str | Path) -> str | Path:
+    """Where a model is: a folder that holds everything, or else a hub name that the hub has to be asked for."""
+    if not isinstance(name, str | Path) or not str(name).strip():
+        raise errors.UnknownModel(
+            f"{name!r} is not the name of a model: use 'pocket', a hub name such as 'gpt2', or a folder."
+        )
+    text, path = str(name), Path(name).expanduser()
+    if text == "pocket":
+        if not (POCKET_FOLDER / "model.safetensors").is_file():
+            raise errors.UnknownModel(
+                "the pocket model is not here: the package was installed without helpers/pocket. Install it again from a "
+                "whole copy of the course, or name another model."
+            )
+        return POCKET_FOLDER
+    if text == "smollm2":
+        return smollm2.bring()
+    if path.is_dir():
+        _check_folder(text, path)
+        return path
+    if path.is_file():
+        raise errors.UnknownModel(f"{text!r} is a file: pass the folder that it is in.")
+    if isinstance(name, Path) or text.startswith((".", "~", "/")) or "\\" in text or text.count("/") > 1:
+        raise errors.UnknownModel(f"there is no folder {text!r}: check the path, or {_WAY_OUT}.")
+    return _snapshot(text) or text
+
+
+def _check_folder(name: str, folder: Path) -> None:
+    def has(*files: str) -> bool:
+        return any((folder / file).is_file() for file in files)
+
+    if not has("config.json"):
+        raise errors.UnknownModel(
+            f"the folder {name!r} holds no model (no config.json): save one there with save_pretrained, or {_WAY_OUT}."
+        )
+    if not has(*_WEIGHTS_FILES):
+        raise errors.UnknownModel(
+            f"the folder {name!r} holds no model.safetensors (other formats can run code when they are read and are not "
+            f"loaded here): save it again with save_pretrained, or {_WAY_OUT}."
+        )
+    if not has(*_TOKENIZER_FILES):
+        raise errors.UnknownModel(
+            f"the folder {name!r} holds no tokenizer (no tokenizer.json): save it there with tokenizer.save_pretrained."
+        )
+
+
+def _snapshot(name: str) -> Path | None:
+    """The folder in the hub's cache that holds all of a model. Read as a folder it needs no network, not even to ask."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:
+        raise errors.UnknownModel(
+            f"{name!r} is not the name of a model: hub names look like 'gpt2' or 'EleutherAI/pythia-70m'. Or {_WAY_OUT}."
+        ) from None
+    if not isinstance(config, str):
+        return None
+    folder = Path(config).parent
+    try:
+        _check_folder(name, folder)
+    except errors.UnknownModel:
+        return None  # fetched in part only
+    return folder
+
+
+def _ask_hub(name: str) -> None:
+    """Raise NoNetwork within seconds if the hub does not answer: transformers would try again and again for most of a minute."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import get_session
+
+    try:
+        answer = get_session().head(hf_hub_url(name, "config.json"), timeout=5)
+    except Exception:  # every HTTP library has its own, and offline mode another
+        reachable = False
+    else:
+        reachable = answer.status_code < 500
+    if not reachable:
+        raise errors.NoNetwork(
+            f"{name!r} is not on this machine and the model hub does not answer: connect once so that it is cached, {_WAY_OUT}."
+        )
+
+
+def _read(name: str, source: str | Path, dtype: torch.dtype | str) -> tuple[Any, Any]:
+    """Model and tokenizer, checked to be whole. No code that comes with the model is run."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+
+    if not isinstance(source, Path):
+        _ask_hub(name)
+    config, _ = PretrainedConfig.get_config_dict(str(source))
+    family_named(config.get("model_type", "unknown"))  # before gigabytes are fetched
+    # GPT-2's GELU is spelt out in eight operations; PyTorch has the same formula as one, and a sweep waits for it.
+    same = {"activation_function": "gelu_pytorch_tanh"} if config.get("activation_function") == "gelu_new" else {}
+    tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        str(source), dtype=dtype, attn_implementation="eager", use_safetensors=True, trust_remote_code=False,
+        output_loading_info=True, **same,
+    )  # fmt: skip
+    model, info = loaded
+    missing = sorted(info["missing_keys"])
+    if missing:  # transformers would fill them with random numbers and only warn
+        raise errors.DamagedWeights(
+            f"the weights of {name!r} lack {len(missing)} tensors ({missing[0]}, …): the file is not whole or belongs to "
+            "another model. Fetch it again."
+        )
+    blocks = f"{family_named(model.config.model_type).blocks.split('.')[-1]}.{model.config.num_hidden_layers}."
+    if any(blocks in key for key in info["unexpected_keys"]):  # transformers would leave the rest of the model out
+        raise errors.DamagedWeights(
+            f"the weights of {name!r} hold more than the {model.config.num_hidden_layers} blocks that its config.json "
+            "names: the two files do not belong together. Fetch them again."
+        )
+    return model, tokenizer
+
+
+@contextmanager
+def _quiet(download: bool):
+    """No bars and no reports while a folder is read: they differ from run to run. The learner's own settings come back."""
+    from transformers.utils import logging
+
+    if download:  # here a bar is welcome
+        yield
+        return
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _explained(name: str, source: str | Path):
+    """Turn what the loading libraries raise into one sentence."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except errors.HelpersError:
+        raise
+    except SafetensorError:
+        raise errors.DamagedWeights(
+            f"the weights of {name!r} cannot be read: the file is damaged or was cut off while it was copied. Fetch it again."
+        ) from None
+    except Exception as error:
+        # transformers wraps the hub's own exceptions, so the reason may lie further down the chain.
+        chain: list[BaseException] = []
+        link: BaseException | None = error
+        while link is not None and link not in chain:
+            chain.append(link)
+            link = link.__cause__ or link.__context__
+        if any(isinstance(e, RepositoryNotFoundError) for e in chain):
+            raise errors.UnknownModel(
+                f"the hub has no public model {name!r}: check the spelling, or {_WAY_OUT}."
+            ) from None
+        if isinstance(source, Path):
+            raise errors.DamagedWeights(
+                f"the model in {name!r} cannot be loaded: its files are damaged or do not belong together. Copy it again."
+            ) from error
+        raise errors.UnknownModel(
+            f"{name!r} cannot be loaded as a language model ({str(error).splitlines()[0]}): {_WAY_OUT}."
+        ) from error
