@@ -1,5 +1,6 @@
 # make lab        JupyterLab at lesson 1 (the first call makes .venv and installs the tested versions)
 # make test       lint, types, every test, every notebook cell compared; the helpers again on transformers 4.57
+# make real       bring the real model, SmolLM2-135M (95 MB once; make lab and make test do it too)
 # make notebooks  run the notebooks and store clean outputs (one: make notebooks NB=notebooks/01_downstream_scaling.ipynb)
 # make claims     the claims ledger of all lessons (another model: make claims MODEL=gpt2)
 # make bench      sweeps and traces, in plain forward passes
@@ -21,13 +22,18 @@ COURSE_TESTS := $(addprefix tests/,test_notebooks_rules.py test_guards.py test_b
 # Two workers; a notebook and its kernel stay with one of them; what takes longest is named first.
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: lab test lint notebooks claims bench screenshot format constraints clean
+.PHONY: lab test real lint notebooks claims bench screenshot format constraints clean
 .DELETE_ON_ERROR:
 
+# Without a network the pocket model still opens every lesson, so a real model that cannot be brought stops nothing here.
 lab: .venv/.lab
+	@$(PY) -m helpers.smollm2 || echo "Going on without the real model: the lessons' cells that use it will say so."
 	cd notebooks && exec ../$(PY) -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS) 01_downstream_scaling.ipynb
 
-test: .venv/.test .venv-4.57/.test lint
+real: .venv/.lab
+	$(PY) -m helpers.smollm2
+
+test: .venv/.test .venv-4.57/.test lint real
 	@echo "== the helpers on transformers 4.57 =="
 	$(OLD) -m pytest tests $(PARALLEL) $(addprefix --ignore=,$(COURSE_TESTS))
 	@echo "== every lesson in a browser =="

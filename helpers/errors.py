@@ -62,3 +62,11 @@ class BadEdit(HelpersError):
 
 class BadValue(HelpersError):
     """A tensor or option of the wrong kind, shape, dtype or device."""
+
+
+class CannotStore(HelpersError):
+    """The real model cannot be kept: no room on the disk, or no right to write there."""
+
+
+class NotEnoughMemory(HelpersError):
+    """What was asked for needs more memory than is left."""

@@ -8,14 +8,16 @@ lm = load_model("folder/with/a/model")  # a local folder
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import errors, smollm2
+from . import errors, exact, smollm2
 from .families import family_named
+from .memory import need_memory
 from .models import LanguageModel, wrap
 
 POCKET_FOLDER = Path(__file__).resolve().parent / "pocket"
@@ -34,21 +36,28 @@ def load_model(
     """Load a model and its tokenizer, ready for lessons: eval mode, eager attention (so that attention patterns can be read),
     GPT-2's GELU in one kernel (equal up to rounding, and sweeps are faster).
 
-    name: "pocket" (ships with the package; runs in float64, so that printed figures are the same on every machine), a
-    local folder, or the name of a model on the hub: from the cache if it is there, else from the network. Code that
-    comes with a model is never run, and only safetensors are read. dtype: overrides the model's own. threads: PyTorch
-    threads for this process; by default one for models below 50M parameters (unless OMP_NUM_THREADS is set), and
-    unchanged for larger ones.
+    name: "pocket" (ships with the package; runs in float64, so that printed figures are the same on every machine),
+    "smollm2" (the real model, float32; it is brought at the first call, see helpers/smollm2.py), a local folder, or the
+    name of a model on the hub: from the cache if it is there, else from the network. Code that comes with a model is
+    never run, and only safetensors are read. dtype: overrides the model's own; "smollm2" in float64 computes every part
+    in float64 (helpers/exact.py), so that its printed figures too are the same on every machine. threads: PyTorch threads
+    for this process; by default one for models below 50M parameters (unless OMP_NUM_THREADS is set), and unchanged
+    for larger ones.
 
-    Raises UnknownModel, NoNetwork, DamagedWeights, UnsupportedFamily or BadValue.
+    Raises UnknownModel, NoNetwork, DamagedWeights, CannotStore, NotEnoughMemory, UnsupportedFamily or BadValue.
     """
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise errors.BadValue(f"dtype {dtype!r} cannot be used: give a floating dtype, for example torch.float32.")
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise errors.BadValue(f"threads {threads!r} cannot be used: give a whole number, 1 or more.")
-    source = _find(name)
+    if name == "smollm2":
+        source: str | Path = _real(dtype)
+    else:
+        source = _find(name)
     with _explained(str(name), source), _quiet(download=not isinstance(source, Path)):
         model, tokenizer = _read(str(name), source, dtype or (torch.float64 if source == POCKET_FOLDER else "auto"))
+        if name == "smollm2" and dtype == torch.float64:
+            exact.own_dtype(model)
     if threads is not None:
         torch.set_num_threads(threads)
     elif model.num_parameters() < ONE_THREAD_BELOW and "OMP_NUM_THREADS" not in os.environ:
@@ -56,11 +65,27 @@ def load_model(
     return wrap(model, tokenizer)
 
 
+def _real(dtype: torch.dtype | None) -> Path:
+    """The real model's folder. All processes that read it share the pages of its file, so a class holds it once."""
+    double = dtype == torch.float64
+    need_memory(1.4e9 if double else 0.8e9, f"the real model{' in float64' if double else ''}")
+    try:
+        return smollm2.bring_double() if double else smollm2.bring(say=_tell)
+    except errors.CannotStore:
+        if double and smollm2.is_here():  # no room for a second file: this process computes a copy of its own
+            return smollm2.bring()
+        raise
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 def _find(name: str | Path) -> str | Path:
     """Where a model is: a folder that holds everything, or else a hub name that the hub has to be asked for."""
     if not isinstance(name, str | Path) or not str(name).strip():
         raise errors.UnknownModel(
-            f"{name!r} is not the name of a model: use 'pocket', a hub name such as 'gpt2', or a folder."
+            f"{name!r} is not the name of a model: use 'pocket', 'smollm2', a hub name such as 'gpt2', or a folder."
         )
     text, path = str(name), Path(name).expanduser()
     if text == "pocket":
@@ -70,8 +95,6 @@ def _find(name: str | Path) -> str | Path:
                 "whole copy of the course, or name another model."
             )
         return POCKET_FOLDER
-    if text == "smollm2":
-        return smollm2.bring()
     if path.is_dir():
         _check_folder(text, path)
         return path
