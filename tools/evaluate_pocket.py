@@ -262,6 +262,18 @@ tokens of byte-level BPE, {parameters:.1f}M parameters, an ordinary `GPT2LMHeadM
 runs without a network, and it is small enough to run in float64, so that printed figures are the same on every machine. It is a
 specimen to dissect, not a language model to use: it knows capitals and little else, and its English is that of old novels.
 
+## What it can do, measured
+
+Printed by `tools/evaluate_pocket.py`, in float64 on the weights in this folder.
+
+{figures}
+
+{notes_begin}
+
+{notes}
+
+{notes_end}
+
 ## Training
 
 | | |
@@ -278,18 +290,6 @@ specimen to dissect, not a language model to use: it knows capitals and little e
 Loss during training (nats per token; the two right columns on text that training never saw):
 
 {curve}
-
-## What it can do, measured
-
-Printed by `tools/evaluate_pocket.py`, in float64 on the weights in this folder.
-
-{figures}
-
-{notes_begin}
-
-{notes}
-
-{notes_end}
 
 ## How to train it again
 
