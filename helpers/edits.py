@@ -28,8 +28,9 @@ from torch import Tensor
 
 from . import errors
 from .checks import check_indices, whole_numbers
-from .hooks import SITES, on_site, remove
+from .hooks import on_site, remove
 from .models import LanguageModel, check_model
+from .sites import check_site
 
 Positions = int | Sequence[int] | slice | None  # of tokens, as the factories take them
 
@@ -66,8 +67,7 @@ class edit:
                     f"{one!r} is not an edit: pass edits such as scale_block(2, 0.5) or zero_heads(5, [3]), one by one."
                 )
             lm.check_block(one.block)
-            if one.site not in SITES:
-                raise errors.BadEdit(f"there is no site {one.site!r} in a block: choose one of {', '.join(SITES)}.")
+            check_site(one.site)
             one.check(lm)
         self.lm, self.edits = lm, edits
         self.entered: list[list[Edit]] = []

@@ -24,6 +24,7 @@ class Family:
     neurons_out: str  # the projection back to the stream: its input is the neurons after the activation
     functional_dropout: bool = False  # dropout between a delta and the stream that is no module, so no hook can see it
     before_mlp: str = ""  # only for those: the norm that reads the stream between attention and MLP
+    flat_mlp: bool = False  # the MLP's modules pass on (batch × pos, width)
 
 
 _LLAMA = Family(
@@ -51,7 +52,7 @@ FAMILIES: dict[str, Family] = {
     "opt": Family(
         "model.decoder.layers", "model.decoder.final_layer_norm", "self_attn", "fc2", "self_attn", "fc2",
         "self_attn.out_proj", "self_attn.k_proj", "alone", "fc1", "fc2",
-        functional_dropout=True, before_mlp="final_layer_norm",
+        functional_dropout=True, before_mlp="final_layer_norm", flat_mlp=True,
     ),
     "llama": _LLAMA,
     "mistral": _LLAMA,

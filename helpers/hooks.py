@@ -29,11 +29,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from . import errors
 from .models import LanguageModel
+from .sites import site_of
 
 Seen = Callable[[Tensor, Tensor], Tensor | None]
-SITES = ("block", "attention", "mlp", "heads", "keys", "neurons", "preactivation")
 
 
 def first(output: Any) -> Tensor:
@@ -103,70 +102,27 @@ def on_site(lm: LanguageModel, site: str, block: int, see: Seen, prepend: bool =
     n_key_heads, d_head); "neurons" and "preactivation" the MLP after and before its activation function, (batch, pos,
     d_mlp). stream: the residual stream that entered the block, for "block"; the value itself elsewhere.
     """
-    parts = lm.parts
+    found = site_of(lm, site)
+    module = lm.part(block, found.path)
     if site == "block":
-        return [on_output(lm.blocks[block], see, prepend)]
+        return [on_output(module, see, prepend)]
     shape: list[int] = []
     handles: list[RemovableHandle] = []
-    if site not in SITES:
-        raise errors.BadEdit(f"there is no site {site!r} in a block: choose one of {', '.join(SITES)}.")
-
-    def spread(value: Tensor) -> Tensor:
-        return value.reshape(*shape, value.shape[-1]) if value.ndim == 2 and shape else value
-
-    def through(
-        view: Callable[[Tensor], Tensor], back: Callable[[Tensor, Tensor], Tensor]
-    ) -> Callable[..., Tensor | None]:
-        def apply(value: Tensor, _: Tensor | None = None) -> Tensor | None:
-            seen = view(spread(value))
-            new = see(seen, seen)
-            return None if new is None else back(new, spread(value)).reshape(value.shape)
-
-        return apply
 
     def remember(stream: Tensor) -> None:
         shape[:] = stream.shape[:2]
 
-    whole = through(lambda v: v, lambda new, v: new)
-    heads = through(lambda v: v.unflatten(-1, (lm.n_heads, lm.d_head)), lambda new, v: new.flatten(-2))
+    def apply(passed: Tensor, _: Tensor | None = None) -> Tensor | None:
+        whole = passed.reshape(*shape, passed.shape[-1]) if passed.ndim == 2 and shape else passed
+        value = found.view(whole)
+        new = see(value, value)
+        return None if new is None else found.back(new, whole).reshape(passed.shape)
+
     try:
-        if lm.family == "opt":  # its MLP works on (batch × pos, width): remember the shape that it came from
+        if found.flat:
             handles.append(on_input(lm.blocks[block], remember))
-        if site == "attention":
-            handles.append(on_output(lm.part(block, parts.attention_delta), whole, prepend))
-        elif site == "mlp":
-            handles.append(on_output(lm.part(block, parts.mlp_delta), whole, prepend))
-        elif site == "heads":
-            handles.append(on_input(lm.part(block, parts.heads_out), heads, prepend))
-        elif site == "neurons":
-            handles.append(on_input(lm.part(block, parts.neurons_out), whole, prepend))
-        elif site == "preactivation":
-            handles.append(on_output(lm.part(block, parts.preactivation), whole, prepend))
-        else:
-            handles.append(on_output(lm.part(block, parts.keys), through(*_key_views(lm)), prepend))
+        handles.append((on_input if found.side == "input" else on_output)(module, apply, prepend))
         return handles
     except BaseException:  # an interrupt in here: the caller never sees these handles
         remove(handles)
         raise
-
-
-def _key_views(lm: LanguageModel) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]:
-    """How to see the keys, (batch, pos, n_key_heads, d_head), in their projection's output, and how to put them back."""
-    layout, number, width = lm.parts.keys_layout, lm.n_key_heads, lm.d_head
-    if layout == "alone":
-        return lambda v: v.unflatten(-1, (number, width)), lambda new, v: new.flatten(-2)
-    if layout == "q|k|v":
-
-        def put(new: Tensor, v: Tensor) -> Tensor:
-            parts = v.unflatten(-1, (3, number, width)).clone()
-            parts[..., 1, :, :] = new
-            return parts.flatten(-3)
-
-        return lambda v: v.unflatten(-1, (3, number, width))[..., 1, :, :], put
-
-    def put_per_head(new: Tensor, v: Tensor) -> Tensor:
-        parts = v.unflatten(-1, (number, 3, width)).clone()
-        parts[..., 1, :] = new
-        return parts.flatten(-3)
-
-    return lambda v: v.unflatten(-1, (number, 3, width))[..., 1, :], put_per_head

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from . import errors
-from .hooks import SITES, on_site, remove
+from .hooks import on_site, remove
 from .models import LanguageModel, Tokens
+from .sites import check_site
 
 Prompt = str | Sequence[str] | Tensor | Tokens
 
@@ -43,8 +44,7 @@ def read_site(lm: LanguageModel, prompt: Prompt, site: str, block: int) -> Tenso
     Raises BlockOutOfRange, BadEdit (no such site), BadPrompt.
     """
     lm.check_block(block)
-    if site not in SITES:
-        raise errors.BadEdit(f"there is no site {site!r} in a block: choose one of {', '.join(SITES)}.")
+    check_site(site)
     found: list[Tensor] = []
     handles = on_site(lm, site, block, lambda value, _: found.append(value.clone()))
     try:

@@ -182,9 +182,8 @@ def _last_token_only(lm: LanguageModel, changes: list[Edit]) -> list[RemovableHa
     last = lm.n_blocks - 1
     own = [one for one in changes if one.block == last]
     live = [one for group in lm.live_edits for one in group if one.block == last]
-    flat = lm.family == "opt"  # its MLP works on (batch × pos, width)
     watched = _read_out_watched(lm) or hooks.has_other_hooks(lm.blocks[last], lm.edit_handles)
-    if flat or watched or len(live) > len(own) or any(one.site not in ("heads", "keys") for one in own):
+    if lm.parts.flat_mlp or watched or len(live) > len(own) or any(one.site not in ("heads", "keys") for one in own):
         return []
 
     modules = lm.part(last, lm.parts.heads_out), lm.mlp(last)

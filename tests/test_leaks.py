@@ -22,6 +22,7 @@ from helpers import (
     noise_neurons,
     scale_block,
     scale_mlp,
+    sites,
     skip_attention,
     skip_block,
     sweeps,
@@ -69,11 +70,11 @@ some_edits = st.one_of(
     st.builds(zero_keys, blocks, st.integers(0, 3)),
     st.builds(lambda block: add_to_block(block, torch.ones(24)), blocks),
     st.builds(lambda block: noise_neurons(block, [0, 1], 0, 1, torch.Generator().manual_seed(0)), blocks),
-    st.builds(lambda site, block: change(site, block, torch.Tensor.neg_), st.sampled_from(hooks.SITES), blocks),
+    st.builds(lambda site, block: change(site, block, torch.Tensor.neg_), st.sampled_from(sites.SITES), blocks),
 )
 failing = st.builds(
     lambda site, block, error: change(site, block, raising(error)),
-    st.sampled_from(hooks.SITES), blocks, st.sampled_from([Mistake, KeyboardInterrupt, MemoryError]),
+    st.sampled_from(sites.SITES), blocks, st.sampled_from([Mistake, KeyboardInterrupt, MemoryError]),
 )  # fmt: skip
 
 
