@@ -24,11 +24,13 @@ Hooks receive tensors and return new ones; nothing is edited in place, since oth
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import get_ident
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from . import errors, passes
 from .models import LanguageModel
 from .sites import site_of
 
@@ -60,7 +62,10 @@ def remove(handles: list[RemovableHandle]) -> None:
 def on_input(module: nn.Module, see: Callable[[Tensor], Tensor | None], prepend: bool = False) -> RemovableHandle:
     """Call `see(input)` before `module` runs; what it returns, unless None, becomes the input."""
 
-    def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    def hook(module: nn.Module, args: tuple, kwargs: dict | None = None) -> tuple[tuple, dict] | None:
+        if kwargs is None:
+            return None  # taken off while another thread was about to call it
+        passes.refuse_while_compiling()
         new = see(entering(args, kwargs))
         if new is None:
             return None
@@ -74,12 +79,39 @@ def on_call(module: nn.Module, see: Callable[[tuple, dict], None]) -> RemovableH
     return module.register_forward_pre_hook(lambda m, args, kwargs: see(args, kwargs), prepend=True, with_kwargs=True)
 
 
+def only_here(see: Callable[..., Any]) -> Callable[..., Any]:
+    """`see`, blind to passes of other threads: a recorder's hooks hang on a model that others may run at the same time."""
+    here = get_ident()
+    return lambda *values: see(*values) if get_ident() == here else None
+
+
+def on_pass(lm: LanguageModel, handles: list[RemovableHandle]) -> None:
+    """Tell helpers/passes.py where passes begin and end; adds the handles to `handles` one by one."""
+
+    def begin(module: nn.Module, args: tuple, kwargs: dict | None = None) -> None:
+        passes.refuse_while_compiling()
+        passes.begin(lm, module, args, kwargs or {})
+
+    def end(module: nn.Module, args: tuple, output: Any) -> None:
+        passes.end(lm, module, output)
+
+    begin.only_looks = end.only_looks = True  # type: ignore[attr-defined]
+    for module in {id(one): one for one in (lm.model, passes.stack_of(lm))}.values():
+        handles.append(module.register_forward_pre_hook(begin, prepend=True, with_kwargs=True))
+        handles.append(module.register_forward_hook(end, prepend=True))
+
+
+def only_looks(hook: Any) -> bool:
+    """Whether this hook is one of those that change nothing: transformers' recorders, and the marks of a pass."""
+    return hasattr(hook, "only_looks") or str(getattr(hook, "__module__", "")).startswith("transformers.")
+
+
 def has_other_hooks(module: nn.Module, ours: list[RemovableHandle], inside: bool = True) -> bool:
     """Whether a module, or one inside it, has hooks besides `ours` and transformers' recorders, which only look."""
     known = {handle.id for handle in ours}
     for one in module.modules() if inside else [module]:
         for key, hook in (*one._forward_hooks.items(), *one._forward_pre_hooks.items()):
-            if key not in known and not str(getattr(hook, "__module__", "")).startswith("transformers."):
+            if key not in known and not only_looks(hook):
                 return True
     return False
 
@@ -87,7 +119,11 @@ def has_other_hooks(module: nn.Module, ours: list[RemovableHandle], inside: bool
 def on_output(module: nn.Module, see: Seen, prepend: bool = False) -> RemovableHandle:
     """Call `see(output, input)` when `module` has run; what it returns, unless None, becomes the output."""
 
-    def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+    def hook(module: nn.Module, args: tuple, kwargs: dict, *outputs: Any) -> Any:
+        if not outputs:
+            return None  # taken off while another thread was about to call it, without kwargs then
+        passes.refuse_while_compiling()
+        (output,) = outputs
         new = see(first(output), entering(args, kwargs) if args or "hidden_states" in kwargs else first(output))
         return None if new is None else with_first(output, new)
 
@@ -103,7 +139,14 @@ def on_site(lm: LanguageModel, site: str, block: int, see: Seen, prepend: bool =
     d_mlp). stream: the residual stream that entered the block, for "block"; the value itself elsewhere.
     """
     found = site_of(lm, site)
-    module = lm.part(block, found.path)
+    try:
+        module = lm.part(block, found.path)
+    except AttributeError:
+        kind = type(lm.part(block, "")).__name__
+        raise errors.DidNotRun(
+            f"block {block} is of class {kind} now and has no {found.path!r}, so there is no {site!r} in it to edit or read: put the "
+            "model's own block back, or choose the site 'block'."
+        ) from None
     if site == "block":
         return [on_output(module, see, prepend)]
     shape: list[int] = []

@@ -52,8 +52,9 @@ class LanguageModel:
         self.parts = family_named(self.family)
         self.model, self.tokenizer = model, tokenizer
         # Edits that are on now, in groups, outermost `with` first, and their handles: helpers/edits.py keeps them here.
-        self.live_edits: list[list[Any]] = []
+        self.live_edits: list[Any] = []
         self.edit_handles: list[RemovableHandle] = []
+        self.passes: dict[int, list[Any]] = {}  # by thread, the edited passes that it is in: helpers/passes.py
         self.d_model: int = config.hidden_size
         self.n_heads: int = config.num_attention_heads
         self.n_key_heads: int = getattr(config, "num_key_value_heads", None) or self.n_heads
@@ -66,8 +67,7 @@ class LanguageModel:
                 "of deltas exists in it; every other OPT size works."
             )
         try:
-            self.blocks: list[nn.Module] = list(model.get_submodule(self.parts.blocks))
-            self.final_norm = model.get_submodule(self.parts.final_norm)
+            _ = self.final_norm
             self.d_mlp = _features(self.part(0, self.parts.neurons_out), 0)
             self._check_shapes()
         except (AttributeError, IndexError) as error:
@@ -104,8 +104,17 @@ class LanguageModel:
     # ---- parts
 
     @property
+    def blocks(self) -> list[nn.Module]:
+        """The blocks that the model has now: looked up each time, since a user may put another one in."""
+        return list(self.model.get_submodule(self.parts.blocks))
+
+    @property
     def n_blocks(self) -> int:
-        return len(self.blocks)
+        return len(self.model.get_submodule(self.parts.blocks))
+
+    @property
+    def final_norm(self) -> nn.Module:
+        return self.model.get_submodule(self.parts.final_norm)
 
     @property
     def unembed(self) -> Any:
@@ -120,7 +129,7 @@ class LanguageModel:
         return self.unembed.weight.dtype
 
     def part(self, block: int, path: str) -> nn.Module:
-        return self.blocks[block].get_submodule(path)
+        return self.model.get_submodule(f"{self.parts.blocks}.{block}").get_submodule(path)
 
     def attention(self, block: int) -> nn.Module:
         return self.part(self.check_block(block), self.parts.attention)

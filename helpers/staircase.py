@@ -132,7 +132,7 @@ def _walk(
     changes = [Edit("sweep", site, block, change_at(there)) for (site, block), there in places.items()]
     shortcuts: list[RemovableHandle] = []
     try:
-        with edit(lm, *changes):
+        with (walk := edit(lm, *changes)):
             for block, (rest, named) in enumerate(clean.calls):
                 alive = sum(birth <= block for birth, _ in births)
                 for row, copy in enumerate(order[:alive]):
@@ -150,6 +150,7 @@ def _walk(
                     streams[begin:end] = hooks.first(output).view(len(rows), prompts, length, lm.d_model)
                 hooks.remove(shortcuts)
                 done(len(copies) * prompts)
+            walk.check_ran()
     finally:
         hooks.remove(shortcuts)
     return streams if order == sorted(order) else streams[[row_of[copy] for copy in range(len(copies))]]

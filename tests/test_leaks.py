@@ -20,6 +20,7 @@ from helpers import (
     edits,
     hooks,
     noise_neurons,
+    passes,
     scale_block,
     scale_mlp,
     sites,
@@ -175,7 +176,7 @@ class Life(RuleBasedStateMachine):
             generator.close()
         for one in self.open:  # outermost first: the wrong way round, as generators may do
             one.__exit__(None, None, None)
-        assert self.lm.live_edits == [] and self.lm.edit_handles == []
+        assert self.lm.live_edits == [] and self.lm.edit_handles == [] and self.lm.passes == {}
         # Every hook that was there is there, and no other.
         found = [key for _, after, before in hooks_of(self.lm) for key in (*after, *before)]
         assert sorted(found) == sorted(handle.id for handle in self.own)
@@ -207,7 +208,7 @@ def first_of_exit(frame):
 @pytest.mark.parametrize("family", LMS)
 def test_an_interrupt_at_any_line_of_ours_leaves_nothing_behind(family):
     lm = LMS[family]
-    ours = {module.__file__ for module in (edits, hooks, tracing)}
+    ours = {module.__file__ for module in (edits, hooks, passes, sites, tracing)}
     start = hooks_of(lm)
 
     def work():
