@@ -10,8 +10,9 @@ from typing import Any
 
 _WHERE = {
     "loading": ["load_model"],
-    "models": ["wrap", "LanguageModel", "Tokens"],
-    "families": ["FAMILIES"],
+    "wrapping": ["wrap", "Certificate"],
+    "models": ["LanguageModel", "Tokens"],
+    "families": ["FAMILIES", "Family"],
     "edits": [
         "edit", "Edit", "change", "scale_block", "scale_attention", "scale_mlp", "skip_block", "skip_attention", "skip_mlp",
         "zero_heads", "replace_heads", "zero_keys", "noise_neurons", "add_to_block", "patch_block",

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from . import errors
@@ -37,45 +38,72 @@ def check_site(site: object) -> None:
 
 
 def site_of(lm: LanguageModel, site: str) -> Site:
-    """Where `site` is in the blocks of this model. Raises BadEdit."""
+    """Where `site` is in the blocks of this model. Raises BadEdit, also for a site that the model's family does not have."""
     check_site(site)
     parts = lm.parts
+    lacking = parts.lacks(site)
+    if lacking is not None:
+        raise errors.BadEdit(f"{lm.family} models have no site {site!r}: {lacking}.")
     if site == "block":
         return Site("", "output")
     if site == "attention":
-        return Site(parts.attention_delta, "output")
+        return Site(parts.attention_delta, "output", *_scaled(lm.delta_factor))
     if site == "mlp":
-        return Site(parts.mlp_delta, "output", flat=parts.flat_mlp)
+        return Site(parts.mlp_delta, "output", *_scaled(lm.delta_factor), flat=parts.flat_mlp)
     if site == "heads":
         return Site(parts.heads_out, "input", lambda v: v.unflatten(-1, (lm.n_heads, lm.d_head)), _side_by_side)
     if site == "keys":
         return Site(parts.keys, "output", *_keys(lm))
     if site == "neurons":
         return Site(parts.neurons_out, "input", flat=parts.flat_mlp)
+    if parts.preactivation_layout == "gate|up":
+        return Site(parts.preactivation, "output", _first_half, _with_first_half, flat=parts.flat_mlp)
     return Site(parts.preactivation, "output", flat=parts.flat_mlp)
+
+
+View = Callable[[Tensor], Tensor]
+Back = Callable[[Tensor, Tensor], Tensor]
 
 
 def _side_by_side(value: Tensor, _: Tensor) -> Tensor:
     return value.flatten(-2)
 
 
-def _keys(lm: LanguageModel) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]:
+def _scaled(factor: float) -> tuple[View, Back]:
+    """A delta that the block multiplies by `factor` on its way into the stream: people see what the stream gets."""
+    if factor == 1:
+        return lambda passed: passed, lambda value, _: value
+    return lambda passed: passed * factor, lambda value, _: value / factor
+
+
+def _first_half(passed: Tensor) -> Tensor:
+    return passed.chunk(2, dim=-1)[0]
+
+
+def _with_first_half(value: Tensor, passed: Tensor) -> Tensor:
+    return torch.cat([value, passed.chunk(2, dim=-1)[1]], dim=-1)
+
+
+def _keys(lm: LanguageModel) -> tuple[View, Back]:
     """How to see the keys, (batch, pos, n_key_heads, d_head), in their projection's output, and how to put them back."""
-    layout, number, width = lm.parts.keys_layout, lm.n_key_heads, lm.d_head
-    if layout == "alone":
+    number, width = lm.n_key_heads, lm.d_head
+    if lm.parts.keys_layout == "alone":
         return lambda v: v.unflatten(-1, (number, width)), _side_by_side
-    if layout == "q|k|v":
+    if lm.parts.keys_layout == "q|k|v":
+        mine = slice(lm.n_heads * width, (lm.n_heads + number) * width)
 
         def put(new: Tensor, v: Tensor) -> Tensor:
-            parts = v.unflatten(-1, (3, number, width)).clone()
-            parts[..., 1, :, :] = new
-            return parts.flatten(-3)
+            v = v.clone()
+            v[..., mine] = new.flatten(-2)
+            return v
 
-        return lambda v: v.unflatten(-1, (3, number, width))[..., 1, :, :], put
+        return lambda v: v[..., mine].unflatten(-1, (number, width)), put
 
-    def put_per_head(new: Tensor, v: Tensor) -> Tensor:
-        parts = v.unflatten(-1, (number, 3, width)).clone()
-        parts[..., 1, :] = new
+    served = lm.n_heads // number  # for each key head: the queries that it serves, its key, its value
+
+    def put_by_key_head(new: Tensor, v: Tensor) -> Tensor:
+        parts = v.unflatten(-1, (number, served + 2, width)).clone()
+        parts[..., -2, :] = new
         return parts.flatten(-3)
 
-    return lambda v: v.unflatten(-1, (number, 3, width))[..., 1, :], put_per_head
+    return lambda v: v.unflatten(-1, (number, served + 2, width))[..., -2, :], put_by_key_head
