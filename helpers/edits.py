@@ -31,7 +31,7 @@ from .checks import check_indices, whole_numbers
 from .hooks import on_pass, on_site, remove
 from .models import LanguageModel, check_model
 from .passes import Live, Pass, Waiting
-from .sites import check_site
+from .sites import site_of
 
 Positions = int | Sequence[int] | slice | None  # of tokens, as the factories take them
 
@@ -74,7 +74,7 @@ class edit:
                     f"{one!r} is not an edit: pass edits such as scale_block(2, 0.5) or zero_heads(5, [3]), one by one."
                 )
             lm.check_block(one.block)
-            check_site(one.site)
+            site_of(lm, one.site)
             one.check(lm)
         self.lm, self.edits = lm, edits
         self.entered: list[Live] = []

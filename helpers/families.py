@@ -51,13 +51,8 @@ class Family:
     logit_divisor: str = ""  # setting: logits are divided by it
     logit_cap: str = ""  # setting: logits become cap × tanh(logits / cap)
     sinks: str = ""  # the attention's parameter (n_heads,) of a score that competes with the tokens' and has no value
-    position_bias: str = ""  # setting: if true, scores depend on the distance too, so zeroed keys do not look evenly
     exact_softmax: bool = False  # eager attention computes its softmax in the model's own dtype, even in float64
     needs: tuple[str, Any, str] | None = None  # a setting, the value it must have, and a sentence for all others
-
-    @property
-    def functional_dropout(self) -> bool:
-        return bool(self.hidden_dropout)
 
     @property
     def paths(self) -> dict[str, str]:
@@ -119,7 +114,12 @@ FAMILIES: dict[str, Family] = {
     "falcon": Family(
         "transformer.h", "transformer.ln_f", "self_attention", "mlp", "self_attention", "mlp", "self_attention.dense",
         "self_attention.query_key_value", "by key head", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h",
-        hidden_dropout="hidden_dropout", position_bias="alibi", exact_softmax=True,
+        hidden_dropout="hidden_dropout", exact_softmax=True,
+        needs=(
+            "alibi", False,
+            "this Falcon model adds a bias for the distance to its scores (alibi=True, as falcon-rw), so zeroed keys do not look "
+            "evenly and its blocks cannot take another batch, as sweeps need; falcon-7b, 11B, 40b and 180B work.",
+        ),
     ),
     "llama": _LLAMA,
     "mistral": _LLAMA,

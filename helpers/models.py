@@ -147,6 +147,21 @@ class LanguageModel(Encoder):
         found = self.setting(self.parts.delta_factor)
         return 1.0 if found is None else float(found)
 
+    @property
+    def hides_deltas(self) -> bool:
+        """Whether dropout hides what is added to the stream now, so that it only shows as a difference of the stream itself.
+
+        Raises BadValue in train mode where even that cannot be: attention's and the MLP's deltas are dropped out together.
+        """
+        hidden = self.model.training and bool(self.setting(self.parts.hidden_dropout))
+        if hidden and not self.parts.before_mlp:
+            raise errors.BadValue(
+                f"in train mode the blocks of {self.family} models drop out the deltas where no hook sees it "
+                f"({self.parts.hidden_dropout}={self.setting(self.parts.hidden_dropout)}), and attention and MLP side by side, so "
+                "that what each adds to the stream cannot be told apart: call lm.model.eval() first."
+            )
+        return hidden
+
     def read_out(self, stream: Tensor) -> Tensor:
         """Logits (…, vocabulary) from the residual stream (…, d_model) after the last block, as the model itself makes them."""
         state = self.final_norm(stream)

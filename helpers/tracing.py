@@ -169,7 +169,7 @@ class _Recorder:
             try:
                 for block in range(n):
                     handles.append(hooks.on_input(lm.part(block, ""), self.keep("resid", block)))
-                    if lm.parts.functional_dropout and lm.model.training:
+                    if lm.hides_deltas:
                         self._differences(block, handles)
                     else:
                         handles += hooks.on_site(lm, "attention", block, self.keep("attn", block))

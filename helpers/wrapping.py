@@ -273,9 +273,6 @@ def _judge_keys(lm: LanguageModel, seen: _Seen, judge: _Judge) -> None:
     A row's first token sees itself alone, so the three rows show each token's values by itself; the last token of each
     row must have their mean.
     """
-    even = not lm.setting(lm.parts.position_bias)
-    if not even:
-        judge.unchecked[KEYS] = "scores depend on the distance too"
     for number, block in enumerate(_tried(lm)):
         key_head = number % lm.n_key_heads
         call = seen.calls["attention"][number]
@@ -284,8 +281,7 @@ def _judge_keys(lm: LanguageModel, seen: _Seen, judge: _Judge) -> None:
         mine = torch.arange(lm.n_heads) // (lm.n_heads // lm.n_key_heads) == key_head
         share = _share_of_tokens(lm, block)[:, mine, None]  # (pos, heads, 1): all, without a sink
         values, last = heads[:, 0, mine] / share[0], heads[:, -1, mine] / share[-1]
-        if even:
-            judge.near(KEYS, last[None], values.mean(0).expand_as(last)[None], blocks=[block])
+        judge.near(KEYS, last[None], values.mean(0).expand_as(last)[None], blocks=[block])
         if not mine.all():
             judge.near(OTHERS, heads[0, :, ~mine][None], clean[:, ~mine][None], blocks=[block])
 

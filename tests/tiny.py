@@ -68,6 +68,11 @@ MORE = {
 }  # fmt: skip
 
 
+def here(family: str) -> bool:
+    """Whether the installed transformers has this family."""
+    return family in CONFIG_MAPPING
+
+
 def tiny(
     family: str, dtype: torch.dtype = torch.float64, attention: str = "eager", seed: int = 0, **changes
 ) -> LanguageModel:
@@ -78,7 +83,7 @@ def tiny(
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim == 2:
+            if parameter.ndim >= 2:
                 parameter.mul_(6)
             elif "bias" in name or "norm" in name or "ln_" in name:
                 parameter.add_(0.1 * torch.randn_like(parameter))
