@@ -10,13 +10,14 @@ from typing import Any
 
 _WHERE = {
     "loading": ["load_model"],
-    "models": ["wrap", "LanguageModel", "Tokens"],
-    "families": ["FAMILIES"],
+    "wrapping": ["wrap", "Certificate"],
+    "models": ["LanguageModel", "Tokens"],
+    "families": ["FAMILIES", "Family"],
     "edits": [
         "edit", "Edit", "change", "scale_block", "scale_attention", "scale_mlp", "skip_block", "skip_attention", "skip_mlp",
         "zero_heads", "replace_heads", "zero_keys", "noise_neurons", "add_to_block", "patch_block",
     ],
-    "tracing": ["trace", "Trace"],
+    "tracing": ["trace", "Trace", "Gradients"],
     "readings": ["attention_patterns", "read_site", "spread"],
     "metrics": [
         "delta_norm", "relative_error", "cosine_similarity", "step_norm", "token_norms", "log_prob", "logit_difference",

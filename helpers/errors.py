@@ -60,6 +60,10 @@ class BadEdit(HelpersError):
     """An edit that cannot be applied: no edit at all, or a change that does not return what it must."""
 
 
+class DidNotRun(HelpersError):
+    """The part of the model that an edit or a reading needs is not there, or did not run once in a pass."""
+
+
 class BadValue(HelpersError):
     """A tensor or option of the wrong kind, shape, dtype or device."""
 

@@ -132,7 +132,7 @@ def _walk(
     changes = [Edit("sweep", site, block, change_at(there)) for (site, block), there in places.items()]
     shortcuts: list[RemovableHandle] = []
     try:
-        with edit(lm, *changes):
+        with (walk := edit(lm, *changes)):
             for block, (rest, named) in enumerate(clean.calls):
                 alive = sum(birth <= block for birth, _ in births)
                 for row, copy in enumerate(order[:alive]):
@@ -150,6 +150,7 @@ def _walk(
                     streams[begin:end] = hooks.first(output).view(len(rows), prompts, length, lm.d_model)
                 hooks.remove(shortcuts)
                 done(len(copies) * prompts)
+            walk.check_ran()
     finally:
         hooks.remove(shortcuts)
     return streams if order == sorted(order) else streams[[row_of[copy] for copy in range(len(copies))]]
@@ -182,9 +183,8 @@ def _last_token_only(lm: LanguageModel, changes: list[Edit]) -> list[RemovableHa
     last = lm.n_blocks - 1
     own = [one for one in changes if one.block == last]
     live = [one for group in lm.live_edits for one in group if one.block == last]
-    flat = lm.family == "opt"  # its MLP works on (batch × pos, width)
     watched = _read_out_watched(lm) or hooks.has_other_hooks(lm.blocks[last], lm.edit_handles)
-    if flat or watched or len(live) > len(own) or any(one.site not in ("heads", "keys") for one in own):
+    if lm.parts.flat_mlp or watched or len(live) > len(own) or any(one.site not in ("heads", "keys") for one in own):
         return []
 
     modules = lm.part(last, lm.parts.heads_out), lm.mlp(last)

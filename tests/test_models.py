@@ -183,8 +183,12 @@ DAMAGES = {
     ),
     "config of no JSON": (lambda f, w: (f / "config.json").write_text("{"), "DamagedWeights", "do not belong together"),
     "another family": (
+        lambda f, w: rewrite(f / "config.json", lambda c: c.update(model_type="mpt")), "UnsupportedFamily",
+        "'mpt' models are not in the table.*gpt2, gpt_neo, .*llama, .*gpt_oss. Choose.*family=Family",
+    ),
+    "an encoder": (
         lambda f, w: rewrite(f / "config.json", lambda c: c.update(model_type="bert")), "UnsupportedFamily",
-        "'bert' models are not in the table.*gpt2, gpt_neo, gpt_neox, opt, llama, mistral, qwen2, qwen3, gemma2, gemma3_text",
+        "'bert' is an encoder, and the helpers work on decoder-only transformers",
     ),
     "no family": (lambda f, w: (f / "config.json").write_text("{}"), "UnsupportedFamily", "it has gpt2, gpt_neo"),
     "broken tokenizer": (lambda f, w: (f / "tokenizer.json").write_text("{}"), "DamagedWeights", "do not belong together"),

@@ -23,7 +23,8 @@ from typing import Any
 
 import torch
 
-from helpers.models import LanguageModel, wrap
+from helpers.models import LanguageModel
+from helpers.wrapping import wrap
 
 NOT_TRIED_FUNCTION = "Not tried yet. Fill in the function above and run this cell again."
 NOT_TRIED_VALUE = "Not tried yet. Write your answer in place of the three dots above and run this cell again."
