@@ -159,7 +159,6 @@ class _Recorder:
     def run(self, stop: bool) -> Trace:
         lm, n = self.lm, self.n
         handles: list[RemovableHandle] = []
-        logits: Tensor | None = None
 
         def leave(value: Tensor) -> None:
             self.keep("resid", n)(value)
@@ -182,10 +181,7 @@ class _Recorder:
                     handles.append(hooks.on_input(after, self.keep("resid", n)))
                     keep_final = hooks.only_here(lambda value, _: self.final.append(value.clone()))
                     handles.append(hooks.on_output(after, keep_final))
-                try:
-                    logits = lm.model(**lm.inputs(self.tokens)).logits
-                except _Stop:
-                    passes.check_stopped(lm, n)
+                logits = self._logits()  # no `try:` here: CPython 3.11 does not guard its line against an interrupt
             finally:
                 hooks.remove(handles)
         finally:
@@ -193,7 +189,14 @@ class _Recorder:
         self._check()
         resid, attn, mlp, heads = (self._whole(name) for name in self.shapes)
         final = self.final[0] if self.final else None
-        return Trace(self.tokens.ids, self.tokens.mask, resid, attn, mlp, heads, final, None if stop else logits)
+        return Trace(self.tokens.ids, self.tokens.mask, resid, attn, mlp, heads, final, logits)
+
+    def _logits(self) -> Tensor | None:
+        try:
+            return self.lm.model(**self.lm.inputs(self.tokens)).logits
+        except _Stop:
+            passes.check_stopped(self.lm, self.n)
+            return None
 
     def _whole(self, name: str) -> Tensor:
         if not self.learning:
