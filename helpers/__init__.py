@@ -27,7 +27,8 @@ _WHERE = {
         "sweep_heads", "sweep_blocks", "sweep_block_pairs", "sweep_factors", "sweep_edits", "mean_heads", "windows",
     ],
     "measures": ["Measure", "Outcome", "predictions", "text_damage"],
-    "countries": ["capital_prompts", "CapitalPrompt"],
+    "countries": ["capital_prompts", "CapitalPrompt", "PHRASINGS", "answers_right", "positions_of"],
+    "measured": ["measured", "Measured"],
     "texts": ["held_out_passages"],
     "errors": ["HelpersError"],
 }  # fmt: skip
