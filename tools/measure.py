@@ -89,9 +89,9 @@ class Setup:
 _BARE = {name: (template, ()) for name, template in PHRASINGS.items()}
 _SHOWN = {name: (template, ("France",)) for name, template in PHRASINGS.items()}
 _MAIN = PHRASINGS["is the capital of"]
-POCKET = Setup({**_BARE, "one example": (_MAIN, ("France",))}, 60, 4)
+POCKET = Setup({**_BARE, "one example": (_MAIN, ("France",))}, 60, 6)
 # A model trained on instructions goes on with " the" unless an example shows what is wanted.
-OTHER = Setup({**_SHOWN, "two examples": (_MAIN, ("France", "Egypt")), "no example": (_MAIN, ())}, 20, 4)
+OTHER = Setup({**_SHOWN, "two examples": (_MAIN, ("France", "Egypt")), "no example": (_MAIN, ())}, 30, 6)
 NOT_MAPPED = ("no example",)  # asked for its answers only
 
 VARIED = [
