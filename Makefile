@@ -3,6 +3,7 @@
 # make real       bring the real model, SmolLM2-135M (95 MB once; make lab and make test do it too)
 # make notebooks  run the notebooks and store clean outputs (one: make notebooks NB=notebooks/01_downstream_scaling.ipynb)
 # make claims     the claims ledger of all lessons (another model: make claims MODEL=gpt2)
+# make measure    measure again what the lessons store (an hour; goes on where it was killed; one: make measure MODEL=smollm2)
 # make bench      sweeps and traces, in plain forward passes
 # make screenshot take the README's picture from the real page (needs chromium)
 # make format     let ruff tidy the code
@@ -22,7 +23,7 @@ COURSE_TESTS := $(addprefix tests/,test_notebooks_rules.py test_guards.py test_b
 # Two workers; a notebook and its kernel stay with one of them; what takes longest is named first.
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: lab test real lint notebooks claims bench screenshot format constraints clean
+.PHONY: lab test real lint notebooks claims measure bench screenshot format constraints clean
 .DELETE_ON_ERROR:
 
 # Without a network the pocket model still opens every lesson, so a real model that cannot be brought stops nothing here.
@@ -52,6 +53,9 @@ notebooks: .venv/.test
 
 claims: .venv/.lab
 	$(PY) tools/claims.py $(if $(MODEL),--model $(MODEL))
+
+measure: .venv/.lab
+	@for model in $(or $(MODEL),pocket smollm2); do $(PY) tools/measure.py --model $$model || exit 1; done
 
 bench: .venv/.lab
 	$(PY) tools/bench.py

@@ -29,7 +29,8 @@ _WHERE = {
     ],
     "replacements": ["mean_heads"],
     "measures": ["Measure", "Outcome", "predictions", "text_damage"],
-    "countries": ["capital_prompts", "CapitalPrompt"],
+    "countries": ["capital_prompts", "CapitalPrompt", "PHRASINGS", "answers_right", "positions_of"],
+    "measured": ["measured", "Measured"],
     "texts": ["held_out_passages"],
     "errors": ["HelpersError"],
 }  # fmt: skip
