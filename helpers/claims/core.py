@@ -10,6 +10,7 @@ one prompt. `judge` counts, and the counts decide.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,6 +21,8 @@ from typing import Any
 
 from torch import Tensor
 
+from helpers.measures import Measure
+from helpers.metrics import kl
 from helpers.models import LanguageModel
 from helpers.tables import Table, format_number
 from helpers.texts import held_out_passages
@@ -44,6 +47,7 @@ class Verdict(StrEnum):
 
 
 HOLDS, PARTLY, FAILS, CONSTRUCTION, VERSION, UNTESTED = Verdict
+DIVERGENCE = Measure(lambda outcome: kl(outcome.clean.expand_as(outcome.edited), outcome.edited))  # of the next word
 
 
 @dataclass(frozen=True)
@@ -76,12 +80,15 @@ class Part:
     true: Sequence[bool]
 
 
-def judge(number: str, says: str, parts: Sequence[Part], measured: str = "", note: str = "") -> Claim:
+def judge(
+    number: str, says: str, parts: Sequence[Part], measured: str = "", note: str = "", cores: int = 1
+) -> Claim:  # fmt: skip
     """Count the parts over the prompts. The claim holds if all of them are true together on nearly all prompts, does not
-    hold if the first, its core, is true on fewer than half, and holds in part otherwise."""
+    hold if its core is true on fewer than half, and holds in part otherwise. The core is the first part; of a claim that
+    is judged at several places, the first of each place: then it fails if it fails at all of them."""
     n = len(parts[0].true)
     whole = sum(all(row) for row in zip(*(part.true for part in parts), strict=True))
-    core = sum(parts[0].true)
+    core = max(sum(part.true) for part in parts[:cores])
     verdict = HOLDS if whole >= NEARLY_ALL * n else FAILS if 2 * core < n else PARTLY
     why = "; ".join(f"{part.what}: {sum(part.true)} of {n}" for part in parts) + (f". {note}" if note else "")
     return Claim(number, says, verdict, why, measured, over=(whole, n))
@@ -153,26 +160,37 @@ class Kept:
     """A Keep with a file: each finished measurement is a line of JSON, so that a run goes on where another one was killed.
 
     keep = Kept(path); keep("1 first prompt", lambda: measure(...))     # computed once for this file
+    keep.seconds                                                       # that all which is in the file took, in all runs
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.found: dict[str, Any] = {}
+        self.seconds = 0.0
         if path.is_file():
             text = path.read_text(encoding="utf-8")
             whole = text[: text.rfind("\n") + 1]  # the last line may have been cut off by a kill
-            self.found = dict(json.loads(line) for line in whole.splitlines())
+            for line in whole.splitlines():
+                self._take(line)
             if whole != text:
                 path.write_text(whole, encoding="utf-8")
 
+    def _take(self, line: str) -> Any:
+        name, value, seconds = json.loads(line)
+        self.found[name] = value
+        self.seconds += seconds
+        return value
+
     def __call__(self, name: str, compute: Callable[[], Any]) -> Any:
-        if name not in self.found:
-            line = json.dumps([name, compute()])
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-            self.found[name] = json.loads(line)[1]  # what another run will read
-        return self.found[name]
+        if name in self.found:
+            return self.found[name]
+        begin = time.monotonic()
+        value = compute()
+        line = json.dumps([name, value, round(time.monotonic() - begin, 3)])
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        return self._take(line)  # as another run will read it
 
 
 # ---- the ledger

@@ -168,23 +168,26 @@ def verdict_1_7(saved: int, weights: int, corrupted: float) -> Claim:
     return Claim("1.7", says, HOLDS, "it saves one activation, and no recorded state moved", measured, software=True)
 
 
-def verdict_1_8(length: Sequence[float], second: Sequence[float]) -> Claim:
-    """length: as in 1.4, of prompts that begin with an ordinary word and no start mark; second: the same of that word when
-    another one stands before it."""
+def verdict_1_8(unmarked: Sequence[float], marked: Sequence[float], second: Sequence[float]) -> Claim:
+    """How long the first token is beside the others, as in 1.4: an ordinary word with nothing before it, and the model's start
+    mark in front of the prompt (0 where it has none). second: the same of the first word when another stands before it."""
     says = "the first token is special because it is a BOS or start mark"
-    measured = f"length over the others' (median): {middle(length)} in first place, {middle(second)} in second"
-    massive = [value >= TENFOLD for value in length]
-    number = len(length)
-    if 2 * sum(massive) < number:
-        why = f"no special first token: ten times as long as the others on {sum(massive)} of {number} prompts"
+    measured = f"length over the others' (median): the first word {middle(unmarked)}, in second place {middle(second)}, "
+    measured += f"a start mark {middle(marked)}" if max(marked) else "no start mark in this model"
+    word, mark = ([value >= TENFOLD for value in values] for values in (unmarked, marked))
+    number, special = len(word), sum(a or b for a, b in zip(word, mark, strict=True))
+    if 2 * special < number:
+        why = f"no first token is special here, word or mark: ten times as long as the others on {special} of {number} prompts"
         return Claim("1.8", says, UNTESTED, why, measured)
-    note = (
-        f"Without a start mark the first word is ten times as long as the others on {sum(massive)} of {number} prompts; in second "
-        f"place the same word is so on {sum(value >= TENFOLD for value in second)}"
+    part = Part(
+        "a start mark in first place is ten times as long as the others, and an ordinary word is not",
+        [b and not a for a, b in zip(word, mark, strict=True)],
     )
-    return judge(
-        "1.8", says, [Part("without a start mark the first token is ordinary", [not one for one in massive])], measured, note
-    )  # fmt: skip
+    note = (
+        f"An ordinary first word is ten times as long as the others on {sum(word)} of {number} prompts, the same word in second "
+        f"place on {sum(value >= TENFOLD for value in second)}"
+    )
+    return judge("1.8", says, [part], measured, note)
 
 
 def verdict_1_9(divergence: Table2, probability: Sequence[float], after: Table2) -> Claim:
@@ -230,7 +233,7 @@ def ledger(lm: LanguageModel, prompt: Prompt, block: int = 2, keep: Keep = compu
         verdict_1_5(normed=every["normed"], **last),
         verdict_1_6(*once[0]),
         verdict_1_7(*once[1]),
-        verdict_1_8(every["length"], every["second"]),
+        verdict_1_8(every["unmarked"], every["marked"], every["second"]),
         verdict_1_9(every["divergence"], every["probability"], every["after"]),
     ]
 
@@ -245,7 +248,7 @@ def measure(lm: LanguageModel, prompt: Prompt, block: int) -> dict[str, Any]:
     found: dict[str, Any] = {
         "size": float(clean.resid[place][:, 1:].norm()),
         "length": _relative_length(clean.resid[place:, 0], 0),
-        "second": _relative_length(trace(lm, torch.cat([ids[1:2], ids])).resid[place:, 0], 1),
+        **_first_places(lm, ids, place),
         "probability": float(clean.last_logits[0].softmax(-1)[top]),
     }
     per_factor: list[dict[str, Any]] = []
@@ -271,6 +274,21 @@ def measure(lm: LanguageModel, prompt: Prompt, block: int) -> dict[str, Any]:
             }
         )
     return found | {name: [one[name] for one in per_factor] for name in per_factor[0]}
+
+
+def _first_places(lm: LanguageModel, ids: Tensor, place: int) -> dict[str, float]:
+    """What 1.8 takes. A start mark that the tokenizer itself puts in front is taken off first."""
+    mark = getattr(lm.tokenizer or lm.model.config, "bos_token_id", None)
+    words = ids[1:] if int(ids[0]) == mark and len(ids) > 2 else ids
+
+    def length(front: Tensor, position: int) -> float:
+        return _relative_length(trace(lm, torch.cat([front, words])).resid[place:, 0], position)
+
+    return {
+        "unmarked": length(words[:0], 0),
+        "marked": 0.0 if mark is None else length(words.new_tensor([mark]), 0),
+        "second": length(words[1:2], 1),
+    }
 
 
 def _relative_length(resid: Tensor, position: int) -> float:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from helpers.claims.core import (
     CONSTRUCTION,
+    DIVERGENCE,
     FAILS,
     HOLDS,
     PARTLY,
@@ -35,7 +36,6 @@ from helpers.claims.core import (
 )
 from helpers.edits import edit, noise_neurons, scale_block, skip_attention, skip_block, skip_mlp, zero_heads, zero_keys
 from helpers.hooks import on_output, remove
-from helpers.measures import Measure
 from helpers.metrics import cosine_similarity, kl, relative_error
 from helpers.models import LanguageModel
 from helpers.readings import read_site, spread
@@ -48,7 +48,6 @@ HALF = 0.5  # the last block compresses a stream if it takes away half of its sp
 VISIBLE = 0.1  # relative error of the stream, and nats of KL, that count as a visible disruption
 LEFT = 0.1  # of a head's output: a head of which no more is left counts as ablated
 NEAR_ZERO = 0.1  # of the values' root mean square; of a normal distribution 8 % lie within it
-DIVERGENCE = Measure(lambda outcome: kl(outcome.clean.expand_as(outcome.edited), outcome.edited))
 
 
 def verdict_3_1(d_model: int, d_head: int, head: int, in_k: int | None, fused: int | None, width: int) -> Claim:

@@ -9,8 +9,9 @@ and judged by the same numbers. Tables are [prompt][head], for each of these sit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -35,9 +36,10 @@ from helpers.countries import TEMPLATE, CapitalPrompt, capital_prompts, read_cou
 from helpers.edits import replace_heads
 from helpers.errors import TargetIsNotOneToken
 from helpers.measures import Measure, Outcome, predictions
-from helpers.metrics import bootstrap_interval, log_prob
+from helpers.metrics import bootstrap_interval
 from helpers.models import LanguageModel
-from helpers.sweeps import Progress, Replacement, sweep_edits, sweep_heads
+from helpers.staircase import groups
+from helpers.sweeps import CHUNK, Replacement, sweep_edits, sweep_heads
 from helpers.tracing import trace
 
 Interval = tuple[float, float, float]
@@ -45,32 +47,34 @@ Sites = Mapping[str, Table2]
 REPLACEMENTS: tuple[Replacement, ...] = ("zero", "mean", "resample")
 # An instruction-tuned model may need to see the pattern before it answers in one word.
 TEMPLATES = (TEMPLATE, "Paris is the capital of France. {capital} is the capital of")
-FIND, JUDGE = 20, 40  # prompts on which the strongest heads are found, and at most so many on which they are judged
+FIND, JUDGE = 20, 24  # prompts on which the strongest heads are found, and at most so many on which they are judged
 ENOUGH = 20  # prompts of one length: as many as a mean at each position needs here
 FEW = 0.25  # of the heads: where fewer hold half of all change, the work is not distributed
 FURTHER = 1.5  # a replacement moves the prediction further than another if its KL is that many times as large
-COLUMNS = ("target", "kl", "same top-1", "target is top-1", "contrast", "logit difference", "same region")
+COLUMNS = ("target", "kl", "same top-1", "target is top-1", "contrast", "logit difference", "same region", "clean target",
+           "clean is target")  # fmt: skip
 
 
-def verdict_4_1(zero: Sites, mean: Sites) -> Claim:
-    """zero, mean: site -> change of log p(target) with each head at zero, or at its mean."""
+def verdict_4_1(zero: Sites, mean: Sites, strongest: Sequence[str]) -> Claim:
+    """zero, mean: site -> change of log p(target) with each head at zero, or at its mean. strongest: their names, "8.4"."""
     parts = [
-        Part(f"it falls for more than half of the heads of {site}", [2 * sum(v < 0 for v in row) > len(row) for row in rows])
+        Part(f"it falls for more than half of {site}", [2 * sum(v < 0 for v in row) > len(row) for row in rows])
         for site, rows in zero.items()
     ]
-    return judge("4.1", "log p(target) falls for most heads", parts, _significant(zero, "zero") + "; " + _significant(mean, "mean"))
+    measured = f"{_significant(zero, 'zero')}; {_significant(mean, 'mean')}; strongest (block.head): {', '.join(strongest)}"
+    return judge("4.1", "log p(target) falls for most heads", parts, measured, cores=len(parts))
 
 
 def verdict_4_2(zero: Sites, beyond: Mapping[str, Sequence[float]]) -> Claim:
     """zero: site -> change of log p(contrast) with each head at zero; beyond: its change among the tokens that are not the
     target, log p(contrast | not the target), a mean over the site's heads for each prompt."""
     parts = [
-        Part(f"it rises for more than half of the heads of {site}", [2 * sum(v > 0 for v in row) > len(row) for row in rows])
+        Part(f"it rises for more than half of {site}", [2 * sum(v > 0 for v in row) > len(row) for row in rows])
         for site, rows in zero.items()
     ]
     shares = ", ".join(f"{site} {middle(values)}" for site, values in beyond.items())
-    measured = f"{_significant(zero, 'zero')}; beyond what every other token gains from the target's loss, median in nats: {shares}"
-    return judge("4.2", "log p(contrast) rises", parts, measured)
+    measured = f"{_significant(zero, 'zero')}; beyond what any other token gains from the target's loss, median in nats: {shares}"
+    return judge("4.2", "log p(contrast) rises", parts, measured, cores=len(parts))
 
 
 def verdict_4_3(first: Mapping[str, Sequence[Sequence[bool]]], right: int, tried: int) -> Claim:
@@ -82,12 +86,12 @@ def verdict_4_3(first: Mapping[str, Sequence[Sequence[bool]]], right: int, tried
     if not rows:
         return Claim("4.3", says, UNTESTED, "the target is top-1 on none of the prompts, even with every head", measured)
     parts = [
-        Part(f"it stays top-1 without each head of {site}", [all(row) for row in table]) for site, table in first.items()
+        Part(f"it stays top-1 without each of {site}", [all(row) for row in table]) for site, table in first.items()
     ]
     kept = ", ".join(
-        f"{sum(map(sum, table))} of {sum(map(len, table))} removals in {site}" for site, table in first.items()
+        f"{sum(map(sum, table))} of {sum(map(len, table))} removals of {site}" for site, table in first.items()
     )
-    return judge("4.3", says, parts, f"{measured}; kept by {kept}")
+    return judge("4.3", says, parts, f"{measured}; kept by {kept}", cores=len(parts))
 
 
 def verdict_4_4(changes: Table2, kept: Sequence[Sequence[bool]]) -> Claim:
@@ -114,23 +118,26 @@ def verdict_4_5(single: Sites, together: Mapping[str, Sequence[float]], single_o
                 zero: Mapping[str, Sequence[float]]) -> Claim:  # fmt: skip
     """single, together: site -> change of log p(target) with each head at its mean, and with all of them at once; *_odds: the same
     of the logit difference, which knows no ceiling as a probability does; zero: `together` with zeros in place of means."""
-    parts = []
+    cores, rest = [], []
     for site, rows in single.items():
-        lost, odds = together[site], zip(single_odds[site], together_odds[site], strict=True)
-        parts += [
-            Part(f"all heads of {site} at their mean lower log p(target)", [value < 0 for value in lost]),
-            Part("it takes a quarter of them or more to make up half of the single changes", [_half(row) >= FEW * len(row) for row in rows]),
+        odds = zip(single_odds[site], together_odds[site], strict=True)
+        cores.append(Part(f"all of {site} at their mean lower log p(target)", [value < 0 for value in together[site]]))
+        rest += [
             Part(
-                "together they cost more than the sum of single ones, in log p and in the logit difference",
-                [t < sum(row) and o < sum(r) for row, t, (r, o) in zip(rows, lost, odds, strict=True)],
+                f"it takes a quarter or more of {site} to make up half of the single changes",
+                [_half(row) >= FEW * len(row) for row in rows],
             ),
-        ]  # fmt: skip
+            Part(
+                f"all of {site} at once cost more than the sum of single ones, in log p and in the logit difference",
+                [t < sum(row) and o < sum(r) for row, t, (r, o) in zip(rows, together[site], odds, strict=True)],
+            ),
+        ]
     measured = "; ".join(
         f"{site}: median change at once {middle(together[site])} nats with means, {middle(zero[site])} with zeros, sum of single "
         f"ones {middle(sum(row) for row in rows)}"
         for site, rows in single.items()
     )
-    return judge("4.5", "heads act as distributed, redundant circuits", parts, measured)
+    return judge("4.5", "heads act as distributed, redundant circuits", [*cores, *rest], measured, cores=len(cores))
 
 
 def verdict_4_6(damage: Mapping[str, Mapping[str, Sequence[float]]], strongest: Mapping[str, Mapping[str, str]]) -> Claim:
@@ -148,7 +155,7 @@ def verdict_4_6(damage: Mapping[str, Mapping[str, Sequence[float]]], strongest: 
         pairs = list(zip(kinds["zero"], kinds["mean"], strict=True))
         parts.append(
             Part(
-                f"in {site} KL with zero and KL with the mean differ at least 1.5-fold",
+                f"{site}: KL with zero and with the mean differ at least 1.5-fold",
                 [a != b and max(a, b) >= FURTHER * min(a, b) for a, b in pairs],
             )
         )
@@ -158,19 +165,19 @@ def verdict_4_6(damage: Mapping[str, Mapping[str, Sequence[float]]], strongest: 
             f"(sign test, Holm): {', '.join(different) or 'none'}; strongest head "
             f"{', '.join(f'{head} ({kind})' for kind, head in strongest[site].items())}"
         )
-    return judge("4.6", "open question: zero, mean, or something else? (tested: the choice matters)", parts, "; ".join(measured))
+    return judge("4.6", "open question: zero, mean, or something else? (tested: the choice matters)", parts, "; ".join(measured), cores=len(parts))
 
 
 def verdict_4_7(gain: Sites) -> Claim:
     """gain: site -> change of log p of the wrong countries of the target's region, minus that of all other regions' countries, a
     mean over the countries, without each head."""
     parts = [
-        Part(f"wrong countries of the region gain more than others, in the mean over the heads of {site}", [sum(row) > 0 for row in rows])
+        Part(f"wrong countries of the region gain more than others, in the mean over {site}", [sum(row) > 0 for row in rows])
         for site, rows in gain.items()
     ]  # fmt: skip
     sizes = ", ".join(f"{site} {middle(sum(row) / len(row) for row in rows)}" for site, rows in gain.items())
     measured = f"median difference of the mean change of log p, in nats: {sizes}; {_significant(gain, 'zero', 'gains', 'loses')}"
-    return judge("4.7", "the gain of wrong tokens is largest within the same group, such as Europe", parts, measured)
+    return judge("4.7", "the gain of wrong tokens is largest within the same group, such as Europe", parts, measured, cores=len(parts))
 
 
 def verdict_4_8(first: Mapping[str, Sequence[Sequence[bool]]], together: Mapping[str, Sequence[bool]]) -> Claim:
@@ -182,12 +189,12 @@ def verdict_4_8(first: Mapping[str, Sequence[Sequence[bool]]], together: Mapping
         return Claim("4.8", says, UNTESTED, why)
     parts = [
         Part(
-            f"all heads of {site} at once cost the target its first place, where no head alone does",
+            f"all of {site} at once cost the target its first place, where no head alone does",
             [not keeps for keeps, counts in zip(kept, small, strict=True) if counts],
         )
         for site, kept in together.items()
     ]
-    return judge("4.8", says, parts)
+    return judge("4.8", says, parts, cores=len(parts))
 
 
 VERDICTS: dict[str, Callable[..., Claim]] = {
@@ -214,10 +221,10 @@ def _half(changes: Sequence[float]) -> int:
 def _significant(sites: Sites, kind: str, up: str = "rises", down: str = "falls") -> str:
     found = {site: directions(columns_of(rows)) for site, rows in sites.items()}
     told = ", ".join(
-        f"{down} for {sides.count(-1)} and {up} for {sides.count(1)} of {len(sides)} heads of {site}"
+        f"{site}: {down} for {sides.count(-1)} of {len(sides)}, {up} for {sides.count(1)}"
         for site, sides in found.items()
     )
-    return f"significantly (sign test, Holm) with {kind}: {told}"
+    return f"significant (sign test, Holm), heads at {kind}: {told}"
 
 
 # ---- measuring
@@ -261,7 +268,6 @@ def study_heads(
     heads: int | Sequence[tuple[int, int]],
     reference: Sequence[str] | None = None,
     generator: torch.Generator | None = None,
-    keep: Keep = compute_now,
 ) -> Study:
     """Put each head at zero, at its mean and at its value on another prompt, and all of them at once, on every prompt.
 
@@ -270,87 +276,114 @@ def study_heads(
     says at that place whatever the country. The other prompt is one of them, drawn with `generator` (seed 0 by default).
     """
     chosen = [(heads, head) for head in range(lm.n_heads)] if isinstance(heads, int) else list(heads)
+    return study_sites(lm, facts, {"": chosen}, reference, generator)[""]
+
+
+def study_sites(
+    lm: LanguageModel,
+    facts: Sequence[CapitalPrompt],
+    sites: Mapping[str, Sequence[tuple[int, int]]],
+    reference: Sequence[str] | None = None,
+    generator: torch.Generator | None = None,
+    keep: Keep = compute_now,
+) -> dict[str, Study]:
+    """`study_heads` of several sets of heads in one go."""
     draw = torch.Generator().manual_seed(0) if generator is None else generator
     texts = [fact.prompt for fact in facts] if reference is None else list(reference)
     rows = [lm.encode(text).ids[0] for text in texts]
-    held: dict[int, Tensor] = {}
-
-    def means(length: int) -> Tensor:
-        """(n_blocks, length, n_heads, d_head), from the prompts of that length if there are enough of them."""
-        if length not in held:
-            same = [row for row in rows if len(row) == length]
-            held[length] = position_means(lm, same if len(same) >= ENOUGH else rows, length)
-        return held[length]
-
+    outputs = cache(lambda: outputs_of_heads(lm, rows))
+    countries = cache(lambda: _country_ids(lm))
+    means = cache(lambda length: position_means(outputs(), length))
     found = []
     for fact in facts:
         ids = lm.encode(fact.prompt).ids[0]
         others = [i for i, text in enumerate(texts) if text != fact.prompt and len(rows[i]) == len(ids)]
         others = others or [i for i, text in enumerate(texts) if text != fact.prompt] or [0]
         partner = others[int(torch.randint(len(others), (1,), generator=draw))]  # drawn also where the result is kept
-        name = f"4 {fact} {chosen} beside {texts[partner]} of {len(texts)}"
-        found.append(keep(name, lambda f=fact, i=ids, p=partner: _removals(lm, f, i, chosen, means(len(i)), rows[p])))
-    table = torch.tensor([one["changes"] for one in found], dtype=torch.float64)  # (n_prompts, 3 × n + 2, columns)
-    number = len(chosen)
-    changes = {
-        kind: dict(zip(COLUMNS, table[:, k * number : (k + 1) * number].unbind(-1), strict=True))
-        for k, kind in enumerate(REPLACEMENTS)
-    }
-    at_once = {kind: dict(zip(COLUMNS, table[:, k].unbind(-1), strict=True)) for k, kind in ((-2, "zero"), (-1, "mean"))}
-    clean = torch.tensor([one["clean"] for one in found], dtype=torch.float64)
-    return Study(tuple(chosen), tuple(facts), changes, at_once, clean, torch.tensor([one["right"] for one in found]))
+
+        def remove(fact: CapitalPrompt = fact, ids: Tensor = ids, partner: int = partner) -> list[Any]:
+            other = outputs()[partner]
+            other = other[:, (torch.arange(len(ids)) + other.shape[1] - len(ids)).clamp(min=0)]  # last tokens meet
+            measure = _country_measure(lm, fact, countries())
+            return _removals(lm, ids, sites.values(), means(len(ids)), other, measure)
+
+        found.append(keep(f"4 {fact} {sites} beside {texts[partner]} of {len(texts)}", remove))
+    table = torch.tensor(found, dtype=torch.float64)  # (n_prompts, copies, columns)
+    studies, begin = {}, 0
+    for site, heads in sites.items():
+        own = table[:, begin : begin + 3 * len(heads) + 2]
+        begin += own.shape[1]
+        parts = [own[:, k * len(heads) : (k + 1) * len(heads)] for k in range(3)]
+        changes = {kind: dict(zip(COLUMNS, part.unbind(-1), strict=True)) for kind, part in zip(REPLACEMENTS, parts, strict=True)}
+        at_once = {kind: dict(zip(COLUMNS, own[:, k].unbind(-1), strict=True)) for k, kind in ((-2, "zero"), (-1, "mean"))}
+        clean, right = (at_once["zero"][name] for name in ("clean target", "clean is target"))
+        studies[site] = Study(tuple(heads), tuple(facts), changes, at_once, clean, right.bool())
+    return studies
 
 
-def position_means(lm: LanguageModel, rows: Sequence[Tensor], length: int) -> Tensor:
-    """(n_blocks, length, n_heads, d_head): the mean output of each head at each position, counted from the end, over prompts
-    of ids (pos,). Where no prompt is long enough, the first position that has a mean stands in."""
-    reach = min(length, max(map(len, rows)))
-    total = torch.zeros(lm.n_blocks, reach, lm.n_heads, lm.d_head, dtype=torch.float64, device=lm.device)
-    count = torch.zeros(reach, 1, 1, dtype=torch.float64, device=lm.device)
-    for row in rows:
-        seen = min(reach, len(row))
-        total[:, reach - seen :] += trace(lm, row, stop_after=lm.n_blocks - 1).heads[:, 0, len(row) - seen :]
-        count[reach - seen :] += 1
-    return (total / count)[:, (torch.arange(length) + reach - length).clamp(min=0)].to(lm.dtype)
+@torch.no_grad()
+def outputs_of_heads(lm: LanguageModel, rows: Sequence[Tensor]) -> list[Tensor]:
+    """(n_blocks, pos, n_heads, d_head) of each prompt of ids (pos,)."""
+    found: dict[int, Tensor] = {}
+    for chosen in groups(list(rows), 1, CHUNK // 2):
+        heads = trace(lm, torch.stack([rows[i] for i in chosen]), stop_after=lm.n_blocks - 1).heads
+        found |= {i: heads[:, k] for k, i in enumerate(chosen)}
+    return [found[i] for i in range(len(rows))]
+
+
+def position_means(outputs: Sequence[Tensor], length: int) -> Tensor:
+    """(n_blocks, length, n_heads, d_head): the mean of (n_blocks, pos, n_heads, d_head) at each position, counted from the end.
+
+    Over the outputs of just that length, if there are enough of them. Where none is long enough, the first position that has a
+    mean stands in.
+    """
+    same = [heads for heads in outputs if heads.shape[1] == length]
+    used = same if len(same) >= ENOUGH else outputs
+    reach = min(length, max(heads.shape[1] for heads in used))
+    places = [torch.stack([h[:, -back] for h in used if h.shape[1] >= back]).mean(0) for back in range(reach, 0, -1)]
+    return torch.stack([places[max(0, i + reach - length)] for i in range(length)], dim=1)
 
 
 def _removals(
-    lm: LanguageModel, fact: CapitalPrompt, ids: Tensor, heads: Sequence[tuple[int, int]], means: Tensor, partner: Tensor
-) -> dict[str, Any]:  # fmt: skip
-    """The changes on one prompt: zero, mean and resample for each head, then all heads at zero and all at their means."""
-    other = trace(lm, partner, stop_after=lm.n_blocks - 1).heads[:, 0]
-    other = other[:, (torch.arange(len(ids)) + other.shape[1] - len(ids)).clamp(min=0)]  # last tokens meet
-    kinds = [[replace_heads(b, h, v[b][None, :, h : h + 1]) for b, h in heads] for v in (means * 0, means, other)]
-    measure = _countries(lm, fact)
-    table = sweep_edits(lm, ids, [*kinds[0], *kinds[1], *kinds[2], kinds[0], kinds[1]], measure=measure, progress=False)
-    logits, target = trace(lm, ids).last_logits[0], lm.token_id(fact.target)
-    return {"changes": table.tolist(), "clean": float(log_prob(logits, target)), "right": int(logits.argmax()) == target}
+    lm: LanguageModel, ids: Tensor, sites: Iterable[Sequence[tuple[int, int]]], means: Tensor, other: Tensor, measure: Measure
+) -> list[Any]:  # fmt: skip
+    """For each site: each head at zero, at its mean, as on the other prompt; then all of them at zero, and at their means."""
+    tried: list[Any] = []
+    for heads in sites:
+        zero, mean, resample = (
+            [replace_heads(b, h, v[b][None, :, h : h + 1]) for b, h in heads] for v in (means * 0, means, other)
+        )
+        tried += [*zero, *mean, *resample, zero, mean]
+    return sweep_edits(lm, ids, tried, measure=measure, progress=False).tolist()
 
 
-def _countries(lm: LanguageModel, fact: CapitalPrompt) -> Measure:
-    """`predictions`, and how much more the wrong countries of the target's region gain in log p than those of other regions."""
-    plain = predictions(lm, fact.target, fact.contrast)
-    regions: dict[str, list[int]] = {}
-    home = None
+def _country_ids(lm: LanguageModel) -> list[tuple[str, int]]:
+    """(region, token id) of each country whose name is one token."""
+    found = []
     for country in read_countries():
         try:
-            token = lm.token_id(" " + country.name)
+            found.append((country.region, lm.token_id(" " + country.name)))
         except TargetIsNotOneToken:
             continue
-        if token == lm.token_id(fact.target):
-            home = country.region
-        else:
-            regions.setdefault(country.region, []).append(token)
-    near = regions.pop(home, []) if home else []
-    far = [token for tokens in regions.values() for token in tokens]
+    return found
+
+
+def _country_measure(lm: LanguageModel, fact: CapitalPrompt, countries: Sequence[tuple[str, int]]) -> Measure:
+    """`predictions`; how much more the wrong countries of the target's region gain in log p than those of other regions; log p of
+    the target in the clean run, and whether it is its top token."""
+    plain, target = predictions(lm, fact.target, fact.contrast), lm.token_id(fact.target)
+    home = next((region for region, token in countries if token == target), None)
+    near = [token for region, token in countries if region == home and token != target]
+    far = [token for region, token in countries if region != home]
 
     def compute(outcome: Outcome) -> Tensor:
-        change = outcome.edited.log_softmax(-1) - outcome.clean.log_softmax(-1)
+        clean = outcome.clean.log_softmax(-1)
+        change = outcome.edited.log_softmax(-1) - clean
+        gain = torch.full_like(change[:, 0], torch.nan)  # for a target that is no country, or has no neighbours
         if near and far:
             gain = change[:, near].mean(-1) - change[:, far].mean(-1)
-        else:  # not a country, or one without neighbours
-            gain = torch.full_like(change[:, 0], torch.nan)
-        return torch.cat([plain.compute(outcome), gain[:, None]], dim=-1)
+        same = torch.stack([clean[target], (clean.argmax() == target).to(clean)]).expand(len(change), 2)
+        return torch.cat([plain.compute(outcome), gain[:, None], same], dim=-1)
 
     return Measure(compute, COLUMNS)
 
@@ -365,7 +398,7 @@ def choose_prompts(lm: LanguageModel, keep: Keep = compute_now) -> tuple[str, li
     for template in TEMPLATES:
         facts = capital_prompts(lm, template=template)
         facts = [fact for fact in facts if fact.prompt.count(fact.target.strip()) == 0]  # the pattern tells the answer for France
-        right = keep(f"4 right {template}", lambda facts=facts: [_answers(lm, fact) for fact in facts])
+        right = keep(f"4 right {template}", lambda facts=facts: _answered(lm, facts))
         if best is None or sum(right) > sum(best[2]):
             best = template, facts, right
     assert best is not None
@@ -382,8 +415,14 @@ def choose_prompts(lm: LanguageModel, keep: Keep = compute_now) -> tuple[str, li
     return template, finding, [fact for fact in fits if fact not in finding], sum(right)
 
 
-def _answers(lm: LanguageModel, fact: CapitalPrompt) -> bool:
-    return int(lm.logits(fact.prompt)[0, -1].argmax()) == lm.token_id(fact.target)
+def _answered(lm: LanguageModel, facts: Sequence[CapitalPrompt]) -> list[bool]:
+    """Whether the most probable next token is the target."""
+    rows = [lm.encode(fact.prompt).ids[0] for fact in facts]
+    top: dict[int, int] = {}
+    for chosen in groups(rows, 1, CHUNK // 2):
+        last = lm.logits(torch.stack([rows[i] for i in chosen]))[:, -1]
+        top |= dict(zip(chosen, last.argmax(-1).tolist(), strict=True))
+    return [top[i] == lm.token_id(fact.target) for i, fact in enumerate(facts)]
 
 
 def ledger(
@@ -413,11 +452,11 @@ def ledger(
     order = everywhere["target"].mean(0).abs().argsort(descending=True)[: lm.n_heads].tolist()
     strongest = sorted(divmod(place, lm.n_heads) for place in order)
     reference = [fact.prompt for fact in capital_prompts(lm, template=template)]
-    named = ", ".join(f"{b}.{h}" for b, h in strongest)
-    studies = {
-        f"block {block}": study_heads(lm, judging, block, reference, keep=keep),
-        f"the strongest {lm.n_heads}": study_heads(lm, judging, strongest, reference, keep=keep),
+    sites = {
+        f"the heads of block {block}": [(block, head) for head in range(lm.n_heads)],
+        f"the {lm.n_heads} strongest heads": strongest,
     }
+    studies = study_sites(lm, judging, sites, reference, keep=keep)
 
     def table(column: str, kind: str = "zero") -> dict[str, list[list[float]]]:
         return {site: study.changes[kind][column].tolist() for site, study in studies.items()}
@@ -434,7 +473,7 @@ def ledger(
         site: [row for row in rows if row[0] == row[0]] for site, rows in table("same region").items()
     }  # NaN: the target is no country
     claims = [
-        verdict_4_1(table("target"), table("target", "mean")),
+        verdict_4_1(table("target"), table("target", "mean"), [f"{b}.{h}" for b, h in strongest]),
         verdict_4_2(table("contrast"), {site: study.share_of_the_rest().mean(1).tolist() for site, study in studies.items()}),
         verdict_4_3(stays, int(one.right.sum()), len(judging)),
         verdict_4_4(everywhere["logit difference"].tolist(), everywhere["same top-1"].bool().tolist()),
