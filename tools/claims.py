@@ -16,9 +16,9 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import transformers
@@ -51,8 +51,7 @@ judged on others. Prompts are those of the lessons and the first sentences of 24
 the model knows, after a first sentence that shows the pattern where it needs one."""
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """How a ledger was measured."""
 
     seconds: float
