@@ -160,7 +160,7 @@ class Kept:
     """A Keep with a file: each finished measurement is a line of JSON, so that a run goes on where another one was killed.
 
     keep = Kept(path); keep("1 first prompt", lambda: measure(...))     # computed once for this file
-    keep.seconds                                                       # that all which is in the file took, in all runs
+    keep.seconds                                                       # of processor time, for all that is in the file
     """
 
     def __init__(self, path: Path) -> None:
@@ -184,9 +184,9 @@ class Kept:
     def __call__(self, name: str, compute: Callable[[], Any]) -> Any:
         if name in self.found:
             return self.found[name]
-        begin = time.monotonic()
+        begin = time.process_time()
         value = compute()
-        line = json.dumps([name, value, round(time.monotonic() - begin, 3)])
+        line = json.dumps([name, value, round(time.process_time() - begin, 3)])
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")

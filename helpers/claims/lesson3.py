@@ -215,7 +215,7 @@ def verdict_3_9(negative: Sequence[float], near: Sequence[float]) -> Claim:
     their root mean square of 0."""
     parts = [
         Part("more than half of the values are 0 or below", [value > HALF for value in negative]),
-        Part("more than 8 % lie within a tenth of their root mean square of 0, as in no normal distribution", [value > 0.08 for value in near]),
+        Part("more than 8 %, the share in a normal distribution, lie within a tenth of their root mean square of 0", [value > 0.08 for value in near]),
     ]  # fmt: skip
     measured = f"medians: {middle(100 * v for v in negative)} % are 0 or below, {middle(100 * v for v in near)} % lie near 0"
     return judge("3.9", "after the activation function the neurons are mostly negative or pressed to 0", parts, measured)

@@ -176,7 +176,7 @@ def verdict_4_7(gain: Sites) -> Claim:
         for site, rows in gain.items()
     ]  # fmt: skip
     sizes = ", ".join(f"{site} {middle(sum(row) / len(row) for row in rows)}" for site, rows in gain.items())
-    measured = f"median difference of the mean change of log p, in nats: {sizes}; {_significant(gain, 'zero', 'gains', 'loses')}"
+    measured = f"median difference of the mean change of log p, in nats: {sizes}; {_significant(gain, 'zero', 'gain', 'lose')}"
     return judge("4.7", "the gain of wrong tokens is largest within the same group, such as Europe", parts, measured, cores=len(parts))
 
 
@@ -218,13 +218,13 @@ def _half(changes: Sequence[float]) -> int:
     return max(number, 1)
 
 
-def _significant(sites: Sites, kind: str, up: str = "rises", down: str = "falls") -> str:
+def _significant(sites: Sites, kind: str, up: str = "rise", down: str = "fall") -> str:
     found = {site: directions(columns_of(rows)) for site, rows in sites.items()}
     told = ", ".join(
-        f"{site}: {down} for {sides.count(-1)} of {len(sides)}, {up} for {sides.count(1)}"
+        f"{sides.count(-1)} {down} and {sides.count(1)} {up} of {site}"
         for site, sides in found.items()
     )
-    return f"significant (sign test, Holm), heads at {kind}: {told}"
+    return f"significant (sign test, Holm), with each head at {kind}: {told}"
 
 
 # ---- measuring
@@ -406,11 +406,11 @@ def choose_prompts(lm: LanguageModel, keep: Keep = compute_now) -> tuple[str, li
     lengths = [len(lm.token_ids(fact.prompt)) for fact in facts]
     common = [lengths.count(length) >= ENOUGH for length in lengths]
     fits = [f for f, often, known in zip(facts, common, right, strict=True) if often and known]
-    if len(fits) < FIND + ENOUGH:
+    if len(fits) < 1.5 * ENOUGH:
         fits = [f for f, often in zip(facts, common, strict=True) if often] or facts
     number = min(len(fits), FIND + JUDGE)
     fits = [fits[i * len(fits) // number] for i in range(number)]
-    few = min(FIND, number // 2)
+    few = min(FIND, number - ENOUGH) if number > 1.5 * ENOUGH else max(1, number // 2)
     finding = [fits[i * number // few] for i in range(few)]
     return template, finding, [fact for fact in fits if fact not in finding], sum(right)
 

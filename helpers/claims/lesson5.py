@@ -48,7 +48,7 @@ from helpers.tracing import trace
 
 CHEAP = 0.1  # nats per token, 10 % more perplexity: below it a block counts as redundant, above it as needed
 WINDOW = 32  # tokens at the beginning of each held-out passage, on which the loss of a skipped block is measured
-SHORT = 12  # tokens of each passage after which the next word without each head is looked at
+SHORT = 8  # tokens of each passage after which the next word without each head is looked at
 SAW = 4  # a block's KL over a head's: KL grows with the square of a small push, so this is a push twice as long
 LOSS = text_damage().columns.index("loss")
 

@@ -69,7 +69,7 @@ CASES = {
     },
     "3.9": {
         HOLDS: ({"negative": [0.9], "near": [0.4]}, "0 or below: 1 of 1"),
-        PARTLY: ({"negative": [0.9], "near": [0.05]}, "in no normal distribution: 0 of 1"),
+        PARTLY: ({"negative": [0.9], "near": [0.05]}, "root mean square of 0: 0 of 1"),
         FAILS: ({"negative": [0.4], "near": [0.4]}, "0 or below: 0 of 1"),
     },
 }

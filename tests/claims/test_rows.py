@@ -369,10 +369,10 @@ def check_words(number, given, claim):
             assert (claim.verdict == CONSTRUCTION) == (given["others"] == 0)
         case "4.1" | "4.2" | "4.7":
             table = given["gain" if number == "4.7" else "zero"]
-            told = re.findall(r"(?:falls|loses) for (\d+) of (\d+), (?:rises|gains) for (\d+)", claim.measured)[: len(table)]
-            for (down, heads, up), rows_ in zip(told, table.values(), strict=True):
+            told = re.findall(r"(\d+) (?:fall|lose) and (\d+) (?:rise|gain) of", claim.measured)[: len(table)]
+            for (down, up), rows_ in zip(told, table.values(), strict=True):
                 below, above = one_way([list(column) for column in zip(*rows_, strict=True)])
-                assert (int(down), int(heads), int(up)) == (len(below), len(rows_[0]), len(above))
+                assert (int(down), int(up)) == (len(below), len(above))
         case "4.4" if claim.verdict == UNTESTED:
             assert all(all(row) for row in given["kept"])
         case "5.1":
