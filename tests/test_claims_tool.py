@@ -29,7 +29,9 @@ REAL = [
     Claim("2.1", "a | b", CONSTRUCTION, "it is so", software=True),
 ]
 # How many claims each report makes.
-NUMBERS = [f"{lesson}.{claim}" for lesson, last in {1: 9, 2: 5, 3: 9, 4: 8, 5: 6}.items() for claim in range(1, last + 1)]
+NUMBERS = [
+    f"{lesson}.{claim}" for lesson, last in {1: 9, 2: 5, 3: 9, 4: 8, 5: 6}.items() for claim in range(1, last + 1)
+]
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +158,9 @@ def test_a_killed_run_goes_on_where_it_was(tool, monkeypatch, tmp_path, killed_i
         tool.measure(lm, "m", tmp_path)
     second = lessons(monkeypatch, tool)
     claims, _ = tool.measure(lm, "m", tmp_path)
-    assert first + second == [(number, step) for number in range(1, 6) for step in "ab"], "nothing twice, nothing left out"
+    assert first + second == [(number, step) for number in range(1, 6) for step in "ab"], (
+        "nothing twice, nothing left out"
+    )
     assert [claim.number for claim in claims] == ["1.1", "2.1", "3.1", "4.1", "5.1"]
     third = lessons(monkeypatch, tool)
     assert tool.measure(lm, "m", tmp_path)[0] == claims and third == []

@@ -183,13 +183,20 @@ def with_count(readme: str, ledgers: Mapping[str, Sequence[Claim]]) -> str:
     if readme.count(BEGIN) != 1 or readme.count(END) != 1:
         raise ValueError(f"the README must hold the marks {BEGIN!r} and {END!r} once each")
     before, rest = readme.split(BEGIN)
-    rows = [f"| {v} | {' | '.join(str(sum(c.verdict == v for c in claims)) for claims in ledgers.values())} |" for v in Verdict]
+    rows = [
+        f"| {v} | {' | '.join(str(sum(c.verdict == v for c in claims)) for claims in ledgers.values())} |"
+        for v in Verdict
+    ]
     number = len(next(iter(ledgers.values())))
-    head = f"| of {number} claims | {' | '.join(TITLES[model] for model in ledgers)} |\n| --- |{' ---: |' * len(ledgers)}"
+    head = (
+        f"| of {number} claims | {' | '.join(TITLES[model] for model in ledgers)} |\n| --- |{' ---: |' * len(ledgers)}"
+    )
     return f"{before}{BEGIN}\n\n{head}\n" + "\n".join(rows) + f"\n\n{END}{rest.split(END)[1]}"
 
 
-def save(ledgers: Mapping[str, Sequence[Claim]], runs: Mapping[str, Run], root: Path = ROOT, folder: Path | None = None) -> list[Path]:
+def save(
+    ledgers: Mapping[str, Sequence[Claim]], runs: Mapping[str, Run], root: Path = ROOT, folder: Path | None = None
+) -> list[Path]:
     """Write the page and the CSV, and for the course's two models the README's count; returns what was written."""
     if tuple(ledgers) == BOTH:
         readme, stem = root / "README.md", root / "docs" / "claims"
@@ -209,7 +216,9 @@ def save(ledgers: Mapping[str, Sequence[Claim]], runs: Mapping[str, Run], root: 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", help="only this one: 'pocket', 'smollm2', a name on the model hub, or a local folder")
+    parser.add_argument(
+        "--model", help="only this one: 'pocket', 'smollm2', a name on the model hub, or a local folder"
+    )
     chosen = parser.parse_args(arguments).model
     ledgers: dict[str, list[Claim]] = {}
     runs: dict[str, Run] = {}

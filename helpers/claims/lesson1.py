@@ -116,10 +116,14 @@ def verdict_1_5(relative: Table3, delta: Table3, survives: Table3, normed: Table
     """relative, delta, survives, with_first: relative error, Δ, the share of the original error that is left, and Δ with the
     first token, each before the last block and after it; normed: relative error after the final norm."""
     parts = [
-        Part("the last block lowers the relative error, for every factor", [all(b < a for a, b in r) for r in relative]),
+        Part(
+            "the last block lowers the relative error, for every factor", [all(b < a for a, b in r) for r in relative]
+        ),
         Part("it lowers Δ itself, before the norm", [all(b < a for a, b in row) for row in delta]),
     ]
-    norm = sum(all(f < r[1] for f, r in zip(final, row, strict=True)) for final, row in zip(normed, relative, strict=True))
+    norm = sum(
+        all(f < r[1] for f, r in zip(final, row, strict=True)) for final, row in zip(normed, relative, strict=True)
+    )
     most = FACTORS.index(1.5)
     first = sum(row[most][1] < row[most][0] for row in with_first)
 
@@ -141,9 +145,7 @@ def verdict_1_6(miss: float, moved: float) -> Claim:
     """miss: largest difference between the global-variable hook and one hook per factor, over all scenarios.
     moved: how far the same hook's result moves, as a share, when the outer name is assigned again."""
     says = "one hook with a scaling_factor set outside serves every scenario"
-    measured = (
-        f"differs from a hook of its own by {n(miss)}; a later assignment moves its result by {n(100 * moved)} %"
-    )
+    measured = f"differs from a hook of its own by {n(miss)}; a later assignment moves its result by {n(100 * moved)} %"
     if miss > 0:
         why = "it does not give what a hook with its own factor gives"
         return Claim("1.6", says, FAILS, why, measured, software=True)
@@ -173,7 +175,9 @@ def verdict_1_8(unmarked: Sequence[float], marked: Sequence[float], second: Sequ
     """How long the first token is beside the others, as in 1.4: an ordinary word with nothing before it, and the model's start
     mark in front of the prompt (0 where it has none). second: the same of the first word when another stands before it."""
     says = "the first token is special because it is a BOS or start mark"
-    measured = f"length over the others' (median): the first word {middle(unmarked)}, in second place {middle(second)}, "
+    measured = (
+        f"length over the others' (median): the first word {middle(unmarked)}, in second place {middle(second)}, "
+    )
     measured += f"a start mark {middle(marked)}" if max(marked) else "no start mark in this model"
     word, mark = ([value >= TENFOLD for value in values] for values in (unmarked, marked))
     number, special = len(word), sum(a or b for a, b in zip(word, mark, strict=True))
@@ -224,8 +228,13 @@ def ledger(lm: LanguageModel, prompt: Prompt, block: int = 2, keep: Keep = compu
     prompts = several(lm, prompt)
     runs = [keep(f"1 {one} block {block}", lambda one=one: measure(lm, one, block)) for one in prompts]
     every = {name: [run[name] for run in runs] for name in runs[0]}
-    once = keep(f"1 hooks {prompt} block {block}", lambda: [global_name(lm, prompt, block), in_place(lm, prompt, block)])
-    last = {name: [[point[-2:] for point in row] for row in every[name]] for name in ("relative", "delta", "survives", "with_first")}
+    once = keep(
+        f"1 hooks {prompt} block {block}", lambda: [global_name(lm, prompt, block), in_place(lm, prompt, block)]
+    )
+    last = {
+        name: [[point[-2:] for point in row] for row in every[name]]
+        for name in ("relative", "delta", "survives", "with_first")
+    }
     return [
         verdict_1_1(every["before"]),
         verdict_1_2(every["at"], every["size"]),

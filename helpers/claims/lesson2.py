@@ -75,12 +75,17 @@ def verdict_2_2(
     without 1 % outliers, the median of r per dimension, the r that a random step of the same size would give, and the
     length of its step as a share of the stream's, without the first token: r cannot see a stream that is merely stretched."""
     r = [row[block] for row in everywhere]
-    ways = {"at every block": [min(row, key=lambda x: (x == x, x)) for row in everywhere], "without the first token": without_first}
+    ways = {
+        "at every block": [min(row, key=lambda x: (x == x, x)) for row in everywhere],
+        "without the first token": without_first,
+    }
     ways |= {"without outliers": without_outliers, "per dimension (median)": per_dimension}
     parts = [Part(f"r is at least {NEAR_ONE} at block {block}", [value >= NEAR_ONE for value in r])]
     parts += [Part(way, [value >= NEAR_ONE for value in values]) for way, values in ways.items()]
     parts.append(Part("the step is at most a third of the stream", [value <= SLIGHT for value in step]))
-    measured = f"median r at block {block} {middle(r)}, " + ", ".join(f"{way} {middle(v)}" for way, v in list(ways.items())[1:])
+    measured = f"median r at block {block} {middle(r)}, " + ", ".join(
+        f"{way} {middle(v)}" for way, v in list(ways.items())[1:]
+    )
     measured += f"; smallest over the blocks {middle(ways['at every block'])}; step / stream {middle(step)}; "
     measured += f"a random step of the same size would give r = {middle(by_chance)}"
     says = "H_10 and H_11 correlate with r ≈ 1: a block changes its hidden state only slightly"
@@ -92,8 +97,12 @@ def verdict_2_3(
 ) -> Claim:  # fmt: skip
     """filled: share of the axis that 99 % of the values fill; masked: outliers, at_first: how many of them at the first
     token; r before and after masking."""
-    measured = f"99 % of the values fill {middle(100 * value for value in filled)} % of the axis (median); r {middle(r)} → "
-    measured += f"{middle(r_masked)} without the outliers; {sum(at_first)} of {sum(masked)} outliers sit at the first token"
+    measured = (
+        f"99 % of the values fill {middle(100 * value for value in filled)} % of the axis (median); r {middle(r)} → "
+    )
+    measured += (
+        f"{middle(r_masked)} without the outliers; {sum(at_first)} of {sum(masked)} outliers sit at the first token"
+    )
     parts = [Part("99 % of the values fill at most a tenth of the axis", [value <= NARROW for value in filled])]
     return judge("2.3", "masking the outliers makes the remaining 99 % visible", parts, measured)
 
@@ -150,7 +159,10 @@ def ledger(lm: LanguageModel, prompt: Prompt, keep: Keep = compute_now) -> list[
         verdict_2_1(every["misses"], every["against_hidden_state"], 1e3 * torch.finfo(lm.dtype).eps),
         verdict_2_2(
             max(0, lm.n_blocks - 2),
-            *(every[name] for name in ("everywhere", "without_first", "r_masked", "per_dimension", "by_chance", "step")),
+            *(
+                every[name]
+                for name in ("everywhere", "without_first", "r_masked", "per_dimension", "by_chance", "step")
+            ),
         ),
         verdict_2_3(*(every[name] for name in ("filled", "masked", "at_first", "r", "r_masked"))),
         verdict_2_4(*modes[0]),
@@ -245,4 +257,3 @@ def carries_graph(lm: LanguageModel, tokens: Tokens, train: bool, grad: bool = T
 def _share(value: Tensor, target: Tensor) -> float:
     """‖value − target‖ / ‖target‖."""
     return float((value - target).norm() / target.norm())
-

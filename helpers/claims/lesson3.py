@@ -109,7 +109,10 @@ def verdict_3_3(
     direction; cosine: of both streams at the end."""
     ratio = [(e[0] / c[0], e[-1] / c[-1]) for c, e in zip(clean, edited, strict=True)]
     parts = [
-        Part("the spread drops, and its ratio to the clean run at least doubles by the end", [a <= HALF and 2 * a <= b for a, b in ratio]),
+        Part(
+            "the spread drops, and its ratio to the clean run at least doubles by the end",
+            [a <= HALF and 2 * a <= b for a, b in ratio],
+        ),
         Part("it rises at every block", [all(b > a for a, b in pairwise(row)) for row in edited]),
         Part("at most half of what was taken away is still missing at the end", [value <= HALF for value in missing]),
     ]
@@ -118,7 +121,9 @@ def verdict_3_3(
         f"{middle(row[0] for row in with_first)} → {middle(row[1] for row in with_first)}; "
         f"{middle(100 * m for m in missing)} % still missing; cosine with the clean stream {middle(cosine)}"
     )
-    return judge("3.3", "scale 0.1 at block 9: the standard deviation drops there and revives in later layers", parts, measured)
+    return judge(
+        "3.3", "scale 0.1 at block 9: the standard deviation drops there and revives in later layers", parts, measured
+    )
 
 
 def verdict_3_4(clean: Table2, edited: Table2, final_clean: Sequence[float], final_edited: Sequence[float]) -> Claim:
@@ -166,7 +171,9 @@ def verdict_3_6(plain: int, asked: int, attention: int, version: str) -> Claim:
     """plain, asked: elements of the tuple that a block returns, without and with output_attentions=True, 0 for a plain
     tensor; attention: the same for its attention module, with output_attentions=True. version: of transformers."""
     says = "a block's output is a tuple that grows from one element to two with output_attentions=True"
-    measured = f"transformers {version}: block: {_form(plain)}, then {_form(asked)}; attention module: {_form(attention)}"
+    measured = (
+        f"transformers {version}: block: {_form(plain)}, then {_form(asked)}; attention module: {_form(attention)}"
+    )
     if (plain, asked) == (1, 2):
         why = "so it is here; in transformers 5 a block returns a plain tensor"
         return Claim("3.6", says, VERSION, why, measured, software=True)
@@ -217,8 +224,12 @@ def verdict_3_9(negative: Sequence[float], near: Sequence[float]) -> Claim:
         Part("more than half of the values are 0 or below", [value > HALF for value in negative]),
         Part("more than 8 %, the share in a normal distribution, lie within a tenth of their root mean square of 0", [value > 0.08 for value in near]),
     ]  # fmt: skip
-    measured = f"medians: {middle(100 * v for v in negative)} % are 0 or below, {middle(100 * v for v in near)} % lie near 0"
-    return judge("3.9", "after the activation function the neurons are mostly negative or pressed to 0", parts, measured)
+    measured = (
+        f"medians: {middle(100 * v for v in negative)} % are 0 or below, {middle(100 * v for v in near)} % lie near 0"
+    )
+    return judge(
+        "3.9", "after the activation function the neurons are mostly negative or pressed to 0", parts, measured
+    )
 
 
 VERDICTS: dict[str, Callable[..., Claim]] = {
@@ -247,7 +258,9 @@ def ledger(lm: LanguageModel, prompt: Prompt, keep: Keep = compute_now) -> list[
     effects = torch.tensor(every["effects"], dtype=torch.float64).quantile(0.5, dim=0).tolist()
     return [
         verdict_3_1(lm.d_model, lm.d_head, head, *places[0]),
-        verdict_3_2(*(every[name] for name in ("distance", "reached", "relative", "divergence", "constant", "mean_alone"))),
+        verdict_3_2(
+            *(every[name] for name in ("distance", "reached", "relative", "divergence", "constant", "mean_alone"))
+        ),
         verdict_3_3(*(every[name] for name in ("clean", "small", "with_first", "missing", "cosine"))),
         verdict_3_4(*(every[name] for name in ("clean", "large", "final_clean", "final_large"))),
         verdict_3_5(every["all_tokens"], every["without"]),
@@ -334,7 +347,14 @@ def _parts(lm: LanguageModel, prompt: Prompt, clean: Trace) -> dict[str, Any]:
         others = trace(lm, prompt, stop_after=block).heads[block]
     rest = [head for head in range(lm.n_heads) if head not in hit]
     own = [zero_heads(block, head) for head in range(lm.n_heads)]
-    tried = [skip_block(block), skip_attention(block), skip_mlp(block), *own, zero_keys(block, key), zero_heads(block, hit)]
+    tried = [
+        skip_block(block),
+        skip_attention(block),
+        skip_mlp(block),
+        *own,
+        zero_keys(block, key),
+        zero_heads(block, hit),
+    ]
     effects = sweep_edits(lm, lm.encode(prompt).ids[0], tried, measure=DIVERGENCE, progress=False).tolist()
     return {
         "left": float(evenly[:, 1:, hit].norm() / clean.heads[block][:, 1:, hit].norm()),

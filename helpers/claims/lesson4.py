@@ -61,7 +61,9 @@ def verdict_4_1(zero: Sites, mean: Sites, strongest: Sequence[str]) -> Claim:
         Part(f"it falls for more than half of {site}", [2 * sum(v < 0 for v in row) > len(row) for row in rows])
         for site, rows in zero.items()
     ]
-    measured = f"{_significant(zero, 'zero')}; {_significant(mean, 'mean')}; strongest (block.head): {', '.join(strongest)}"
+    measured = (
+        f"{_significant(zero, 'zero')}; {_significant(mean, 'mean')}; strongest (block.head): {', '.join(strongest)}"
+    )
     return judge("4.1", "log p(target) falls for most heads", parts, measured, cores=len(parts))
 
 
@@ -84,7 +86,9 @@ def verdict_4_3(first: Mapping[str, Sequence[Sequence[bool]]], right: int, tried
     measured = f"without any edit the target is top-1 on {right} of {tried} prompts"
     rows = next(iter(first.values()))
     if not rows:
-        return Claim("4.3", says, UNTESTED, "the target is top-1 on none of the prompts, even with every head", measured)
+        return Claim(
+            "4.3", says, UNTESTED, "the target is top-1 on none of the prompts, even with every head", measured
+        )
     parts = [
         Part(f"it stays top-1 without each of {site}", [all(row) for row in table]) for site, table in first.items()
     ]
@@ -104,7 +108,9 @@ def verdict_4_4(changes: Table2, kept: Sequence[Sequence[bool]]) -> Claim:
     measured += f"{len(sure)} heads (sign test, Holm), for {sum(s != 0 and quiet for s, quiet in zip(sure, never, strict=True))} of which "
     measured += "the top token never changes"
     if not flips:
-        return Claim("4.4", says, UNTESTED, f"the top token changes at 0 of {number} removals: it hides everything", measured)
+        return Claim(
+            "4.4", says, UNTESTED, f"the top token changes at 0 of {number} removals: it hides everything", measured
+        )
     share = [
         sum(abs(v) for v, stays in zip(row, quiet, strict=True) if stays) / (sum(map(abs, row)) or 1.0)
         for row, quiet in zip(changes, kept, strict=True)
@@ -140,7 +146,9 @@ def verdict_4_5(single: Sites, together: Mapping[str, Sequence[float]], single_o
     return judge("4.5", "heads act as distributed, redundant circuits", [*cores, *rest], measured, cores=len(cores))
 
 
-def verdict_4_6(damage: Mapping[str, Mapping[str, Sequence[float]]], strongest: Mapping[str, Mapping[str, str]]) -> Claim:
+def verdict_4_6(
+    damage: Mapping[str, Mapping[str, Sequence[float]]], strongest: Mapping[str, Mapping[str, str]]
+) -> Claim:
     """damage: site -> replacement -> KL(clean ‖ edited), a mean over the heads for each prompt; strongest: site -> replacement ->
     the head with the largest mean KL."""
     parts, measured = [], []
@@ -165,7 +173,13 @@ def verdict_4_6(damage: Mapping[str, Mapping[str, Sequence[float]]], strongest: 
             f"(sign test, Holm): {', '.join(different) or 'none'}; strongest head "
             f"{', '.join(f'{head} ({kind})' for kind, head in strongest[site].items())}"
         )
-    return judge("4.6", "open question: zero, mean, or something else? (tested: the choice matters)", parts, "; ".join(measured), cores=len(parts))
+    return judge(
+        "4.6",
+        "open question: zero, mean, or something else? (tested: the choice matters)",
+        parts,
+        "; ".join(measured),
+        cores=len(parts),
+    )
 
 
 def verdict_4_7(gain: Sites) -> Claim:
@@ -176,14 +190,24 @@ def verdict_4_7(gain: Sites) -> Claim:
         for site, rows in gain.items()
     ]  # fmt: skip
     sizes = ", ".join(f"{site} {middle(sum(row) / len(row) for row in rows)}" for site, rows in gain.items())
-    measured = f"median difference of the mean change of log p, in nats: {sizes}; {_significant(gain, 'zero', 'gain', 'lose')}"
-    return judge("4.7", "the gain of wrong tokens is largest within the same group, such as Europe", parts, measured, cores=len(parts))
+    measured = (
+        f"median difference of the mean change of log p, in nats: {sizes}; {_significant(gain, 'zero', 'gain', 'lose')}"
+    )
+    return judge(
+        "4.7",
+        "the gain of wrong tokens is largest within the same group, such as Europe",
+        parts,
+        measured,
+        cores=len(parts),
+    )
 
 
 def verdict_4_8(first: Mapping[str, Sequence[Sequence[bool]]], together: Mapping[str, Sequence[bool]]) -> Claim:
     """first: as in 4.3; together: whether the target is still top-1 with all heads of the site at zero."""
     says = "small shifts add up to errors"
-    small = [all(map(all, rows)) for rows in zip(*first.values(), strict=True)]  # of each prompt: no head alone costs it
+    small = [
+        all(map(all, rows)) for rows in zip(*first.values(), strict=True)
+    ]  # of each prompt: no head alone costs it
     if not any(small):
         why = f"on 0 of {len(small)} prompts does the target stay top-1 whichever single head is removed: no shift is small"
         return Claim("4.8", says, UNTESTED, why)
@@ -220,10 +244,7 @@ def _half(changes: Sequence[float]) -> int:
 
 def _significant(sites: Sites, kind: str, up: str = "rise", down: str = "fall") -> str:
     found = {site: directions(columns_of(rows)) for site, rows in sites.items()}
-    told = ", ".join(
-        f"{sides.count(-1)} {down} and {sides.count(1)} {up} of {site}"
-        for site, sides in found.items()
-    )
+    told = ", ".join(f"{sides.count(-1)} {down} and {sides.count(1)} {up} of {site}" for site, sides in found.items())
     return f"significant (sign test, Holm), with each head at {kind}: {told}"
 
 
@@ -314,8 +335,13 @@ def study_sites(
         own = table[:, begin : begin + 3 * len(heads) + 2]
         begin += own.shape[1]
         parts = [own[:, k * len(heads) : (k + 1) * len(heads)] for k in range(3)]
-        changes = {kind: dict(zip(COLUMNS, part.unbind(-1), strict=True)) for kind, part in zip(REPLACEMENTS, parts, strict=True)}
-        at_once = {kind: dict(zip(COLUMNS, own[:, k].unbind(-1), strict=True)) for k, kind in ((-2, "zero"), (-1, "mean"))}
+        changes = {
+            kind: dict(zip(COLUMNS, part.unbind(-1), strict=True))
+            for kind, part in zip(REPLACEMENTS, parts, strict=True)
+        }
+        at_once = {
+            kind: dict(zip(COLUMNS, own[:, k].unbind(-1), strict=True)) for k, kind in ((-2, "zero"), (-1, "mean"))
+        }
         clean, right = (at_once["zero"][name] for name in ("clean target", "clean is target"))
         studies[site] = Study(tuple(heads), tuple(facts), changes, at_once, clean, right.bool())
     return studies
@@ -388,7 +414,9 @@ def _country_measure(lm: LanguageModel, fact: CapitalPrompt, countries: Sequence
     return Measure(compute, COLUMNS)
 
 
-def choose_prompts(lm: LanguageModel, keep: Keep = compute_now) -> tuple[str, list[CapitalPrompt], list[CapitalPrompt], int]:
+def choose_prompts(
+    lm: LanguageModel, keep: Keep = compute_now
+) -> tuple[str, list[CapitalPrompt], list[CapitalPrompt], int]:
     """(template, prompts to find the strongest heads on, prompts to judge them on, how many prompts the model answers right).
 
     The template is the one on which the model names the right country most often. Where it does so often enough, the prompts
@@ -397,7 +425,9 @@ def choose_prompts(lm: LanguageModel, keep: Keep = compute_now) -> tuple[str, li
     best: tuple[str, list[CapitalPrompt], list[bool]] | None = None
     for template in TEMPLATES:
         facts = capital_prompts(lm, template=template)
-        facts = [fact for fact in facts if fact.prompt.count(fact.target.strip()) == 0]  # the pattern tells the answer for France
+        facts = [
+            fact for fact in facts if fact.prompt.count(fact.target.strip()) == 0
+        ]  # the pattern tells the answer for France
         right = keep(f"4 right {template}", lambda facts=facts: _answered(lm, facts))
         if best is None or sum(right) > sum(best[2]):
             best = template, facts, right

@@ -121,7 +121,9 @@ def verdict_5_4(block: Table2, heads: Sequence[Table2], share: Sequence[float]) 
         fair.append(median(per_parameter))
         above.append(all(b > max(row) for b, row in zip(whole, rows, strict=True)))
     parts = [
-        Part("KL without a block is at least 4 times that without one of its heads (median)", [r >= SAW for r in ratio]),
+        Part(
+            "KL without a block is at least 4 times that without one of its heads (median)", [r >= SAW for r in ratio]
+        ),
         Part("every block does more damage than any of its heads", above),
         Part("a block does more damage than a head also per parameter removed (median)", [r > 1 for r in fair]),
     ]

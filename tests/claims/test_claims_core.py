@@ -43,7 +43,10 @@ def test_the_ledger_is_a_table_in_order_of_the_numbers():
         "holds in part: wholly true on 3 of 20 prompts",
         "holds on 18 of 20 prompts",
     ]
-    assert "| 1.3 | Δ grows \\| always | holds in part: wholly true on 3 of 20 prompts | at first | 11 |" in table.to_markdown()
+    assert (
+        "| 1.3 | Δ grows \\| always | holds in part: wholly true on 3 of 20 prompts | at first | 11 |"
+        in table.to_markdown()
+    )
 
 
 def test_show_ledger_displays(capsys):
@@ -79,7 +82,9 @@ def test_the_counts_decide(parts, cores, verdict, over):
 @given(st.lists(st.sampled_from([-2.0, -1.0, 0.0, 1.0, 3.0]), max_size=10))
 def test_the_sign_test_is_that_of_all_possible_signs(values):
     n, ups = len([v for v in values if v]), len([v for v in values if v > 0])
-    as_uneven = [sum(signs) for signs in itertools.product((0, 1), repeat=n) if abs(2 * sum(signs) - n) >= abs(2 * ups - n)]
+    as_uneven = [
+        sum(signs) for signs in itertools.product((0, 1), repeat=n) if abs(2 * sum(signs) - n) >= abs(2 * ups - n)
+    ]
     assert sign_test(values) == pytest.approx(len(as_uneven) / 2**n)
 
 

@@ -37,7 +37,10 @@ CASES = {
     },
     "1.3": {
         HOLDS: ({"delta": [four(UP)], "relative": [four(UP)]}, "for every factor: 1 of 1"),
-        PARTLY: ({"delta": [four(LINE)], "relative": [four(DOWN)]}, "variance: 0 of 1; the relative error does not shrink: 0 of 1"),
+        PARTLY: (
+            {"delta": [four(LINE)], "relative": [four(DOWN)]},
+            "variance: 0 of 1; the relative error does not shrink: 0 of 1",
+        ),
         FAILS: ({"delta": [four(DOWN)], "relative": [four(UP)]}, "for every factor: 0 of 1"),
     },
     "1.4": {
@@ -47,7 +50,10 @@ CASES = {
         UNTESTED: ({"ratio": [four(1.1)], "length": [2.2]}, "ten times as long as the others on 0 of 1 prompts"),
     },
     "1.5": {
-        HOLDS: (dip(FALL, FALL), "relative error, for every factor: 1 of 1; it lowers Δ itself, before the norm: 1 of 1"),
+        HOLDS: (
+            dip(FALL, FALL),
+            "relative error, for every factor: 1 of 1; it lowers Δ itself, before the norm: 1 of 1",
+        ),
         PARTLY: (dip(FALL, RISE), "before the norm: 0 of 1"),
         FAILS: (dip(RISE, RISE), "for every factor: 0 of 1"),
     },
@@ -64,12 +70,21 @@ CASES = {
     "1.8": {
         HOLDS: ({"unmarked": [2.0], "marked": [50.0], "second": [1.0]}, "not: 1 of 1"),
         PARTLY: ({"unmarked": [2.0, 20.0], "marked": [50.0, 50.0], "second": [1.0, 1.0]}, "not: 1 of 2"),
-        FAILS: ({"unmarked": [50.0], "marked": [50.0], "second": [1.0]}, "word is ten times as long as the others on 1 of 1"),
+        FAILS: (
+            {"unmarked": [50.0], "marked": [50.0], "second": [1.0]},
+            "word is ten times as long as the others on 1 of 1",
+        ),
         UNTESTED: ({"unmarked": [2.0], "marked": [3.0], "second": [1.0]}, "on 0 of 1 prompts"),
     },
     "1.9": {
-        HOLDS: ({"divergence": [four(3.0)], "probability": [0.9], "after": [four(0.1)]}, "×0.5: 1 of 1; at ×1.5 too: 1 of 1"),
-        PARTLY: ({"divergence": [[3.0, 1.0, 0.1, 0.2]], "probability": [0.9], "after": [four(0.1)]}, "at ×1.5 too: 0 of 1"),
+        HOLDS: (
+            {"divergence": [four(3.0)], "probability": [0.9], "after": [four(0.1)]},
+            "×0.5: 1 of 1; at ×1.5 too: 1 of 1",
+        ),
+        PARTLY: (
+            {"divergence": [[3.0, 1.0, 0.1, 0.2]], "probability": [0.9], "after": [four(0.1)]},
+            "at ×1.5 too: 0 of 1",
+        ),
         FAILS: ({"divergence": [[1.0, 1.0, 9.0, 9.0]], "probability": [0.9], "after": [four(0.1)]}, "×0.5: 0 of 1"),
     },
 }

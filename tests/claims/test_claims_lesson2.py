@@ -20,8 +20,14 @@ NEAR = {
 MASK = {"masked": [20], "at_first": [12], "r": [0.99], "r_masked": [0.9]}
 CASES = {
     "2.1": {
-        CONSTRUCTION: ({"misses": [[0.0, 1e-16]], "against_hidden_state": [2.0], "tolerance": 1e-13}, "but not hidden_states[-1]"),
-        FAILS: ({"misses": [[0.0, 1e-3]], "against_hidden_state": [1e-3], "tolerance": 1e-13}, "after 1 of 2 blocks, first at block 1"),
+        CONSTRUCTION: (
+            {"misses": [[0.0, 1e-16]], "against_hidden_state": [2.0], "tolerance": 1e-13},
+            "but not hidden_states[-1]",
+        ),
+        FAILS: (
+            {"misses": [[0.0, 1e-3]], "against_hidden_state": [1e-3], "tolerance": 1e-13},
+            "after 1 of 2 blocks, first at block 1",
+        ),
     },
     "2.2": {
         HOLDS: (NEAR, "r is at least 0.95 at block 1: 1 of 1"),
@@ -30,7 +36,10 @@ CASES = {
     },
     "2.3": {
         HOLDS: ({**MASK, "filled": [0.01]}, "1 of 1"),
-        PARTLY: ({"filled": [0.01, 0.9], "masked": [2, 2], "at_first": [1, 1], "r": [0.9, 0.9], "r_masked": [0.8, 0.8]}, "1 of 2"),
+        PARTLY: (
+            {"filled": [0.01, 0.9], "masked": [2, 2], "at_first": [1, 1], "r": [0.9, 0.9], "r_masked": [0.8, 0.8]},
+            "1 of 2",
+        ),
         FAILS: ({**MASK, "filled": [0.3]}, "0 of 1"),
     },
     "2.4": {
@@ -66,7 +75,9 @@ def test_not_a_number_never_holds():
 
 def test_a_stretched_stream_has_r_1_and_is_no_slight_change():
     lm = tiny_model(3)
-    with edit(lm, skip_block(2), scale_block(2, 3.0)):  # block 2 of 4 hands on three times what it was given, and no more
+    with edit(
+        lm, skip_block(2), scale_block(2, 3.0)
+    ):  # block 2 of 4 hands on three times what it was given, and no more
         found = lesson2.measure(lm, torch.arange(8))
     assert found["everywhere"][2] == pytest.approx(1)
     assert found["step"] == pytest.approx(2)

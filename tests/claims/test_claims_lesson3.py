@@ -49,8 +49,14 @@ CASES = {
         FAILS: ({**LARGE, "final_edited": [9.0]}, "twice as near to 1: 0 of 1"),
     },
     "3.5": {
-        HOLDS: ({"with_first": [[1.0, 2.0, 3.0]], "without": [[0.5, 1.0, 2.0]]}, "at every block: 1 of 1; with it too: 1 of 1"),
-        PARTLY: ({"with_first": [[1.0, 9.0, 3.0]], "without": [[0.5, 1.0, 2.0]]}, "at every block: 1 of 1; with it too: 0 of 1"),
+        HOLDS: (
+            {"with_first": [[1.0, 2.0, 3.0]], "without": [[0.5, 1.0, 2.0]]},
+            "at every block: 1 of 1; with it too: 1 of 1",
+        ),
+        PARTLY: (
+            {"with_first": [[1.0, 9.0, 3.0]], "without": [[0.5, 1.0, 2.0]]},
+            "at every block: 1 of 1; with it too: 0 of 1",
+        ),
         FAILS: ({"with_first": [[1.0, 2.0, 3.0]], "without": [[2.0, 3.0, 2.0]]}, "higher than it began: 0 of 1"),
     },
     "3.6": {
@@ -59,8 +65,14 @@ CASES = {
         FAILS: ({"plain": 2, "asked": 2, "attention": 2, "version": "5.0"}, "does not grow"),
     },
     "3.7": {
-        CONSTRUCTION: ({"others": 0.0, "block": 1.0, "attention": 0.5, "mlp": 0.4, "heads": [0.1, 0.2]}, "4 places in place of one"),
-        FAILS: ({"others": 0.2, "block": 1.0, "attention": 0.5, "mlp": 0.4, "heads": [0.1, 0.2]}, "others of its block moved"),
+        CONSTRUCTION: (
+            {"others": 0.0, "block": 1.0, "attention": 0.5, "mlp": 0.4, "heads": [0.1, 0.2]},
+            "4 places in place of one",
+        ),
+        FAILS: (
+            {"others": 0.2, "block": 1.0, "attention": 0.5, "mlp": 0.4, "heads": [0.1, 0.2]},
+            "others of its block moved",
+        ),
     },
     "3.8": {
         HOLDS: ({"left": [0.05], "keys": [0.1], "heads": [0.1], "hit": 3}, "3 heads share these keys"),
@@ -168,7 +180,9 @@ def test_grouped_keys_hit_all_heads_that_share_them():
 def test_neurons_are_counted_as_a_hook_sees_them():
     lm, ids = tiny("gpt2"), torch.arange(7)
     seen = []
-    handle = lm.blocks[lm.n_blocks * 7 // 12].mlp.c_proj.register_forward_pre_hook(lambda m, a: seen.append(a[0].detach()))
+    handle = lm.blocks[lm.n_blocks * 7 // 12].mlp.c_proj.register_forward_pre_hook(
+        lambda m, a: seen.append(a[0].detach())
+    )
     lm.logits(ids)
     handle.remove()
     found = lesson3.measure(lm, ids)

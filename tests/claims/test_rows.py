@@ -21,7 +21,9 @@ LESSONS = [import_module(f"helpers.claims.lesson{lesson}") for lesson in range(1
 VERDICTS = {number: function for lesson in LESSONS for number, function in lesson.VERDICTS.items()}
 # Among them are the thresholds themselves and what lies next to them.
 SIZES = st.one_of(
-    st.sampled_from([0.0, 0.05, 0.0999999, 0.1, 0.1000001, 1 / 3, 0.5, 0.95, 0.9999, 1.0, 1.0001, 9.9999, 10.0, 10.0001, 50.0]),
+    st.sampled_from(
+        [0.0, 0.05, 0.0999999, 0.1, 0.1000001, 1 / 3, 0.5, 0.95, 0.9999, 1.0, 1.0001, 9.9999, 10.0, 10.0001, 50.0]
+    ),
     st.floats(1e-6, 1e4),
 )
 POSITIVE = SIZES.filter(bool)
@@ -67,7 +69,11 @@ def made(draw, number):
         case "1.6":
             return {"miss": draw(SIZES), "moved": draw(SIZES)}
         case "1.7":
-            return {"saved": draw(st.integers(0, 9999)), "weights": draw(st.integers(1, 10**9)), "corrupted": draw(SIZES)}
+            return {
+                "saved": draw(st.integers(0, 9999)),
+                "weights": draw(st.integers(1, 10**9)),
+                "corrupted": draw(SIZES),
+            }
         case "1.8":
             return {name: table(SIZES) for name in ("unmarked", "marked", "second")}
         case "1.9":
@@ -102,7 +108,9 @@ def made(draw, number):
         case "3.6":
             return {name: draw(st.integers(0, 3)) for name in ("plain", "asked", "attention")} | {"version": "5.9"}
         case "3.7":
-            return {name: draw(SIZES) for name in ("others", "block", "attention", "mlp")} | {"heads": rows(draw, SIZES, heads)}
+            return {name: draw(SIZES) for name in ("others", "block", "attention", "mlp")} | {
+                "heads": rows(draw, SIZES, heads)
+            }
         case "3.8":
             return {name: table(SIZES) for name in ("left", "keys", "heads")} | {"hit": draw(st.integers(1, 4))}
         case "3.9":
@@ -121,7 +129,10 @@ def made(draw, number):
             found = {name: sites(SIGNED, heads) for name in ("single", "single_odds")}
             return found | {name: sites(SIGNED) for name in ("together", "together_odds", "zero")}
         case "4.6":
-            damage = {site: {kind: table(SIZES) for kind in ("zero", "mean", "resample")} for site in ("block 5", "the strongest")}
+            damage = {
+                site: {kind: table(SIZES) for kind in ("zero", "mean", "resample")}
+                for site in ("block 5", "the strongest")
+            }
             named = {site: dict.fromkeys(("zero", "mean", "resample"), "5.1") for site in damage}
             return {"damage": damage, "strongest": named}
         case "4.7":
@@ -134,7 +145,13 @@ def made(draw, number):
             return {"equal": [draw(st.sampled_from([[b + 1], [], [b]])) for b in range(points)]}
         case "5.3":
             line, repair = (draw(st.one_of(st.none(), SIZES)) for _ in range(2))
-            return {"error": "TypeError" if line is None else "", "line": line, "repair": repair, "mended": draw(SIZES), "version": "5.9"}
+            return {
+                "error": "TypeError" if line is None else "",
+                "line": line,
+                "repair": repair,
+                "mended": draw(SIZES),
+                "version": "5.9",
+            }
         case "5.4":
             found = {"block": table(SIZES, points), "heads": table(SIZES, points, heads)}
             return found | {"share": rows(draw, st.floats(0.001, 0.5), points)}
@@ -185,7 +202,9 @@ def half_of_all(changes):
 def redundancy(given):
     cores, rest = [], []
     for site in given["single"]:
-        prompts = list(zip(*(given[name][site] for name in ("single", "together", "single_odds", "together_odds")), strict=True))
+        prompts = list(
+            zip(*(given[name][site] for name in ("single", "together", "single_odds", "together_odds")), strict=True)
+        )
         cores.append([t < 0 for _, t, _, _ in prompts])
         rest.append([4 * half_of_all(row) >= len(row) for row, *_ in prompts])
         rest.append([t < sum(row) and o < sum(odds) for row, t, odds, o in prompts])
@@ -334,7 +353,11 @@ def check_words(number, given, claim):
         case "1.1":
             assert (claim.verdict == CONSTRUCTION) == all(v == 0 for row in given["before"] for v in row)
             moved = [v for row in given["before"] for v in row if v]
-            assert claim.verdict == CONSTRUCTION or f"in {len(moved)} of" in words and format_number(max(moved), 3) in words
+            assert (
+                claim.verdict == CONSTRUCTION
+                or f"in {len(moved)} of" in words
+                and format_number(max(moved), 3) in words
+            )
         case "1.2":
             (right, n), *_ = counts(claim.why)
             assert (claim.verdict == CONSTRUCTION) == (right == n == 4 * len(given["at"]))
