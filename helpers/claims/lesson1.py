@@ -9,6 +9,7 @@ end of the stream, before the final norm. Δ leaves the first token out, as the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -226,7 +227,7 @@ def ledger(lm: LanguageModel, prompt: Prompt, block: int = 2, keep: Keep = compu
     The prompt needs two tokens or more, the model a block after `block`. Raises BlockOutOfRange, BadPrompt, PromptTooLong.
     """
     prompts = several(lm, prompt)
-    runs = [keep(f"1 {one} block {block}", lambda one=one: measure(lm, one, block)) for one in prompts]
+    runs = [keep(f"1 {one} block {block}", partial(measure, lm, one, block)) for one in prompts]
     every = {name: [run[name] for run in runs] for name in runs[0]}
     once = keep(
         f"1 hooks {prompt} block {block}", lambda: [global_name(lm, prompt, block), in_place(lm, prompt, block)]

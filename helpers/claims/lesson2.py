@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -152,7 +153,7 @@ def ledger(lm: LanguageModel, prompt: Prompt, keep: Keep = compute_now) -> list[
 
     The model's mode and dropout are as before afterwards. Raises BadPrompt, PromptTooLong, BadValue.
     """
-    runs = [keep(f"2 {one}", lambda one=one: measure(lm, one)) for one in several(lm, prompt)]
+    runs = [keep(f"2 {one}", partial(measure, lm, one)) for one in several(lm, prompt)]
     every = {name: [run[name] for run in runs] for name in runs[0]}
     modes = keep(f"2 modes {prompt}", lambda: measure_modes(lm, prompt))
     return [

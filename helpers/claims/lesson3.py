@@ -9,6 +9,7 @@ but the first, where nothing else is said; KL divergences are those of the next 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -92,7 +93,8 @@ def verdict_3_2(
     ]
     measured = (
         f"medians: {middle(distance)} standard deviations away, {middle(100 * r for r in reached)} % of values get there, relative "
-        f"error {middle(relative)}, KL {middle(divergence)} nats; {middle(100 * c for c in constant)} % of the change is one vector, the same at "
+        f"error {middle(relative)}, KL {middle(divergence)} nats; {middle(100 * c for c in constant)} % of the "
+        f"change is one vector, the same at "
         f"every token, and 10 without randomness gives a KL of {middle(mean_alone)}"
     )
     says = (
@@ -222,7 +224,10 @@ def verdict_3_9(negative: Sequence[float], near: Sequence[float]) -> Claim:
     their root mean square of 0."""
     parts = [
         Part("more than half of the values are 0 or below", [value > HALF for value in negative]),
-        Part("more than 8 %, the share in a normal distribution, lie within a tenth of their root mean square of 0", [value > 0.08 for value in near]),
+        Part(
+            "more than 8 %, the share in a normal distribution, lie within a tenth of their root mean square of 0",
+            [value > 0.08 for value in near],
+        ),
     ]  # fmt: skip
     measured = (
         f"medians: {middle(100 * v for v in negative)} % are 0 or below, {middle(100 * v for v in near)} % lie near 0"
@@ -251,10 +256,11 @@ def ledger(lm: LanguageModel, prompt: Prompt, keep: Keep = compute_now) -> list[
     Keys and heads are edited 5/12 of the way, neurons 7/12, hidden states 3/4: in a model of 12 blocks 5, 7 and 9, the last
     one as in the report. Raises BadPrompt, PromptTooLong.
     """
-    runs = [keep(f"3 {one}", lambda one=one: measure(lm, one)) for one in several(lm, prompt)]
+    runs = [keep(f"3 {one}", partial(measure, lm, one)) for one in several(lm, prompt)]
     every = {name: [run[name] for run in runs] for name in runs[0]}
     block, head = lm.n_blocks * 5 // 12, _key_head(lm)
     places = keep(f"3 places {prompt}", lambda: [find_keys(lm, prompt, block, head), forms(lm, prompt, block)])
+    plain, asked, attention = places[1]
     effects = torch.tensor(every["effects"], dtype=torch.float64).quantile(0.5, dim=0).tolist()
     return [
         verdict_3_1(lm.d_model, lm.d_head, head, *places[0]),
@@ -264,8 +270,8 @@ def ledger(lm: LanguageModel, prompt: Prompt, keep: Keep = compute_now) -> list[
         verdict_3_3(*(every[name] for name in ("clean", "small", "with_first", "missing", "cosine"))),
         verdict_3_4(*(every[name] for name in ("clean", "large", "final_clean", "final_large"))),
         verdict_3_5(every["all_tokens"], every["without"]),
-        verdict_3_6(*places[1], transformers.__version__),
-        verdict_3_7(max(every["others"]), *effects[:3], effects[3:]),
+        verdict_3_6(plain, asked, attention, transformers.__version__),
+        verdict_3_7(max(every["others"]), effects[0], effects[1], effects[2], effects[3:]),
         verdict_3_8(every["left"], every["zero_keys"], every["zero_heads"], lm.n_heads // lm.n_key_heads),
         verdict_3_9(every["negative"], every["near"]),
     ]
@@ -374,7 +380,8 @@ def _key_head(lm: LanguageModel) -> int:
 def find_keys(lm: LanguageModel, prompt: Prompt, block: int, head: int) -> tuple[int | None, int | None, int]:
     """Search the projection's output for a head's keys as the model itself stores them in its cache.
 
-    Returns the first column of the match in K alone and in the whole output, None where there is none, and the output's width. The cache is the
+    Returns the first column of the match in K alone and in the whole output, None where there is none, and the output's
+    width. The cache is the
     model's own, so nothing here assumes the order of the columns. The first token is compared: rotary positions leave it as it is.
     """
     seen: list[Tensor] = []

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -29,7 +29,6 @@ from helpers.claims.core import (
     holm,
     judge,
     middle,
-    n,
     sign_test,
 )
 from helpers.countries import TEMPLATE, CapitalPrompt, capital_prompts, read_countries
@@ -103,10 +102,12 @@ def verdict_4_4(changes: Table2, kept: Sequence[Sequence[bool]]) -> Claim:
     says = "continuous measures show what the top-1 hides"
     number, flips = len(changes) * len(changes[0]), sum(not stays for row in kept for stays in row)
     sure = directions(columns_of(changes))
-    measured = f"the top token changes at {flips} of {number} removals; the shift is significant for {len(sure) - sure.count(0)} of "
     never = [all(column) for column in columns_of(kept)]
-    measured += f"{len(sure)} heads (sign test, Holm), for {sum(s != 0 and quiet for s, quiet in zip(sure, never, strict=True))} of which "
-    measured += "the top token never changes"
+    unseen = sum(side != 0 and quiet for side, quiet in zip(sure, never, strict=True))
+    measured = (
+        f"the top token changes at {flips} of {number} removals; the shift is significant (sign test, Holm) for "
+        f"{len(sure) - sure.count(0)} of {len(sure)} heads, and for {unseen} of them the top token never changes"
+    )
     if not flips:
         return Claim(
             "4.4", says, UNTESTED, f"the top token changes at 0 of {number} removals: it hides everything", measured
@@ -120,8 +121,10 @@ def verdict_4_4(changes: Table2, kept: Sequence[Sequence[bool]]) -> Claim:
     return judge("4.4", says, [Part(what, [s >= 0.5 for s in share])], measured)
 
 
-def verdict_4_5(single: Sites, together: Mapping[str, Sequence[float]], single_odds: Sites, together_odds: Mapping[str, Sequence[float]],
-                zero: Mapping[str, Sequence[float]]) -> Claim:  # fmt: skip
+def verdict_4_5(
+    single: Sites, together: Mapping[str, Sequence[float]], single_odds: Sites,
+    together_odds: Mapping[str, Sequence[float]], zero: Mapping[str, Sequence[float]],
+) -> Claim:  # fmt: skip
     """single, together: site -> change of log p(target) with each head at its mean, and with all of them at once; *_odds: the same
     of the logit difference, which knows no ceiling as a probability does; zero: `together` with zeros in place of means."""
     cores, rest = [], []
@@ -335,7 +338,7 @@ def study_sites(
         own = table[:, begin : begin + 3 * len(heads) + 2]
         begin += own.shape[1]
         parts = [own[:, k * len(heads) : (k + 1) * len(heads)] for k in range(3)]
-        changes = {
+        changes: dict[str, dict[str, Tensor]] = {
             kind: dict(zip(COLUMNS, part.unbind(-1), strict=True))
             for kind, part in zip(REPLACEMENTS, parts, strict=True)
         }
@@ -428,7 +431,7 @@ def choose_prompts(
         facts = [
             fact for fact in facts if fact.prompt.count(fact.target.strip()) == 0
         ]  # the pattern tells the answer for France
-        right = keep(f"4 right {template}", lambda facts=facts: _answered(lm, facts))
+        right = keep(f"4 right {template}", partial(_answered, lm, facts))
         if best is None or sum(right) > sum(best[2]):
             best = template, facts, right
     assert best is not None
@@ -443,6 +446,12 @@ def choose_prompts(
     few = min(FIND, number - ENOUGH) if number > 1.5 * ENOUGH else max(1, number // 2)
     finding = [fits[i * number // few] for i in range(few)]
     return template, finding, [fact for fact in fits if fact not in finding], sum(right)
+
+
+def _map(lm: LanguageModel, fact: CapitalPrompt) -> list[list[float]]:
+    """[head of the whole model][column], with each head at zero."""
+    measure = predictions(lm, fact.target, fact.contrast)
+    return sweep_heads(lm, fact.prompt, measure=measure, progress=False).flatten(0, 1).tolist()
 
 
 def _answered(lm: LanguageModel, facts: Sequence[CapitalPrompt]) -> list[bool]:
@@ -469,15 +478,11 @@ def ledger(
     model with fewer. Raises TargetIsNotOneToken, BadPrompt, PromptTooLong, BlockOutOfRange.
     """
     block = lm.check_block(min(5, lm.n_blocks // 2) if block is None else block)
-    template, finding, judging, answered = choose_prompts(lm, keep)
+    template, finding, judging, _ = choose_prompts(lm, keep)
     first = CapitalPrompt(template.format(capital="Berlin") if prompt is None else prompt, target, contrast)
     finding = [fact for fact in finding if fact.prompt != first.prompt]
     judging = [first, *(fact for fact in judging if fact.prompt != first.prompt)]
-    maps = [
-        keep(f"4 map {fact}", lambda f=fact: sweep_heads(lm, f.prompt, measure=predictions(lm, f.target, f.contrast),
-                                                        progress=False).flatten(0, 1).tolist())
-        for fact in finding
-    ]  # fmt: skip
+    maps = [keep(f"4 map {fact}", partial(_map, lm, fact)) for fact in finding]
     everywhere = dict(zip(COLUMNS, torch.tensor(maps, dtype=torch.float64).unbind(-1), strict=False))
     order = everywhere["target"].mean(0).abs().argsort(descending=True)[: lm.n_heads].tolist()
     strongest = sorted(divmod(place, lm.n_heads) for place in order)
@@ -502,20 +507,28 @@ def ledger(
     regional = {
         site: [row for row in rows if row[0] == row[0]] for site, rows in table("same region").items()
     }  # NaN: the target is no country
-    claims = [
+    damage = {
+        site: {kind: columns["kl"].mean(1).tolist() for kind, columns in study.changes.items()}
+        for site, study in studies.items()
+    }
+    largest = {
+        site: {
+            kind: "{}.{}".format(*study.heads[int(columns["kl"].mean(0).argmax())])
+            for kind, columns in study.changes.items()
+        }
+        for site, study in studies.items()
+    }
+    return [
         verdict_4_1(table("target"), table("target", "mean"), [f"{b}.{h}" for b, h in strongest]),
         verdict_4_2(table("contrast"), {site: study.share_of_the_rest().mean(1).tolist() for site, study in studies.items()}),
         verdict_4_3(stays, int(one.right.sum()), len(judging)),
         verdict_4_4(everywhere["logit difference"].tolist(), everywhere["same top-1"].bool().tolist()),
         verdict_4_5(table("target", "mean"), at_once("target", "mean"), table("logit difference", "mean"),
                     at_once("logit difference", "mean"), at_once("target", "zero")),
-        verdict_4_6({site: {kind: study.changes[kind]["kl"].mean(1).tolist() for kind in REPLACEMENTS} for site, study in studies.items()},
-                    {site: {kind: "{}.{}".format(*study.heads[int(study.changes[kind]["kl"].mean(0).argmax())]) for kind in REPLACEMENTS}
-                     for site, study in studies.items()}),
+        verdict_4_6(damage, largest),
         verdict_4_7(regional),
         verdict_4_8(stays, {site: of_right(study.at_once["zero"]["target is top-1"], study) for site, study in studies.items()}),
     ]  # fmt: skip
-    return claims
 
 
 # ---- what the lesson shows of a study

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -182,7 +183,7 @@ def ledger(
     text = held_out_windows(lm) if text is None else text
     hooks = keep(f"5 hooks {prompt} {tried}", lambda: vars(try_hooks(lm, tokens, tried)))
     skips = keep(f"5 skips {prompt}", lambda: [_steps_at_skipped(lm, tokens), _equal_states(lm, tokens)])
-    costs = [keep(f"5 {row.tolist()}", lambda row=row: measure(lm, row)) for row in text]
+    costs = [keep(f"5 {row.tolist()}", partial(measure, lm, row)) for row in text]
     every = {name: [one[name] for one in costs] for name in costs[0]}
     return [
         verdict_5_1(skips[0]),

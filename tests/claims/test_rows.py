@@ -281,14 +281,14 @@ TRUE = {
     ],
     "4.7": at_sites("gain", lambda row: sum(row) > 0),
     "4.8": small_shifts,
-    "5.4": lambda given: [
-        [median(ratio(b, h) for b, row in zip(block, heads, strict=True) for h in row) >= 4 for block, heads in each("block", "heads")(given)],
-        [all(b > h for b, row in zip(block, heads, strict=True) for h in row) for block, heads in each("block", "heads")(given)],
-        [
-            median(s * ratio(b, h) for b, row, s in zip(block, heads, given["share"], strict=True) for h in row) > 1
-            for block, heads in each("block", "heads")(given)
-        ],
-    ],
+    "5.4": lambda given: statements(
+        each("block", "heads"),
+        lambda block, heads: median(ratio(b, h) for b, row in zip(block, heads, strict=True) for h in row) >= 4,
+        lambda block, heads: all(b > h for b, row in zip(block, heads, strict=True) for h in row),
+        lambda block, heads: median(
+            s * ratio(b, h) for b, row, s in zip(block, heads, given["share"], strict=True) for h in row
+        ) > 1,
+    )(given),
 }  # fmt: skip
 
 
@@ -353,10 +353,8 @@ def check_words(number, given, claim):
         case "1.1":
             assert (claim.verdict == CONSTRUCTION) == all(v == 0 for row in given["before"] for v in row)
             moved = [v for row in given["before"] for v in row if v]
-            assert (
-                claim.verdict == CONSTRUCTION
-                or f"in {len(moved)} of" in words
-                and format_number(max(moved), 3) in words
+            assert claim.verdict == CONSTRUCTION or (
+                f"in {len(moved)} of" in words and format_number(max(moved), 3) in words
             )
         case "1.2":
             (right, n), *_ = counts(claim.why)
