@@ -83,7 +83,7 @@ def _walk(
     stairs = _stairs(copies)
     edits = _CopyEdits(stairs, prompts)
     streams = clean.streams.new_empty(len(copies), prompts, length, lm.d_model)
-    with edit(lm, *edits.on_all_rows()):
+    with (walk := edit(lm, *edits.on_all_rows())):
         for block, (rest, named) in enumerate(clean.calls):
             for row in range(stairs.before(block), stairs.before(block + 1)):  # the copies that join here
                 parent = stairs.parents[row]
@@ -96,6 +96,7 @@ def _walk(
                     output = lm.blocks[block](streams[some].flatten(0, 1), *rest, **named)
                     streams[some] = hooks.first(output).view(len(here), prompts, length, lm.d_model)
             done(len(copies) * prompts)
+        walk.check_ran()
     return streams[stairs.row_of_copy]
 
 
