@@ -49,6 +49,9 @@ class Encoder:
         """
         if isinstance(prompt, Tokens):
             return self._checked(prompt)
+        if type(prompt).__module__ == "numpy" and hasattr(prompt, "tolist"):
+            array: Any = prompt
+            prompt = array.tolist() if array.dtype.kind in "UO" else torch.as_tensor(array)
         if isinstance(prompt, Tensor):
             return self._from_ids(prompt)
         if padding not in ("left", "right"):
@@ -160,6 +163,11 @@ class Encoder:
             hint = "" if text.startswith(" ") else " A word inside a sentence begins with a space."
             raise errors.TargetIsNotOneToken(
                 f"{text!r} is {len(ids)} tokens here ({pieces or 'none'}); choose a target of one token, for example ' Germany'.{hint}"
+            )
+        if ids[0] == self.tokenizer.unk_token_id and text.strip() != self.tokenizer.unk_token:
+            raise errors.TargetIsNotOneToken(
+                f"this tokenizer does not know {text!r} and makes it {self.tokenizer.unk_token!r}: choose another target, or give "
+                "its id."
             )
         return ids[0]
 

@@ -1,11 +1,21 @@
 """One exception class for each kind of mistake, so that code can tell them apart; the sentence is written where the mistake is found.
 
-Every sentence names the value, says what is allowed and what to do.
+Every sentence names the value, says what is allowed and what to do. docs/errors.md has an entry for each class: a traceback
+names it in a note below the sentence, so that the sentence itself stays short.
 """
 
 
 class HelpersError(ValueError):
     """Parent of all mistakes that this package reports."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        self.add_note(f"What this means and how to mend it: {self.page}")
+
+    @property
+    def page(self) -> str:
+        """Where the documentation explains this kind of mistake."""
+        return f"docs/errors.md#{type(self).__name__.lower()}"
 
 
 class UnknownModel(HelpersError):

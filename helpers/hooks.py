@@ -101,19 +101,10 @@ def on_pass(lm: LanguageModel, handles: list[RemovableHandle]) -> None:
         handles.append(module.register_forward_hook(end, prepend=True))
 
 
-def only_looks(hook: Any) -> bool:
-    """Whether this hook is one of those that change nothing: transformers' recorders, and the marks of a pass."""
-    return hasattr(hook, "only_looks") or str(getattr(hook, "__module__", "")).startswith("transformers.")
-
-
 def has_other_hooks(module: nn.Module, ours: list[RemovableHandle], inside: bool = True) -> bool:
-    """Whether a module, or one inside it, has hooks besides `ours` and transformers' recorders, which only look."""
+    """Whether a module, or one inside it, has hooks besides `ours` and those that only look."""
     known = {handle.id for handle in ours}
-    for one in module.modules() if inside else [module]:
-        for key, hook in (*one._forward_hooks.items(), *one._forward_pre_hooks.items()):
-            if key not in known and not only_looks(hook):
-                return True
-    return False
+    return any(passes.other_hooks(one, known) for one in (module.modules() if inside else [module]))
 
 
 def on_output(module: nn.Module, see: Seen, prepend: bool = False) -> RemovableHandle:

@@ -6,6 +6,7 @@ Lengths are in the stream's own unit, logarithms natural (nats). What is stored 
 
 from __future__ import annotations
 
+import math
 from numbers import Real
 
 import torch
@@ -170,7 +171,8 @@ def kl(clean_logits: Tensor, edited_logits: Tensor) -> Tensor:
         raise errors.BadValue(
             f"the two predictions differ in shape, {tuple(clean.shape)} and {tuple(edited.shape)}: compare the same prompt."
         )
-    return (clean.exp() * (clean - edited)).sum(-1).clamp(min=0)
+    # What has no probability adds nothing, also where the difference of two infinities would be NaN.
+    return (clean.exp() * (clean - edited).masked_fill(clean == -math.inf, 0)).sum(-1).clamp(min=0)
 
 
 def top_k(lm: LanguageModel, logits: Tensor, k: int = 5) -> list[tuple[str, float]]:

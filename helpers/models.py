@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from . import errors
+from . import errors, passes
 from .checks import check_indices, kind_of, whole
 from .encoding import Encoder
 from .encoding import Tokens as Tokens
@@ -35,6 +36,8 @@ class LanguageModel(Encoder):
 
     def __init__(self, model: Any, tokenizer: Any, family: Family | str | None = None) -> None:
         self.family, self.parts = row_of(family, model.config)
+        if hasattr(model, "get_base_model"):  # PEFT's wrapper, around the model that has the parts
+            self.parts = _inside_peft(model, self.parts)
         self.model, self.tokenizer = model, tokenizer
         self.config = model.config.get_text_config()  # of a multimodal model, its language model's
         self.certificate: Any = None  # helpers/wrapping.py writes it
@@ -89,8 +92,14 @@ class LanguageModel(Encoder):
         proven = "not certified" if self.certificate is None else self.certificate.short
         return (
             f"LanguageModel({self.family}: {self.n_blocks} blocks of {self.n_heads} heads, d_model {self.d_model}, "
-            f"{self.vocabulary} tokens, {self.context} positions, {self.dtype}; {proven}; live edits: {names})"
+            f"{self.vocabulary} tokens, {self.context} positions, {self.dtype}; {proven}; live edits: {names}{self._others()})"
         )
+
+    def _others(self) -> str:
+        """Hooks of others that may change what the model computes, by the names of their modules."""
+        ours = {handle.id for handle in self.edit_handles}
+        found = [name or "the model" for name, module in self.model.named_modules() if passes.other_hooks(module, ours)]
+        return f"; hooks of others: {', '.join(found[:5])}{', …' if len(found) > 5 else ''}" if found else ""
 
     # ---- parts
 
@@ -199,11 +208,17 @@ class LanguageModel(Encoder):
 
     # ---- running it
 
-    def inputs(self, tokens: Tokens) -> dict[str, Tensor | bool]:
+    def inputs(self, tokens: Tokens, right_padding: bool = False) -> dict[str, Tensor | bool]:
         """Keyword arguments for `lm.model`: without padding on the left just the ids, as one would write by hand.
 
-        Padding on the right needs no mask: a causal model's real tokens never look at what comes after them. Raises BadValue.
+        right_padding: allow prompts that are padded on the right. A pass of them needs no mask, since a causal model's real
+        tokens never look at what comes after them; but `generate` would go on after the padding. Raises BadValue.
         """
+        if not (right_padding or bool(tokens.mask[:, -1].all())):
+            raise errors.BadValue(
+                "these prompts are padded on the right, and generate would go on after the padding: for generate, encode them "
+                "with padding='left'; for a pass of which you read real tokens alone, say lm.inputs(tokens, right_padding=True)."
+            )
         found: dict[str, Tensor | bool] = {"input_ids": tokens.ids, "use_cache": False}
         if bool((tokens.mask[:, 1:] & ~tokens.mask[:, :-1]).any()):  # a real token after padding
             eager = self.config._attn_implementation == "eager"
@@ -221,7 +236,23 @@ class LanguageModel(Encoder):
     @torch.no_grad()
     def logits(self, prompt: str | Sequence[str] | Tensor | Tokens) -> Tensor:
         """(batch, pos, vocabulary) logits of a plain pass, in the mode and with the hooks that the model has now."""
-        return self.model(**self.inputs(self.encode(prompt))).logits
+        tokens = self.encode(prompt)
+        with passes.single_pass(self):
+            return self.model(**self.inputs(tokens, right_padding=True)).logits
+
+
+def _inside_peft(model: Any, parts: Family) -> Family:
+    """The row for the same model inside PEFT's wrapper. Raises UnsupportedFamily."""
+    inner = model.get_base_model()
+    path = next((name for name, module in model.named_modules() if module is inner), None)
+    config = getattr(model, "active_peft_config", None)
+    if path is None or getattr(config, "is_prompt_learning", False):
+        raise errors.UnsupportedFamily(
+            f"this PEFT model ({type(config).__name__}) puts tokens or keys of its own in front of the prompt, so its positions "
+            "are not the prompt's: wrap the model inside, model.get_base_model(), or use adapters such as LoRA."
+        )
+    after = f"{path}.{parts.after_norm}" if parts.after_norm else ""
+    return replace(parts, blocks=f"{path}.{parts.blocks}", final_norm=f"{path}.{parts.final_norm}", after_norm=after)
 
 
 def _features(module: Any, side: int) -> int:

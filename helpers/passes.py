@@ -9,7 +9,7 @@ where in the text it begins, too: with a cache, its first column is the first ne
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import get_ident
@@ -223,6 +223,8 @@ def _text_config(lm: LanguageModel) -> Any:
 def _steps(lm: LanguageModel, block: int, path: str) -> list[tuple[str, nn.Module]]:
     """The modules on the way from the model to a part of a block, by their names in code."""
     found: list[tuple[str, nn.Module]] = [("lm.model", lm.model)]
+    others = path.split("|")  # names of the same part in different versions of transformers
+    path = next((one for one in others if hasattr(lm.part(block, ""), one.split(".")[0])), others[-1])
     for step in [*lm.parts.blocks.split("."), str(block), *(path.split(".") if path else [])]:
         name, module = found[-1]
         inner = getattr(module, step, None)
@@ -230,6 +232,20 @@ def _steps(lm: LanguageModel, block: int, path: str) -> list[tuple[str, nn.Modul
             break
         found.append((f"{name}[{step}]" if step.isdigit() else f"{name}.{step}", inner))
     return found
+
+
+# ---- hooks of others
+
+
+def only_looks(hook: Any) -> bool:
+    """Whether this hook is one of those that change nothing: transformers' recorders, and the marks of a pass."""
+    return hasattr(hook, "only_looks") or str(getattr(hook, "__module__", "")).startswith("transformers.")
+
+
+def other_hooks(module: nn.Module, ours: Container[int]) -> bool:
+    """Whether there hang hooks on this module besides `ours`, by their handles' ids, that may change something."""
+    hooks = (*module._forward_hooks.items(), *module._forward_pre_hooks.items())
+    return any(key not in ours and not only_looks(hook) for key, hook in hooks)
 
 
 # ---- what no hook can work in

@@ -32,7 +32,7 @@ def attention_patterns(lm: LanguageModel, prompt: Prompt) -> Tensor:
     passes.refuse_compiled(lm.model)
     tokens = lm.encode(prompt)
     with passes.single_pass(lm):
-        attentions = lm.model(**lm.inputs(tokens), output_attentions=True).attentions
+        attentions = lm.model(**lm.inputs(tokens, right_padding=True), output_attentions=True).attentions
     if not attentions or any(weights is None for weights in attentions):
         raise errors.BadValue(
             "this model's attention does not write its patterns down: load it with attn_implementation='eager', as load_model does."
@@ -57,7 +57,7 @@ def read_site(lm: LanguageModel, prompt: Prompt, site: str, block: int) -> Tenso
     handles = on_site(lm, site, block, only_here(lambda value, _: found.append(value.clone())))
     try:
         with passes.single_pass(lm):
-            lm.model(**lm.inputs(tokens))
+            lm.model(**lm.inputs(tokens, right_padding=True))
     finally:
         remove(handles)
     if len(found) != 1:

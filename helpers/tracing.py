@@ -193,7 +193,7 @@ class _Recorder:
 
     def _logits(self) -> Tensor | None:
         try:
-            return self.lm.model(**self.lm.inputs(self.tokens)).logits
+            return self.lm.model(**self.lm.inputs(self.tokens, right_padding=True)).logits
         except _Stop:
             passes.check_stopped(self.lm, self.n)
             return None

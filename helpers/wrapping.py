@@ -82,6 +82,7 @@ def wrap(
         raise errors.BadValue(
             f"wrap needs a transformers model, for example AutoModelForCausalLM.from_pretrained(...), not {kind_of(model)}."
         )
+    passes.refuse_compiled(model)
     if tokenizer is not None and not callable(tokenizer):
         raise errors.BadValue(
             f"the tokenizer must be a tokenizer and not {kind_of(tokenizer)}: make one with AutoTokenizer.from_pretrained(...)."
