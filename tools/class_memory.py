@@ -23,7 +23,9 @@ REAL = (
 SWEEP = "sweep_heads(real, 'Paris is the capital of France. Berlin is the capital of', ' Germany')"
 DOUBLE = ", dtype=torch.float64"
 BESIDE = REAL.replace("real", "double", 1).replace("(real", "(double").format(DOUBLE)
-KINDS: dict[str, tuple[list[str], int]] = {  # what each process runs, and how many times the float32 file's bytes they share
+KINDS: dict[
+    str, tuple[list[str], int]
+] = {  # what each process runs, and how many times the float32 file's bytes they share
     "the pocket model alone": ([POCKET], 0),
     "and the real model, float32": ([POCKET, REAL.format("")], 1),
     "and a sweep of its 270 heads": ([POCKET, REAL.format(""), SWEEP], 1),
