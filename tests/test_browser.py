@@ -93,7 +93,9 @@ def server(tmp_path_factory):
     for lesson in LESSONS:
         shutil.copy(lesson, lessons)
     cells = [nbformat.v4.new_code_cell(source) for source in (SET_UP, *PANELS)]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}  # else JupyterLab asks
+    kernel = {
+        "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
+    }  # else JupyterLab asks
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), lessons / BOTH)
     for name, content in SETTINGS.items():
         path = settings / "@jupyterlab" / f"{name}.jupyterlab-settings"

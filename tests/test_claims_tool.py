@@ -11,7 +11,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import transformers
 
 from helpers.claims.core import CONSTRUCTION, FAILS, HOLDS, PARTLY, UNTESTED, Claim, Verdict, ledger_table
 from helpers.exercises.core import tiny_model
@@ -80,8 +79,8 @@ def test_the_page_has_a_column_for_each_model_and_the_verdict_first(tool, both):
     assert header == "| claim | the report says | the pocket model | SmolLM2-135M |"
     assert rows[0] == (
         "| [1.1](../notebooks/01_downstream_scaling.ipynb) | c | "
-        '**holds in part: wholly true on 4 of 25 prompts.** in "part" \\| more.<br><sub>2, 3</sub> | '
-        "**holds on 24 of 25 prompts.** all of it.<br><sub>5</sub> |"
+        '**holds in part: wholly true on 4 of 25 prompts**<br>in "part" \\| more.<br><sub>2, 3</sub> | '
+        "**holds on 24 of 25 prompts**<br>all of it.<br><sub>5</sub> |"
     )
     assert [re.match(r"\| \[(.*?)\]", row)[1] for row in rows] == ["1.1", "1.2"]
     assert "[2.1](../notebooks/02_hooks_vs_hidden_states.ipynb) | a \\| b" in software
@@ -175,7 +174,7 @@ def test_what_was_kept_is_used_for_the_same_model_versions_and_code_only(tool, m
     with torch.no_grad():
         changed.unembed.weight[3, 2] += 1e-9
     assert tool.fingerprint(changed) != weights
-    monkeypatch.setattr(transformers, "__version__", "0.0")
+    monkeypatch.setattr(tool.transformers, "__version__", "0.0")
     assert tool.fingerprint(lm) != weights
 
     root = tmp_path / "root"
@@ -213,7 +212,10 @@ def test_the_committed_table_has_every_claim_once_for_each_model(tool):
     assert tuple(stored) == tool.BOTH
     for claims in stored.values():
         assert [claim.number for claim in claims] == NUMBERS
-    assert all(claim.over[1] >= 20 for claims in stored.values() for claim in claims if claim.over)
+    for claim in (claim for claims in stored.values() for claim in claims if claim.over):
+        assert claim.over[1] >= 20 or claim.number == "4.8", (
+            claim
+        )  # 4.8 counts only prompts that no head alone turns over
 
 
 def test_page_csv_and_readme_are_the_same_ledger(tool):

@@ -48,7 +48,7 @@ if its core fails at both. A median is taken over the prompts.
 method (Holm 1979) at the level of 5 % for each row. KL is KL(clean ‖ edited), in nats. A mean that replaces a head is taken at
 each position, over other prompts of the same length (Wang et al. 2022). The strongest heads are found on some prompts and
 judged on others. Prompts are those of the lessons and the first sentences of 24 held-out passages; in lesson 4, capitals that
-the model knows, after a first sentence that shows the pattern where it needs one."""
+the model knows (all of them, if it knows too few), after a first sentence that shows the pattern where it needs one."""
 
 
 class Run(NamedTuple):
@@ -117,7 +117,7 @@ def counted(claims: Sequence[Claim]) -> str:
 def cell(claim: Claim) -> str:
     """The verdict first, then the reason, then further numbers."""
     numbers = f"<br><sub>{claim.measured}</sub>" if claim.measured else ""
-    return f"**{claim.verdict_text}.** {claim.why}.{numbers}".replace("|", "\\|")
+    return f"**{claim.verdict_text}**<br>{claim.why}.{numbers}".replace("|", "\\|")
 
 
 def table(ledgers: Mapping[str, Sequence[Claim]], software: bool, link: Callable[[str], str]) -> str:

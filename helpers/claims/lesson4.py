@@ -47,7 +47,7 @@ REPLACEMENTS: tuple[Replacement, ...] = ("zero", "mean", "resample")
 # An instruction-tuned model may need to see the pattern before it answers in one word.
 TEMPLATES = (TEMPLATE, "Paris is the capital of France. {capital} is the capital of")
 FIND, JUDGE = 20, 24  # prompts on which the strongest heads are found, and at most so many on which they are judged
-ENOUGH = 20  # prompts of one length: as many as a mean at each position needs here
+ENOUGH = 10  # prompts of one length: as many as a mean at each position needs here
 FEW = 0.25  # of the heads: where fewer hold half of all change, the work is not distributed
 FURTHER = 1.5  # a replacement moves the prediction further than another if its KL is that many times as large
 COLUMNS = ("target", "kl", "same top-1", "target is top-1", "contrast", "logit difference", "same region", "clean target",
@@ -212,7 +212,9 @@ def verdict_4_8(first: Mapping[str, Sequence[Sequence[bool]]], together: Mapping
         all(map(all, rows)) for rows in zip(*first.values(), strict=True)
     ]  # of each prompt: no head alone costs it
     if not any(small):
-        why = f"on 0 of {len(small)} prompts does the target stay top-1 whichever single head is removed: no shift is small"
+        why = "the target is top-1 on none of the prompts, even with every head"
+        if small:
+            why = f"on each of {len(small)} prompts some head alone costs the target its first place: no shift is small"
         return Claim("4.8", says, UNTESTED, why)
     parts = [
         Part(
@@ -439,11 +441,11 @@ def choose_prompts(
     lengths = [len(lm.token_ids(fact.prompt)) for fact in facts]
     common = [lengths.count(length) >= ENOUGH for length in lengths]
     fits = [f for f, often, known in zip(facts, common, right, strict=True) if often and known]
-    if len(fits) < 1.5 * ENOUGH:
+    if len(fits) < 1.5 * FIND:
         fits = [f for f, often in zip(facts, common, strict=True) if often] or facts
     number = min(len(fits), FIND + JUDGE)
     fits = [fits[i * len(fits) // number] for i in range(number)]
-    few = min(FIND, number - ENOUGH) if number > 1.5 * ENOUGH else max(1, number // 2)
+    few = min(FIND, number - FIND) if number > 1.5 * FIND else max(1, number // 2)
     finding = [fits[i * number // few] for i in range(few)]
     return template, finding, [fact for fact in fits if fact not in finding], sum(right)
 
@@ -482,9 +484,10 @@ def ledger(
     first = CapitalPrompt(template.format(capital="Berlin") if prompt is None else prompt, target, contrast)
     finding = [fact for fact in finding if fact.prompt != first.prompt]
     judging = [first, *(fact for fact in judging if fact.prompt != first.prompt)]
-    maps = [keep(f"4 map {fact}", partial(_map, lm, fact)) for fact in finding]
+    maps = [keep(f"4 map {fact}", partial(_map, lm, fact)) for fact in [*finding, first]]
     everywhere = dict(zip(COLUMNS, torch.tensor(maps, dtype=torch.float64).unbind(-1), strict=False))
-    order = everywhere["target"].mean(0).abs().argsort(descending=True)[: lm.n_heads].tolist()
+    size = everywhere["target"][: len(finding)].mean(0).abs()  # the first prompt is judged on
+    order = size.argsort(descending=True)[: lm.n_heads].tolist()
     strongest = sorted(divmod(place, lm.n_heads) for place in order)
     reference = [fact.prompt for fact in capital_prompts(lm, template=template)]
     sites = {

@@ -72,7 +72,7 @@ CASES = {
         HOLDS: ({"first": both(YES), "together": {A: [False], B: [False]}}, "all of block 5 at once"),
         PARTLY: ({"first": both(YES), "together": {A: [True], B: [False]}}, "no head alone does: 0 of 1; all of the strongest"),
         FAILS: ({"first": both(YES), "together": {A: [True], B: [True]}}, "all of block 5 at once"),
-        UNTESTED: ({"first": both(YES, NO), "together": {A: [False], B: [False]}}, "on 0 of 1 prompts"),
+        UNTESTED: ({"first": both(YES, NO), "together": {A: [False], B: [False]}}, "on each of 1 prompts some head alone"),
     },
 }  # fmt: skip
 
