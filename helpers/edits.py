@@ -7,13 +7,17 @@
 An edit is a small immutable value; making one touches no model. `edit` checks every edit against the model before the
 first hook is registered, so that nothing is ever half applied. Edits at the same place run in the order given, those of
 an outer `with` first. Every factory takes `positions`: None for all tokens, a position, several, or a slice (positions
-count columns of the batch, padding included; negative ones count from the end). A position that the prompt does not
-have is only found when the prompt is there: that pass raises PositionOutOfRange.
+count columns of the batch from the start of the text, padding included; negative ones count from the end). With a cache
+they still count from the start of the text, so that edits of a generated text are those of a pass over the whole of it.
+A position that the prompt does not have is only found when the prompt is there: a pass of ours raises PositionOutOfRange,
+and in `generate`, where it may still come, the end of the `with` does.
+
+Each edit proves that it happened: helpers/passes.py.
 
 "attention" and "mlp" are what the two parts add to the residual stream. In Gemma 2 and 3 that is their output after the
 norm that follows it; in OPT in train mode it is the value before its dropout, which no hook can see.
 
-An edit hangs on the model itself, so it changes every pass of it, those of other threads too: one thread per model.
+An edit hangs on the model itself, so it changes every pass of it, those of other threads too; two threads cannot both edit it.
 """
 
 from __future__ import annotations
