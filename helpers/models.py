@@ -217,7 +217,8 @@ class LanguageModel(Encoder):
         if not (right_padding or bool(tokens.mask[:, -1].all())):
             raise errors.BadValue(
                 "these prompts are padded on the right, and generate would go on after the padding: for generate, encode them "
-                "with padding='left'; for a pass of which you read real tokens alone, say lm.inputs(tokens, right_padding=True)."
+                "with padding='left' and give it tokens.ids and attention_mask=tokens.mask.long(); for a pass of which you read "
+                "real tokens alone, say lm.inputs(tokens, right_padding=True)."
             )
         found: dict[str, Tensor | bool] = {"input_ids": tokens.ids, "use_cache": False}
         if bool((tokens.mask[:, 1:] & ~tokens.mask[:, :-1]).any()):  # a real token after padding

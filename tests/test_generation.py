@@ -5,7 +5,7 @@ import torch
 from test_trace import FAMILIES
 from tiny import tiny
 
-from helpers import add_to_block, change, edit, scale_block, trace, zero_heads
+from helpers import Tokens, add_to_block, change, edit, scale_block, trace, zero_heads
 from helpers.errors import BadValue, PositionOutOfRange
 
 IDS = torch.arange(2, 16).reshape(2, 7)
@@ -127,12 +127,10 @@ def test_prompts_padded_on_the_right_do_not_slip_into_generate():
     lm = tiny("llama", torch.float32)
     mask = torch.ones_like(IDS, dtype=torch.bool)
     mask[0, 4:] = False
-    from helpers import Tokens
-
     with pytest.raises(BadValue, match=r"generate would go on after the padding.*padding='left'"):
         lm.inputs(Tokens(IDS, mask))
     assert set(lm.inputs(Tokens(IDS, mask), right_padding=True)) == {"input_ids", "use_cache"}
-    left = lm.inputs(Tokens(IDS, mask.flip(1)))
-    out = lm.model.generate(**left, max_new_tokens=3, do_sample=False, pad_token_id=0)
+    left = mask.flip(1).long()
+    out = lm.model.generate(IDS, attention_mask=left, max_new_tokens=3, do_sample=False, pad_token_id=0)
     alone = lm.model.generate(IDS[:1, 3:], max_new_tokens=3, do_sample=False, pad_token_id=0, use_cache=False)
     assert torch.equal(out[:1, 7:], alone[:, 4:])
