@@ -53,9 +53,9 @@ class LanguageModel(Encoder):
         try:
             self.n_key_heads = self._check_parts()
             self.d_mlp = _features(self.part(0, self.parts.neurons_out), 0) if self.parts.neurons_out else 0
-        except (AttributeError, IndexError) as error:
+        except (AttributeError, IndexError, TypeError) as error:
             raise errors.UnsupportedFamily(
-                f"this {self.family!r} model does not keep its parts where the table says ({error}); pass the language model with "
+                f"this {self.family!r} model does not keep its parts where its row says ({error}); pass the language model with "
                 "its head, for example AutoModelForCausalLM, or a row of its own: wrap(model, tokenizer, family=Family(...))."
             ) from None
 

@@ -87,6 +87,7 @@ def wrap(
         raise errors.BadValue(
             f"the tokenizer must be a tokenizer and not {kind_of(tokenizer)}: make one with AutoTokenizer.from_pretrained(...)."
         )
+    passes.refuse_compiled(model)
     lm = LanguageModel(model, tokenizer, family)
     training = [module for module in model.modules() if module.training]
     model.eval()
@@ -166,8 +167,9 @@ def _short_pass(lm: LanguageModel) -> _Seen:
         handles.append(hooks.on_call(lm.part(0, ""), seen.call("block 0")))
         handles.append(hooks.on_input(lm.final_norm, seen.keep("last")))
         inputs = lm.inputs(Tokens(ids.to(lm.device), torch.ones_like(ids, dtype=torch.bool)))
-        # Not even if the config asks for it: transformers would install recorders that stay.
-        seen.logits = lm.model(**inputs, output_hidden_states=False).logits.cpu().double()
+        # Not even if the config asks for them: transformers would install recorders that stay.
+        found = lm.model(**inputs, output_hidden_states=False, output_attentions=False)
+        seen.logits = found.logits.cpu().double()
     except errors.HelpersError:
         raise
     except Exception as error:
@@ -228,8 +230,8 @@ class _Judge:
             "A hook hangs on the model, which may be the reason: take it off and wrap again." if watched else _WAY_OUT
         )
         raise errors.UnsupportedFamily(
-            f"this {lm.family!r} model is refused at {place}, where it should be that {identity}: it is off by {off:.2g} of its "
-            f"size, and {str(lm.dtype).removeprefix('torch.')} allows {bound:.1g}. {way_out}"
+            f"the row for this {lm.family!r} model is wrong at {place}: it says that {identity}, but that is off by {off:.2g} of "
+            f"its size, and {str(lm.dtype).removeprefix('torch.')} allows {bound:.1g}. {way_out}"
         )
 
 
@@ -247,6 +249,14 @@ def _judge_pass(lm: LanguageModel, seen: _Seen, judge: _Judge) -> None:
             raise errors.UnsupportedFamily(
                 f"in a plain pass of this {lm.family!r} model {number} {what} ran {ran} times in all, and each should run once: "
                 f"the row names modules that do not run, or the model skips or repeats some. {_WAY_OUT}"
+            )
+    for name, values in seen.at.items():
+        width = lm.d_head if name == "heads" else lm.d_model
+        wrong = next((value.shape[-1] for value in values if value.shape[-1] != width), None)
+        if wrong is not None:
+            raise errors.UnsupportedFamily(
+                f"the row for this {lm.family!r} model is wrong: {wrong} numbers per token where {width} were expected, at "
+                f"{all_of.get(name, name)!r}. {_WAY_OUT}"
             )
     entered, left, attention, mlp = (seen.stacked(name) for name in ("entered", "left", "attention", "mlp"))
     handed_on = torch.cat([entered[1:], seen.stacked("last")])
@@ -283,6 +293,13 @@ def _judge_keys(lm: LanguageModel, seen: _Seen, judge: _Judge) -> None:
         share = _share_of_tokens(lm, block)[:, mine, None]  # (pos, heads, 1): all, without a sink
         values, last = heads[:, 0, mine] / share[0], heads[:, -1, mine] / share[-1]
         judge.near(KEYS, last[None], values.mean(0).expand_as(last)[None], blocks=[block])
+        alone, before = (
+            heads[0, 0, mine],
+            clean[0, mine],
+        )  # a token that sees itself alone has its own value, keys or not
+        if lm.parts.sinks:  # and the sink's share of nothing, which keys do change
+            alone, before = (nn.functional.normalize(value, dim=-1) for value in (alone, before))
+        judge.near(KEYS, alone[None], before[None], blocks=[block])
         if not mine.all():
             judge.near(OTHERS, heads[0, :, ~mine][None], clean[:, ~mine][None], blocks=[block])
 
@@ -295,9 +312,14 @@ def _judge_preactivation(lm: LanguageModel, seen: _Seen, judge: _Judge) -> None:
     if any(name in ("linear", "tanh", "leaky_relu", "xielu") for name in names):
         judge.unchecked[PREACTIVATION] = "this activation function is not 0 there"
     else:
-        low = ("preactivation", lambda value, _: torch.full_like(value, -1000.0))
-        neurons = _alone(lm, lm.blocks[0], 0, seen.calls["block 0"][0], "neurons", low).flatten()
-        off = neurons.abs().max().item()
+        widths = []
+
+        def low(value: Tensor, _: Tensor) -> Tensor:
+            widths.append(value.shape[-1])
+            return torch.full_like(value, -1000.0)
+
+        neurons = _alone(lm, lm.blocks[0], 0, seen.calls["block 0"][0], "neurons", ("preactivation", low))
+        off = neurons.abs().max().item() if widths == [lm.d_mlp] else math.inf
         if not off <= judge.close:
             judge.refuse(PREACTIVATION, "block 0", off, judge.close)
         judge.note(PREACTIVATION, off)
