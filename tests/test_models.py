@@ -373,6 +373,18 @@ def test_a_tokenizer_that_puts_a_token_first():
         lm.encode("")
 
 
+def test_a_text_that_begins_with_the_first_token_does_not_get_it_twice():
+    """As texts from a chat template do."""
+    lm = wrap(tiny("llama").model, words_tokenizer(bos=True))
+    lm.tokenizer.chat_template = "{{ bos_token }}{{ messages[0]['content'] }}"
+    text = lm.tokenizer.apply_chat_template([{"role": "user", "content": "Berlin is"}], tokenize=False)
+    assert text == "<s>Berlin is" and lm.tokenizer(text)["input_ids"] == [0, 0, 1, 7]
+    assert lm.encode(text).ids.tolist() == lm.encode("Berlin is").ids.tolist() == [[0, 1, 7]]
+    assert lm.encode("<s><s>Berlin").ids.tolist() == [[0, 0, 1]]  # two that somebody wrote stay two
+    plain = wrap(tiny("llama").model, words_tokenizer())
+    assert plain.encode("<s>Berlin is").ids.tolist() == [[0, 1, 7]]
+
+
 def test_a_tokenizer_that_puts_a_space_in_front_by_itself():
     lm = wrap(tiny("llama").model, words_tokenizer(mark="▁"))
     assert (
