@@ -164,9 +164,10 @@ class Encoder:
             raise errors.TargetIsNotOneToken(
                 f"{text!r} is {len(ids)} tokens here ({pieces or 'none'}); choose a target of one token, for example ' Germany'.{hint}"
             )
-        if ids[0] == self.tokenizer.unk_token_id and text.strip() != self.tokenizer.unk_token:
+        unknown = getattr(self.tokenizer, "unk_token", None)
+        if unknown is not None and ids[0] == self.tokenizer.unk_token_id and text.strip() != unknown:
             raise errors.TargetIsNotOneToken(
-                f"this tokenizer does not know {text!r} and makes it {self.tokenizer.unk_token!r}: choose another target, or give "
+                f"this tokenizer does not know {text!r} and makes it {unknown!r}: choose another target, or give "
                 "its id."
             )
         return ids[0]
