@@ -26,6 +26,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
+from threading import get_ident
 
 import torch
 from torch import Tensor
@@ -88,13 +89,16 @@ class edit:
         group = Live(self.edits)
         try:
             self.entered.append(group)
-            self.lm.live_edits.append(group)
-            if any(other.thread != group.thread for other in self.lm.live_edits):
+            self.lm.live_edits.append(
+                group
+            )  # first there, then a look around: of two threads, one at least sees the other
+            if any(other.thread != group.thread for other in list(self.lm.live_edits)):
                 raise errors.BadEdit(
                     "another thread has edits on this model, and both would be edited by both: give each thread its own copy "
                     "(copy.deepcopy(lm)), or wait until the other's `with` has ended."
                 )
-            _register(self.lm)
+            group.hung = True
+            _register(self.lm, self.lm.live_edits)
             return self.lm
         except BaseException:  # an interrupt in here: Python would not call __exit__
             self._leave(group)
@@ -120,25 +124,27 @@ class edit:
 
     def _leave(self, group: Live) -> None:
         group.on = False
-        self.lm.live_edits = [other for other in self.lm.live_edits if other is not group]
-        _register(self.lm)
+        if group.hung:
+            _register(self.lm, [other for other in self.lm.live_edits if other is not group])
+        if any(other is group for other in self.lm.live_edits):
+            self.lm.live_edits.remove(group)  # last: until the hooks are off, other threads shall see that they are on
         self.entered = [other for other in self.entered if other is not group]
 
 
-def _register(lm: LanguageModel) -> None:
-    """Hang all live edits on the model, ahead of every other hook, in their order.
+def _register(lm: LanguageModel, groups: list[Live]) -> None:
+    """Hang these edits on the model and no others, ahead of every other hook, in their order.
 
     All are taken off and put on again, since `prepend` would run the newest first; the last one goes on first.
     """
     remove(lm.edit_handles)
-    for group in reversed(lm.live_edits):
+    for group in reversed(groups):
         for index in reversed(range(len(group))):
             see = _counted(lm, group, index)
             lm.edit_handles += on_site(lm, group[index].site, group[index].block, see, prepend=True)
-    if lm.live_edits:
+    if groups:
         on_pass(lm, lm.edit_handles)
     else:
-        lm.passes.clear()
+        lm.passes.pop(get_ident(), None)
 
 
 def _counted(lm: LanguageModel, group: Live, index: int) -> Callable[[Tensor, Tensor], Tensor | None]:
@@ -208,7 +214,7 @@ def chosen_columns(positions: Positions, length: int) -> list[int]:
                 f"position {p} does not exist: this prompt has {length} tokens, at positions 0 to {length - 1}; "
                 "choose from them, or count from the end with -1, -2, …"
             )
-    return columns
+    return [p % length for p in columns]
 
 
 def _columns_now(one: Edit, group: Live, index: int, now: Pass, length: int) -> list[int]:

@@ -133,7 +133,7 @@ class Encoder:
         """
         tokenizer = self._need_tokenizer()
         ids = list(tokenizer(text, verbose=False)["input_ids"])
-        if any(text.startswith(special) for special in tokenizer.all_special_tokens):
+        if any(text.startswith(special) for special in getattr(tokenizer, "all_special_tokens", ())):
             bare = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
             front = next((n for n in range(len(ids) - len(bare) + 1) if ids[n : n + len(bare)] == bare), 0)
             if bare[:front] == ids[:front]:

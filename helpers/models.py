@@ -141,10 +141,16 @@ class LanguageModel(Encoder):
         return found.get_submodule(path) if path else found
 
     def attention(self, block: int) -> nn.Module:
-        return self.part(self.check_block(block), self.parts.attention)
+        return self._own_part(block, self.parts.attention)
 
     def mlp(self, block: int) -> nn.Module:
-        return self.part(self.check_block(block), self.parts.mlp)
+        return self._own_part(block, self.parts.mlp)
+
+    def _own_part(self, block: int, path: str) -> nn.Module:
+        try:
+            return self.part(self.check_block(block), path)
+        except AttributeError:  # a user put another module in the block's place
+            raise passes.missing(self, block, path) from None
 
     def setting(self, name: str) -> Any:
         """What the model's config says under a name that a row gives; None if the row gives none, or the config has none."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from . import errors, hooks
+from . import errors, hooks, passes
 from .edits import Edit, applied, edit
 from .measures import Measure, Outcome
 from .models import LanguageModel
@@ -92,9 +92,8 @@ def _record(lm: LanguageModel, ids: Tensor) -> _Clean:
     try:
         handles += [hooks.on_call(block, keep) for block in lm.blocks]
         handles.append(hooks.on_input(lm.final_norm, stop, prepend=True))
-        lm.model(**lm.inputs(lm.encode(ids)))  # without a cache: a filled one would show later calls the old keys
-    except _Stop:
-        pass
+        with passes.single_pass(lm):
+            _until_stopped(lm, ids)
     finally:
         hooks.remove(handles)
     if len(calls) != lm.n_blocks:
@@ -102,6 +101,13 @@ def _record(lm: LanguageModel, ids: Tensor) -> _Clean:
             f"{len(calls)} of {lm.n_blocks} blocks ran in a plain pass: a sweep needs all of them, put replaced ones back."
         )
     return _Clean(ids, streams, calls)
+
+
+def _until_stopped(lm: LanguageModel, ids: Tensor) -> None:
+    try:
+        lm.model(**lm.inputs(lm.encode(ids)))  # without a cache: a filled one would show later calls the old keys
+    except _Stop:
+        passes.check_stopped(lm, lm.n_blocks)  # live edits are part of the baseline
 
 
 def _walk(

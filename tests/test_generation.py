@@ -134,3 +134,22 @@ def test_prompts_padded_on_the_right_do_not_slip_into_generate():
     out = lm.model.generate(IDS, attention_mask=left, max_new_tokens=3, do_sample=False, pad_token_id=0)
     alone = lm.model.generate(IDS[:1, 3:], max_new_tokens=3, do_sample=False, pad_token_id=0, use_cache=False)
     assert torch.equal(out[:1, 7:], alone[:, 4:])
+
+
+@pytest.mark.parametrize("where", [0, -1, [1, -2], slice(2, 5), slice(-3, None), slice(None, None, -2), [6]])
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_learners_own_pass_is_edited_at_the_same_positions(where, cache):
+    lm = tiny("llama")
+    with edit(lm, add_to_block(1, vector(), where)), torch.no_grad():
+        found = lm.model(input_ids=IDS, use_cache=cache).logits
+    columns = torch.arange(7)[where if where != slice(None, None, -2) else [6, 4, 2, 0]]
+    add = torch.zeros(7, 24, dtype=torch.float64)
+    add[columns] = vector()
+
+    def by_hand(module, args, output):
+        return (output[0] + add, *output[1:]) if isinstance(output, tuple) else output + add
+
+    handle = lm.blocks[1].register_forward_hook(by_hand)
+    expected = lm.logits(IDS)
+    handle.remove()
+    assert torch.equal(found, expected)

@@ -1,6 +1,7 @@
 """Loading, wrapping and encoding: what a learner gets, and the sentence when it cannot be had."""
 
 import contextlib
+import copy
 import json
 import math
 import os
@@ -354,11 +355,16 @@ def test_prompts_that_cannot_be_used_say_why(words):
 
 def test_targets_are_one_token(words):
     assert words.token_id(" Germany") == 11
-    sentence = r"' Berlin Germany' is 2 tokens here \(' Berlin', ' Germany'\); choose a target of one token, for example ' Germany'\.$"
+    sentence = r"' Berlin Germany' is 2 tokens here \(' Berlin', ' Germany'\); choose a target of one token.*' Germany'\.(\n|$)"
     with pytest.raises(errors.TargetIsNotOneToken, match=sentence):
         words.token_id(" Berlin Germany")
     with pytest.raises(errors.TargetIsNotOneToken, match=r"A word inside a sentence begins with a space\."):
         words.token_id("Germany Germany")
+    unknown = copy.copy(words)
+    unknown.tokenizer = copy.deepcopy(words.tokenizer)
+    unknown.tokenizer.unk_token = words.tokenizer.convert_ids_to_tokens(words.token_id(" Germany"))
+    with pytest.raises(errors.TargetIsNotOneToken, match=r"does not know ' Germany'.*choose another target"):
+        unknown.token_id(" Germany")
     with pytest.raises(errors.TargetIsNotOneToken, match=r"'' is 0 tokens here \(none\)"):
         words.token_id("")
     with pytest.raises(errors.BadPrompt, match="without a tokenizer"):
