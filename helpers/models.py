@@ -135,10 +135,13 @@ class LanguageModel(Encoder):
 
     def part(self, block: int, path: str) -> nn.Module:
         """A module inside a block, by its path there; the block itself for an empty path."""
-        found = self.model.get_submodule(self.parts.blocks)[block]
+        there = f"{self.parts.blocks}.{block}"
+        if "|" not in path:
+            return self.model.get_submodule(f"{there}.{path}" if path else there)
+        found = self.model.get_submodule(there)
         *others, last = path.split("|")
         path = next((other for other in others if hasattr(found, other.split(".")[0])), last)
-        return found.get_submodule(path) if path else found
+        return found.get_submodule(path)
 
     def attention(self, block: int) -> nn.Module:
         return self._own_part(block, self.parts.attention)
