@@ -7,13 +7,17 @@
 An edit is a small immutable value; making one touches no model. `edit` checks every edit against the model before the
 first hook is registered, so that nothing is ever half applied. Edits at the same place run in the order given, those of
 an outer `with` first. Every factory takes `positions`: None for all tokens, a position, several, or a slice (positions
-count columns of the batch, padding included; negative ones count from the end). A position that the prompt does not
-have is only found when the prompt is there: that pass raises PositionOutOfRange.
+count columns of the batch from the start of the text, padding included; negative ones count from the end). With a cache
+they still count from the start of the text, so that edits of a generated text are those of a pass over the whole of it.
+A position that the prompt does not have is only found when the prompt is there: a pass of ours raises PositionOutOfRange,
+and in `generate`, where it may still come, the end of the `with` does.
+
+Each edit proves that it happened: helpers/passes.py.
 
 "attention" and "mlp" are what the two parts add to the residual stream. In Gemma 2 and 3 that is their output after the
 norm that follows it; in OPT in train mode it is the value before its dropout, which no hook can see.
 
-An edit hangs on the model itself, so it changes every pass of it, those of other threads too: one thread per model.
+An edit hangs on the model itself, so it changes every pass of it, those of other threads too; two threads cannot both edit it.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -88,13 +93,16 @@ class edit:
         group = Live(self.edits)
         try:
             self.entered.append(group)
-            self.lm.live_edits.append(group)
-            if any(other.thread != group.thread for other in self.lm.live_edits):
+            self.lm.live_edits.append(
+                group
+            )  # first there, then a look around: of two threads, one at least sees the other
+            if any(other.thread != group.thread for other in list(self.lm.live_edits)):
                 raise errors.BadEdit(
                     "another thread has edits on this model, and both would be edited by both: give each thread its own copy "
                     "(copy.deepcopy(lm)), or wait until the other's `with` has ended."
                 )
-            _register(self.lm)
+            group.hung = True
+            _register(self.lm, self.lm.live_edits)
             return self.lm
         except BaseException:  # an interrupt in here: Python would not call __exit__
             self._leave(group)
@@ -120,25 +128,27 @@ class edit:
 
     def _leave(self, group: Live) -> None:
         group.on = False
-        self.lm.live_edits = [other for other in self.lm.live_edits if other is not group]
-        _register(self.lm)
+        if group.hung:
+            _register(self.lm, [other for other in self.lm.live_edits if other is not group])
+        if any(other is group for other in self.lm.live_edits):
+            self.lm.live_edits.remove(group)  # last: until the hooks are off, other threads shall see that they are on
         self.entered = [other for other in self.entered if other is not group]
 
 
-def _register(lm: LanguageModel) -> None:
-    """Hang all live edits on the model, ahead of every other hook, in their order.
+def _register(lm: LanguageModel, groups: list[Live]) -> None:
+    """Hang these edits on the model and no others, ahead of every other hook, in their order.
 
     All are taken off and put on again, since `prepend` would run the newest first; the last one goes on first.
     """
     remove(lm.edit_handles)
-    for group in reversed(lm.live_edits):
+    for group in reversed(groups):
         for index in reversed(range(len(group))):
             see = _counted(lm, group, index)
             lm.edit_handles += on_site(lm, group[index].site, group[index].block, see, prepend=True)
-    if lm.live_edits:
+    if groups:
         on_pass(lm, lm.edit_handles)
     else:
-        lm.passes.clear()
+        lm.passes.pop(get_ident(), None)
 
 
 def _counted(lm: LanguageModel, group: Live, index: int) -> Callable[[Tensor, Tensor], Tensor | None]:
@@ -208,7 +218,7 @@ def chosen_columns(positions: Positions, length: int) -> list[int]:
                 f"position {p} does not exist: this prompt has {length} tokens, at positions 0 to {length - 1}; "
                 "choose from them, or count from the end with -1, -2, …"
             )
-    return columns
+    return [p % length for p in columns]
 
 
 def _columns_now(one: Edit, group: Live, index: int, now: Pass, length: int) -> list[int]:

@@ -133,7 +133,7 @@ class Encoder:
         """
         tokenizer = self._need_tokenizer()
         ids = list(tokenizer(text, verbose=False)["input_ids"])
-        if any(text.startswith(special) for special in tokenizer.all_special_tokens):
+        if any(text.startswith(special) for special in getattr(tokenizer, "all_special_tokens", ())):
             bare = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
             front = next((n for n in range(len(ids) - len(bare) + 1) if ids[n : n + len(bare)] == bare), 0)
             if bare[:front] == ids[:front]:
@@ -164,9 +164,10 @@ class Encoder:
             raise errors.TargetIsNotOneToken(
                 f"{text!r} is {len(ids)} tokens here ({pieces or 'none'}); choose a target of one token, for example ' Germany'.{hint}"
             )
-        if ids[0] == self.tokenizer.unk_token_id and text.strip() != self.tokenizer.unk_token:
+        unknown = getattr(self.tokenizer, "unk_token", None)
+        if unknown is not None and ids[0] == self.tokenizer.unk_token_id and text.strip() != unknown:
             raise errors.TargetIsNotOneToken(
-                f"this tokenizer does not know {text!r} and makes it {self.tokenizer.unk_token!r}: choose another target, or give "
+                f"this tokenizer does not know {text!r} and makes it {unknown!r}: choose another target, or give "
                 "its id."
             )
         return ids[0]

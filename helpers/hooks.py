@@ -30,7 +30,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from . import errors, passes
+from . import passes
 from .models import LanguageModel
 from .sites import site_of
 
@@ -98,7 +98,8 @@ def on_pass(lm: LanguageModel, handles: list[RemovableHandle]) -> None:
     begin.only_looks = end.only_looks = True  # type: ignore[attr-defined]
     for module in {id(one): one for one in (lm.model, passes.stack_of(lm))}.values():
         handles.append(module.register_forward_pre_hook(begin, prepend=True, with_kwargs=True))
-        handles.append(module.register_forward_hook(end, prepend=True))
+        # also after an exception, then with no output: what is left of that pass must not be taken for another
+        handles.append(module.register_forward_hook(end, prepend=True, always_call=True))
 
 
 def has_other_hooks(module: nn.Module, ours: list[RemovableHandle], inside: bool = True) -> bool:
@@ -133,11 +134,7 @@ def on_site(lm: LanguageModel, site: str, block: int, see: Seen, prepend: bool =
     try:
         module = lm.part(block, found.path)
     except AttributeError:
-        kind = type(lm.part(block, "")).__name__
-        raise errors.DidNotRun(
-            f"block {block} is of class {kind} now and has no {found.path!r}, so there is no {site!r} in it to edit or read: put the "
-            "model's own block back, or choose the site 'block'."
-        ) from None
+        raise passes.missing(lm, block, found.path) from None
     if site == "block":
         return [on_output(module, see, prepend)]
     shape: list[int] = []

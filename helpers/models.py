@@ -135,16 +135,25 @@ class LanguageModel(Encoder):
 
     def part(self, block: int, path: str) -> nn.Module:
         """A module inside a block, by its path there; the block itself for an empty path."""
-        found = self.model.get_submodule(self.parts.blocks)[block]
+        there = f"{self.parts.blocks}.{block}"
+        if "|" not in path:
+            return self.model.get_submodule(f"{there}.{path}" if path else there)
+        found = self.model.get_submodule(there)
         *others, last = path.split("|")
         path = next((other for other in others if hasattr(found, other.split(".")[0])), last)
-        return found.get_submodule(path) if path else found
+        return found.get_submodule(path)
 
     def attention(self, block: int) -> nn.Module:
-        return self.part(self.check_block(block), self.parts.attention)
+        return self._own_part(block, self.parts.attention)
 
     def mlp(self, block: int) -> nn.Module:
-        return self.part(self.check_block(block), self.parts.mlp)
+        return self._own_part(block, self.parts.mlp)
+
+    def _own_part(self, block: int, path: str) -> nn.Module:
+        try:
+            return self.part(self.check_block(block), path)
+        except AttributeError:  # a user put another module in the block's place
+            raise passes.missing(self, block, path) from None
 
     def setting(self, name: str) -> Any:
         """What the model's config says under a name that a row gives; None if the row gives none, or the config has none."""
@@ -217,7 +226,8 @@ class LanguageModel(Encoder):
         if not (right_padding or bool(tokens.mask[:, -1].all())):
             raise errors.BadValue(
                 "these prompts are padded on the right, and generate would go on after the padding: for generate, encode them "
-                "with padding='left'; for a pass of which you read real tokens alone, say lm.inputs(tokens, right_padding=True)."
+                "with padding='left' and give it tokens.ids and attention_mask=tokens.mask.long(); for a pass of which you read "
+                "real tokens alone, say lm.inputs(tokens, right_padding=True)."
             )
         found: dict[str, Tensor | bool] = {"input_ids": tokens.ids, "use_cache": False}
         if bool((tokens.mask[:, 1:] & ~tokens.mask[:, :-1]).any()):  # a real token after padding

@@ -34,11 +34,14 @@ class Waiting:
 
 
 class Live(list):
-    """The edits of one `with`, and what has become of them so far."""
+    """The edits of one `with`, and what has become of them so far. Equal only to itself."""
+
+    __eq__, __hash__ = object.__eq__, object.__hash__  # type: ignore[assignment]
 
     def __init__(self, edits: Iterable[Any]) -> None:
         super().__init__(edits)
         self.on = True  # False from the end of the `with`: a copy of the model may still carry the hooks
+        self.hung = False  # True once its hooks may hang on the model
         self.thread = get_ident()
         self.fired = [0] * len(self)  # how often each has run
         self.waiting: dict[tuple[int, int | None], Waiting] = {}  # by edit, and position or None for a slice
@@ -120,6 +123,12 @@ def end(lm: LanguageModel, module: nn.Module, output: Any) -> None:
     if not numbers:
         return  # the first edit was put on while this pass ran
     now = running[numbers[-1]]
+    if output is None:  # an exception; a pass of ours that stops early is looked at by check_stopped
+        if not now.single:
+            del running[numbers[-1] :]
+        if not running:
+            lm.passes.pop(get_ident(), None)
+        return
     missing = None if now.checked else not_run(lm, now)
     now.checked = True
     if missing or now.model is module:
@@ -167,6 +176,14 @@ def not_run(lm: LanguageModel, now: Pass, blocks: int | None = None) -> errors.D
 
 
 # ---- why something did not run
+
+
+def missing(lm: LanguageModel, block: int, path: str) -> errors.DidNotRun:
+    """What to raise for a part that a block does not have (any more)."""
+    return errors.DidNotRun(
+        f"block {block} is of class {type(lm.part(block, '')).__name__} now and has no {path!r} to edit or read: put the model's "
+        "own block back, or choose the site 'block'."
+    )
 
 
 def why(lm: LanguageModel, site: str, block: int, number: int = 0) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from . import errors, hooks
+from . import errors, hooks, passes
 from .models import LanguageModel
 
 
@@ -103,11 +103,8 @@ def record(lm: LanguageModel, ids: Tensor, to_the_end: bool = False) -> Clean:
         handles += [hooks.on_call(block, keep) for block in lm.blocks]
         handles += [hooks.on_output(block, leave) for block in lm.blocks]
         handles.append(hooks.on_input(lm.final_norm, stop, prepend=True))
-        output = lm.model(
-            **lm.inputs(lm.encode(ids))
-        )  # without a cache: a filled one would show later calls the old keys
-    except _Stop:
-        pass
+        with passes.single_pass(lm):
+            output = _until_stopped(lm, ids)
     finally:
         hooks.remove(handles)
     if len(calls) != lm.n_blocks or len(streams) != lm.n_blocks + 1:
@@ -123,6 +120,16 @@ def record(lm: LanguageModel, ids: Tensor, to_the_end: bool = False) -> Clean:
     if to_the_end:
         _check_read_out(lm, streams[-1], output.logits)
     return Clean(ids, torch.stack([stream.to(streams[-1].device) for stream in streams]), calls)
+
+
+def _until_stopped(lm: LanguageModel, ids: Tensor) -> Any:
+    try:
+        return lm.model(
+            **lm.inputs(lm.encode(ids))
+        )  # without a cache: a filled one would show later calls the old keys
+    except _Stop:
+        passes.check_stopped(lm, lm.n_blocks)  # live edits are part of the baseline
+        return None
 
 
 def _check_read_out(lm: LanguageModel, last: Tensor, logits: Tensor) -> None:

@@ -77,7 +77,9 @@ class Replay:
                 whole = trace(self.lm, tokens)
                 assert whole.final is not None
                 return clean.run, Run(whole.resid, whole.final, whole.last_logits)
-            return clean.run, _from_block(self.lm, clean, min(one.block for one in edits))
+            run = _from_block(self.lm, clean, min(one.block for one in edits))
+            applied.check_ran()
+        return clean.run, run
 
     def _record(self, tokens: Tokens) -> _Recorded:
         """The kept pass, or a new one; without calls where a restart would not see all that a pass does."""

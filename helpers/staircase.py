@@ -75,6 +75,9 @@ def run(lm: LanguageModel, plan: Plan, done: Callable[[int], object]) -> list[Te
 # ---- the walk
 
 
+# ---- the walk
+
+
 def _walk(
     lm: LanguageModel, plan: Plan, clean: Clean, copies: Sequence[Copy], alone: Alone, done: Callable[[int], object]
 ) -> Tensor:

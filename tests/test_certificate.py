@@ -1,17 +1,21 @@
 """The certificate: right rows pass in every dtype, wrong ones are refused, and the model never notices."""
 
 import copy
+import importlib.util
 import re
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from tiny import CONFIGS, MORE, here, tiny
 from torch import nn
 
 from helpers import FAMILIES, Family, errors, read_site, trace, wrap
 from helpers.sites import SITES
 
+ROOT = Path(__file__).parents[1]
 FAMILIES_HERE = [family for family in [*CONFIGS, *MORE] if here(family)]
 ROWS = {row: [name for name in FAMILIES if FAMILIES[name] == row] for row in FAMILIES.values()}
 IDS = torch.randint(2, 97, (2, 9), generator=torch.Generator().manual_seed(1))
@@ -272,6 +276,26 @@ def test_family_takes_a_row_or_the_name_of_one_and_nothing_else():
         wrap(model, family=replace(LLAMA, keys_layout="k"))
     with pytest.raises(errors.BadValue, match="the tokenizer must be a tokenizer and not 'gpt2'"):
         wrap(model, "gpt2")
+
+
+def test_the_example_of_the_docs_runs_as_it_stands(capsys):
+    text = (ROOT / "docs" / "families.md").read_text()
+    code = "\n".join(re.findall(r"```python\n(.*?)```", text, flags=re.S))
+    shown = re.findall(r"```text\n(.*?)```", text, flags=re.S)
+    assert "row = Family(" in code and "family=row" in code and len(shown) == 2
+    exec(compile(code, "docs/families.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert [block.strip() for block in shown] == [block.strip() for block in printed.split("----\n")]
+
+
+def test_the_table_of_the_docs_is_what_the_small_models_do():
+    if transformers.__version__ < "5":
+        pytest.skip("the page shows transformers 5; tests/test_families.py asks the same of both")
+    spec = importlib.util.spec_from_file_location("families_table", ROOT / "tools" / "families_table.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    text = (ROOT / "docs" / "families.md").read_text()
+    assert text.split(tool.BEGIN)[1].split(tool.END)[0] == tool.table(), "run python tools/families_table.py"
 
 
 def test_every_property_of_a_row_is_used_by_one():

@@ -264,7 +264,7 @@ def test_numbers_of_numpy_and_torch_are_numbers():
 
 def test_positions_choose_columns():
     assert chosen_columns(None, 3) == [0, 1, 2]
-    assert chosen_columns([0, -1], 4) == [0, -1]
+    assert chosen_columns([0, -1], 4) == [0, 3]
     assert chosen_columns(slice(None, None, -2), 4) == [3, 1]
 
 

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from tiny import tiny
 
-from helpers import metrics
+from helpers import errors, metrics, predictions, sweep_blocks, text_damage
 from helpers.errors import BadValue, BlockOutOfRange
+from helpers.measures import Outcome
 
 SOME = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 
@@ -134,3 +135,45 @@ def test_survival_of_nothing_is_told():
     for block in (3, -1, 1.5):
         with pytest.raises(BlockOutOfRange, match="blocks 0 to 2"):
             metrics.survival(clean, clean + 1, block)
+
+
+def test_what_is_impossible_gives_no_nan():
+    """Logits of minus infinity, as masked vocabularies have them: the same numbers as without those tokens."""
+    from tiny import tiny
+
+    lm, g = tiny("gpt2"), torch.Generator().manual_seed(0)
+    clean, edited = (torch.randn(n, 6, 97, dtype=torch.float64, generator=g) for n in (1, 3))
+    clean = clean.expand(3, 6, 97)
+    allowed = torch.arange(97) % 3 > 0
+    masked = [logits.masked_fill(~allowed, -torch.inf) for logits in (clean, edited)]
+    assert (
+        torch.allclose(metrics.kl(masked[0], masked[1]), metrics.kl(clean[..., allowed], edited[..., allowed]))
+        and metrics.kl(masked[0], masked[0]).eq(0).all()
+    )
+    assert metrics.kl(clean, masked[1]).eq(torch.inf).all()  # what was possible is impossible now
+
+    ids = torch.tensor([1, 4, 7, 8, 10, 11])
+    small = Outcome(edited[..., allowed], clean[0][..., allowed], allowed.cumsum(0)[ids] - 1, 0)
+    assert torch.allclose(text_damage().compute(Outcome(masked[1], masked[0][0], ids, 0)), text_damage().compute(small))
+    at = Outcome(masked[1][:, -1], masked[0][0, -1], ids, 0)
+    found = predictions(lm, 4, 5).compute(at)
+    reduced = predictions(lm, 2, 3).compute(Outcome(small.edited[:, -1], small.clean[-1], ids, 0))  # their places there
+    assert torch.allclose(found, reduced)
+    impossible = predictions(lm, 3, 6).compute(at)
+    assert (impossible[:, [0, 4, 5]] == 0).all() and not impossible.isnan().any()
+
+
+@pytest.mark.parametrize("target", [torch.tensor(5), np.int64(5), torch.tensor([5])])
+def test_targets_are_numbers_of_any_library(target):
+    from tiny import tiny
+
+    lm, ids = tiny("gpt2"), torch.arange(2, 8)[None]
+    assert sweep_blocks(lm, ids, target).equal(sweep_blocks(lm, ids, 5))
+
+
+@pytest.mark.parametrize("target", [True, torch.tensor(5.0), 2.5, [True], torch.tensor(True)])
+def test_what_is_no_token_is_no_target(target):
+    from tiny import tiny
+
+    with pytest.raises(errors.TargetIsNotOneToken, match=r"must be text.*or a token id"):
+        sweep_blocks(tiny("gpt2"), torch.arange(2, 8)[None], target)

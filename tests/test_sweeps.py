@@ -548,7 +548,7 @@ MISUSE = [
     ),
     (
         lambda lm: (lm.model.transformer.h.__setitem__(1, Mine(lm.blocks[1])), sweep_blocks(lm, "one", 3)),
-        errors.BadValue, "3 of 4 blocks",
+        errors.DidNotRun, "block 1 is of class Mine now",
     ),
 ]  # fmt: skip
 
