@@ -22,16 +22,15 @@ REAL = (
 )
 SWEEP = "sweep_heads(real, 'Paris is the capital of France. Berlin is the capital of', ' Germany')"
 DOUBLE = ", dtype=torch.float64"
-KINDS = {
-    "pocket model alone": [POCKET],
-    "and the real model, float32": [POCKET, REAL.format("")],
-    "and a sweep of its 270 heads": [POCKET, REAL.format(""), SWEEP],
-    "and the real model, float64": [POCKET, REAL.format(DOUBLE)],
-    "both dtypes": [
-        POCKET,
-        REAL.format(""),
-        REAL.replace("real", "double", 1).replace("(real", "(double").format(DOUBLE),
-    ],
+BESIDE = REAL.replace("real", "double", 1).replace("(real", "(double").format(DOUBLE)
+KINDS: dict[
+    str, tuple[list[str], int]
+] = {  # what each process runs, and how many times the float32 file's bytes they share
+    "the pocket model alone": ([POCKET], 0),
+    "and the real model, float32": ([POCKET, REAL.format("")], 1),
+    "and a sweep of its 270 heads": ([POCKET, REAL.format(""), SWEEP], 1),
+    "and the real model, float64": ([POCKET, REAL.format(DOUBLE)], 2),
+    "and the real model in both": ([POCKET, REAL.format(""), BESIDE], 3),
 }
 
 
