@@ -75,9 +75,6 @@ def run(lm: LanguageModel, plan: Plan, done: Callable[[int], object]) -> list[Te
 # ---- the walk
 
 
-# ---- the walk
-
-
 def _walk(
     lm: LanguageModel, plan: Plan, clean: Clean, copies: Sequence[Copy], alone: Alone, done: Callable[[int], object]
 ) -> Tensor:
