@@ -30,6 +30,14 @@ class DamagedWeights(HelpersError):
     """The weights file is truncated or does not fit the model."""
 
 
+class CannotStore(HelpersError):
+    """The real model cannot be kept: no room on the disk, or no right to write there."""
+
+
+class NotEnoughMemory(HelpersError):
+    """What was asked for needs more memory than is left."""
+
+
 class UnsupportedFamily(HelpersError):
     """The architecture is not in the table of families."""
 
@@ -76,11 +84,3 @@ class DidNotRun(HelpersError):
 
 class BadValue(HelpersError):
     """A tensor or option of the wrong kind, shape, dtype or device."""
-
-
-class CannotStore(HelpersError):
-    """The real model cannot be kept: no room on the disk, or no right to write there."""
-
-
-class NotEnoughMemory(HelpersError):
-    """What was asked for needs more memory than is left."""

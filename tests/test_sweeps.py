@@ -547,7 +547,7 @@ MISUSE = [
         errors.BadValue, "lm.model.transformer as a whole",
     ),
     (
-        lambda lm: (lm.model.transformer.h.__setitem__(1, Mine(lm.blocks[1])), sweep_blocks(lm, "one", 3)),
+        lambda lm: (lm.model.transformer.h.__setitem__(1, Mine(lm.blocks[1])), sweep_heads(lm, "one", 3)),
         errors.DidNotRun, "block 1 is of class Mine now",
     ),
 ]  # fmt: skip
@@ -560,6 +560,14 @@ def test_a_mistake_gets_its_sentence(act, kind, says):
     with pytest.raises(kind, match=says):
         act(lm)
     assert not lm.live_edits and not lm.edit_handles
+
+
+def test_a_block_of_another_class_can_be_skipped_in_a_sweep_as_in_the_loop():
+    lm = tiny("gpt2")
+    ids = torch.tensor([[3, 5, 8]])
+    plain = sweep_blocks(lm, ids, 3)
+    lm.model.transformer.h[1] = Mine(lm.blocks[1])
+    torch.testing.assert_close(sweep_blocks(lm, ids, 3), plain, rtol=0, atol=1e-12)
 
 
 def test_texts_and_lists_of_texts():

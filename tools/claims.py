@@ -95,7 +95,7 @@ def kept_file(model: str, lesson: int, weights: str, folder: Path) -> Path:
         tree = ast.parse(file.read_text(encoding="utf-8"))
         tree.body = [one for one in tree.body if not getattr(one, "name", "").startswith("verdict_")]
         key.update(ast.unparse(tree).encode())
-    for file in sorted((ROOT / "helpers" / "data").iterdir()):
+    for file in sorted((ROOT / "helpers" / "data").glob("*.t*")):  # prompts and texts
         key.update(file.read_bytes())
     return folder / f"{plain(model)}-lesson{lesson}-{key.hexdigest()[:12]}.jsonl"
 
