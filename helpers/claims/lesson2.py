@@ -56,7 +56,9 @@ def verdict_2_1(misses: Table2, against_hidden_state: Sequence[float], tolerance
     says = "H_l + Δ attention + Δ MLP is exactly H_l+1, read from output.hidden_states"
     number, blocks = len(misses), len(misses[0])
     largest = max((miss for row in misses for miss in row), key=lambda miss: (miss != miss, miss))  # NaN is the largest
-    measured = f"largest miss {below(largest, max(tolerance, 1e-12))} of the state, over {blocks} blocks and {number} prompts"
+    measured = (
+        f"largest miss {below(largest, max(tolerance, 1e-12))} of the state, over {blocks} blocks and {number} prompts"
+    )
     wrong = [block for block in range(blocks) if not all(row[block] <= tolerance for row in misses)]
     if wrong:
         why = f"the sum misses the stream by more than rounding after {len(wrong)} of {blocks} blocks, first at block {wrong[0]}"
