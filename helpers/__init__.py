@@ -5,8 +5,7 @@
 Names load when they are first used, so that `import helpers` costs next to nothing.
 """
 
-from importlib import import_module
-from typing import Any
+from .lazy import lazy
 
 _WHERE = {
     "loading": ["load_model"],
@@ -34,17 +33,4 @@ _WHERE = {
     "texts": ["held_out_passages"],
     "errors": ["HelpersError"],
 }  # fmt: skip
-_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
-__all__ = list(_MODULE_OF)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'helpers' has no attribute {name!r}; it offers {', '.join(sorted(__all__))}")
-    found = getattr(import_module(f"helpers.{_MODULE_OF[name]}"), name)
-    globals()[name] = found  # found without asking from now on
-    return found
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__all__, __getattr__, __dir__ = lazy(__name__, {f"helpers.{module}": names for module, names in _WHERE.items()})

@@ -52,11 +52,11 @@ models = {"pocket": load_model(), "smollm2": cache(lambda: load_model("smollm2")
 prompt = "Paris is the capital of France. Berlin is the capital of"
 """
 PANELS = [
-    "from helpers.widgets.lesson1 import scaling_panel\nscaling_panel(models, prompt)",
-    "from helpers.widgets.lesson2 import hidden_states_panel\nhidden_states_panel(models, prompt)",
-    "from helpers.widgets.lesson3 import components_panel\ncomponents_panel(models, prompt)",
-    "from helpers.widgets.lesson4 import head_panel\nhead_panel(models, prompt, ' Germany', ' France')",
-    "from helpers.widgets.lesson5 import skipping_panel\nskipping_panel(models, prompt)",
+    "from helpers.lesson1.panel import scaling_panel\nscaling_panel(models, prompt)",
+    "from helpers.lesson2.panel import hidden_states_panel\nhidden_states_panel(models, prompt)",
+    "from helpers.lesson3.panel import components_panel\ncomponents_panel(models, prompt)",
+    "from helpers.lesson4.panel import head_panel\nhead_panel(models, prompt, ' Germany', ' France')",
+    "from helpers.lesson5.panel import skipping_panel\nskipping_panel(models, prompt)",
 ]
 NEEDS = {  # controls that matter for one choice only: what to choose first from the widget's first list
     "head (for K)": "K of a head",

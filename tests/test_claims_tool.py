@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from helpers.claims.core import CONSTRUCTION, FAILS, HOLDS, PARTLY, UNTESTED, Claim, Verdict, ledger_table
-from helpers.exercises.core import tiny_model
+from helpers.course.exercise import tiny_model
+from helpers.course.ledger import CONSTRUCTION, FAILS, HOLDS, PARTLY, UNTESTED, Claim, Verdict, ledger_table
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -145,7 +145,7 @@ def lessons(monkeypatch, tool, killed_in=None):
 
         return SimpleNamespace(ledger=ledger)
 
-    monkeypatch.setattr(tool, "import_module", lambda name: lesson(int(name[-1])))
+    monkeypatch.setattr(tool, "import_module", lambda name: lesson(int(name.removesuffix(".claims")[-1])))
     return measured
 
 
@@ -178,10 +178,10 @@ def test_what_was_kept_is_used_for_the_same_model_versions_and_code_only(tool, m
     assert tool.fingerprint(lm) != weights
 
     root = tmp_path / "root"
-    for name in ("helpers/claims", "helpers/data"):
+    for name in ("helpers/lesson1", "helpers/data"):
         (root / name).mkdir(parents=True)
     monkeypatch.setattr(tool, "ROOT", root)
-    lesson, core = root / "helpers" / "claims" / "lesson1.py", root / "helpers" / "edits.py"
+    lesson, core = root / "helpers" / "lesson1" / "claims.py", root / "helpers" / "edits.py"
     lesson.write_text("def verdict_1_1(x):\n    return x\n\n\ndef measure(x):\n    return x\n")
     core.write_text("A = 1\n")
     kept = tool.kept_file("m", 1, weights, tmp_path)

@@ -24,7 +24,7 @@ import torch
 import transformers
 
 from helpers import HelpersError, LanguageModel, load_model
-from helpers.claims.core import Claim, Kept, Verdict, in_order
+from helpers.course.ledger import Claim, Kept, Verdict, in_order
 
 ROOT = Path(__file__).resolve().parent.parent
 BOTH = ("pocket", "smollm2")
@@ -70,7 +70,7 @@ def measure(lm: LanguageModel, model: str, kept: Path) -> tuple[list[Claim], flo
     for lesson in LESSONS:
         print(f"lesson {lesson} …", file=sys.stderr, flush=True)
         keep = Kept(kept_file(model, lesson, weights, kept))
-        ledger = import_module(f"helpers.claims.lesson{lesson}").ledger
+        ledger = import_module(f"helpers.lesson{lesson}.claims").ledger
         claims += ledger(lm, keep=keep) if lesson == 4 else ledger(lm, WATER, keep=keep)
         seconds += keep.seconds
     return claims, seconds
@@ -91,7 +91,7 @@ def kept_file(model: str, lesson: int, weights: str, folder: Path) -> Path:
     """The file of what one lesson measured on one model, with these versions and this code. Verdict functions don't count: they
     only read the numbers, so a sentence can be changed without measuring again."""
     key = hashlib.sha256(weights.encode())
-    for file in [*sorted((ROOT / "helpers").glob("*.py")), ROOT / "helpers" / "claims" / f"lesson{lesson}.py"]:
+    for file in [*sorted((ROOT / "helpers").glob("*.py")), ROOT / "helpers" / f"lesson{lesson}" / "claims.py"]:
         tree = ast.parse(file.read_text(encoding="utf-8"))
         tree.body = [one for one in tree.body if not getattr(one, "name", "").startswith("verdict_")]
         key.update(ast.unparse(tree).encode())
