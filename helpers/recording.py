@@ -135,7 +135,8 @@ def _until_stopped(lm: LanguageModel, ids: Tensor) -> Any:
 def _check_read_out(lm: LanguageModel, last: Tensor, logits: Tensor) -> None:
     found = lm.read_out(last).double()
     scale, apart = found[found.isfinite()].abs().max(), (found - logits.to(found)).abs().nan_to_num(0, posinf=torch.inf)
-    if apart.max() > 1000 * torch.finfo(lm.dtype).eps * scale:
+    eps = max(torch.finfo(lm.dtype).eps, torch.finfo(logits.dtype).eps)  # some families give float32 logits always
+    if apart.max() > 1000 * eps * scale:
         raise errors.BadValue(
             f"the model's logits are not its final norm and unembedding of the last block's output: they differ by "
             f"{apart.max():.2g}, so a sweep would measure something else. Put back what replaces its forward."
