@@ -54,7 +54,7 @@ def copy(tmp_path):
 
 
 def stored_rows():
-    with (ROOT / "docs" / "claims.csv").open(encoding="utf-8", newline="") as file:
+    with (ROOT / "helpers" / "data" / "claims.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -90,14 +90,18 @@ def test_the_page_has_a_column_for_each_model_and_the_verdict_first(tool, both):
 
 def test_both_models_go_to_docs_and_the_count_to_the_readme(tool, both, copy):
     written = tool.save(*both, root=copy)
-    assert {path.relative_to(copy).as_posix() for path in written} == {"docs/claims.md", "docs/claims.csv", "README.md"}
+    assert {path.relative_to(copy).as_posix() for path in written} == {
+        "docs/claims.md",
+        "helpers/data/claims.csv",
+        "README.md",
+    }
     readme = (copy / "README.md").read_text(encoding="utf-8")
     assert "| holds in part | 1 | 0 |" in readme and "| does not hold | 0 | 1 |" in readme
     assert readme.split(tool.BEGIN)[0] == README.split(tool.BEGIN)[0]
     assert readme.split(tool.END)[1] == README.split(tool.END)[1]
     tool.save(*both, root=copy)
     assert (copy / "README.md").read_text(encoding="utf-8") == readme, "writing twice changes nothing"
-    with (copy / "docs" / "claims.csv").open(encoding="utf-8", newline="") as file:
+    with (copy / "helpers" / "data" / "claims.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["claim"], row["model"], row["verdict"], row["true on"]) for row in rows[:2]] == [
         ("1.1", "pocket", "holds in part", "4"),

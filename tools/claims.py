@@ -1,6 +1,6 @@
 """Measure and judge every claim of the five reports: python tools/claims.py [--model gpt2]
 
-Without an argument, on the pocket model and on the real one: that writes docs/claims.md, docs/claims.csv and the count in the
+Without an argument, on the pocket model and on the real one: that writes docs/claims.md, helpers/data/claims.csv and the count in the
 README (all three are committed). With a model, on that one alone: claims-NAME.md and claims-NAME.csv in the folder that you
 call it from. What is measured is kept in .cache/claims, so that a run which was stopped goes on where it was.
 """
@@ -199,15 +199,18 @@ def save(
 ) -> list[Path]:
     """Write the page and the CSV, and for the course's two models the README's count; returns what was written."""
     if tuple(ledgers) == BOTH:
-        readme, stem = root / "README.md", root / "docs" / "claims"
+        readme, markdown, numbers = (
+            root / "README.md",
+            root / "docs" / "claims.md",
+            root / "helpers" / "data" / "claims.csv",
+        )
         readme.write_text(with_count(readme.read_text(encoding="utf-8"), ledgers), encoding="utf-8")
         written, command, notebooks = [readme], "make claims", "../notebooks/"
     else:
         (model,) = ledgers
-        stem = (folder or Path.cwd()) / f"claims-{plain(model)}"
+        markdown, numbers = ((folder or Path.cwd()) / f"claims-{plain(model)}.{ending}" for ending in ("md", "csv"))
         written, command = [], f"make claims MODEL={model}"
-        notebooks = f"{Path(os.path.relpath(ROOT / 'notebooks', stem.parent)).as_posix()}/"
-    markdown, numbers = (stem.parent / f"{stem.name}.{ending}" for ending in ("md", "csv"))
+        notebooks = f"{Path(os.path.relpath(ROOT / 'notebooks', markdown.parent)).as_posix()}/"
     markdown.parent.mkdir(exist_ok=True)
     markdown.write_text(page(ledgers, runs, command, notebooks), encoding="utf-8")
     save_csv(ledgers, numbers)

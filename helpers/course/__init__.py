@@ -6,7 +6,8 @@ import helpers
 
 _SHARED = {
     "helpers.course.exercise": ["hint", "show_solution"],
-    "helpers.course.ledger": ["show_ledger"],
+    "helpers.course.guess": ["predict", "show_guesses"],
+    "helpers.course.ledger": ["show_committed", "show_ledger"],
     "helpers.hooks": ["first", "with_first"],
     "helpers.plots.diagram": ["Mark", "stream_diagram"],
     "helpers.plots.style": ["point_names", "show_figure"],

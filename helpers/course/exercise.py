@@ -53,6 +53,8 @@ class Exercise:
     number: "1.3". difficulty: 1 to 3. stub: what the notebook gives, a function that returns `...` or `...` itself.
     solution: a right answer; a function is named solution_1_3, so that nothing of the learner's is overwritten.
     wrong: three or more typical wrong answers, each with a sentence of its own in `check`; the tests try them all.
+    right: other ways to write it that `check` accepts; the tests try them too.
+    payoff: runs a right answer on a model and returns what the learner has just found, in two sentences with their numbers.
     """
 
     number: str
@@ -64,6 +66,8 @@ class Exercise:
     hint: str
     solution: Any
     wrong: tuple[Any, ...]
+    right: tuple[Any, ...] = ()
+    payoff: Callable[[Any], str] | None = None
 
     @property
     def not_tried(self) -> str:
@@ -94,11 +98,31 @@ def judge(exercise: Exercise, answer: Any) -> Outcome:
     return Outcome("almost", f"Almost: {complaint}")
 
 
+def found(exercise: Exercise, answer: Any) -> str:
+    """What a right answer finds out about a model. Raises nothing: a machine without the real model still gives its ✓."""
+    assert exercise.payoff is not None
+    try:
+        return exercise.payoff(answer)
+    except Exception as error:
+        return f"(What it finds on a model cannot be shown here: {type(error).__name__}: {str(error).splitlines()[0]})"
+
+
+def a_model() -> tuple[LanguageModel, str]:
+    """The model for a payoff and its name in a sentence: the real one where it has been brought, else the pocket model."""
+    from helpers import smollm2
+    from helpers.loading import load_model
+
+    return (load_model("smollm2"), "SmolLM2") if smollm2.is_here() else (load_model(), "the pocket model")
+
+
 def checker(exercise: Exercise) -> Callable[[Any], None]:
     """Return the function that a lesson calls with an answer; it prints one sentence, or a few."""
 
     def check(answer: Any) -> None:
-        print(_wrapped(judge(exercise, answer).sentence))
+        outcome = judge(exercise, answer)
+        print(_wrapped(outcome.sentence))
+        if outcome.state == "right" and exercise.payoff is not None:
+            print(_wrapped(found(exercise, answer)))
 
     check.__name__ = f"check_{exercise.number.replace('.', '_')}"
     check.__doc__ = f"Check an answer to exercise {exercise.number}, {exercise.title}, and print what is wrong or ✓."

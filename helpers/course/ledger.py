@@ -9,6 +9,7 @@ one prompt. `judge` counts, and the counts decide.
 
 from __future__ import annotations
 
+import csv
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -21,6 +22,7 @@ from typing import Any
 
 from torch import Tensor
 
+from helpers.errors import BadValue
 from helpers.measures import Measure
 from helpers.metrics import kl
 from helpers.models import LanguageModel
@@ -33,6 +35,8 @@ LEVEL = 0.05  # of significance, after the correction
 Keep = Callable[[str, Callable[[], Any]], Any]  # keep(name, compute): what was computed under this name, now or before
 Prompt = str | Tensor
 Table2 = Sequence[Sequence[float]]  # [prompt][…]
+
+STORED = Path(__file__).parents[1] / "data" / "claims.csv"  # written by tools/claims.py
 
 
 class Verdict(StrEnum):
@@ -214,3 +218,26 @@ def show_ledger(claims: Iterable[Claim], caption: str = "Claims ledger") -> None
     from IPython.display import display
 
     display(ledger_table(claims, caption))
+
+
+def committed(lesson: int) -> Table:
+    """The stored verdicts of both models, one row for each claim: what `make claims` measured, on 20 prompts or more."""
+    rows: dict[str, list[str]] = {}
+    with STORED.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            if row["claim"].split(".")[0] == str(lesson):
+                over = f" (wholly true on {row['true on']} of {row['of prompts']})" if row["of prompts"] else ""
+                rows.setdefault(row["claim"], [row["claim"], row["the report says"]]).append(row["verdict"] + over)
+    if not rows:
+        raise BadValue(f"lesson {lesson!r} has no claims: lessons are 1 to 5.")
+    header = ("claim", "the report says", "the pocket model", "SmolLM2-135M")
+    return Table(
+        f"Verdicts on lesson {lesson}'s claims, measured beforehand", header, tuple(tuple(row) for row in rows.values())
+    )
+
+
+def show_committed(lesson: int) -> None:
+    """Display the stored verdicts of both models. Raises BadValue for another lesson than 1 to 5."""
+    from IPython.display import display
+
+    display(committed(lesson))

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -53,6 +54,19 @@ def test_wrong_answers_are_told_apart(exercise):
     assert [outcome.state for outcome in outcomes] == ["almost"] * len(outcomes)
     assert len({outcome.sentence for outcome in outcomes}) == len(outcomes), [o.sentence for o in outcomes]
     assert not [o.sentence for o in outcomes if "cannot be checked" in o.sentence]  # foreseen, not merely survived
+
+
+@each
+def test_other_right_answers_are_right(exercise):
+    for answer in exercise.right:
+        assert judge(exercise, answer).sentence == f"✓ Exercise {exercise.number}"
+
+
+@each
+def test_a_right_answer_is_told_what_it_found(exercise):
+    if exercise.payoff is not None:
+        said = exercise.payoff(exercise.solution)
+        assert re.search(r"\d", said) and 1 <= len(re.findall(r"[.!?](?= |$)", said)) <= 4, said
 
 
 @each

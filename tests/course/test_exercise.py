@@ -133,3 +133,23 @@ def test_hooks_are_counted():
 def test_an_exercise_that_does_not_exist(number):
     with pytest.raises(ValueError, match="does not exist"):
         core.find(number)
+
+
+def test_a_right_answer_is_followed_by_what_it_found(capsys):
+    exercise = Exercise(
+        "1.1", "Double", 1, 1, ..., lambda x: None if x == 4 else "no.", "", 4, (), payoff=lambda x: f"It is {x}."
+    )
+    checker(exercise)(4)
+    assert capsys.readouterr().out == "✓ Exercise 1.1\nIt is 4.\n"
+    checker(exercise)(5)
+    assert "It is" not in capsys.readouterr().out
+
+
+def test_a_payoff_that_cannot_run_takes_no_check_mark_away(capsys):
+    def payoff(answer):
+        raise RuntimeError("no model here")
+
+    checker(Exercise("1.1", "Double", 1, 1, ..., lambda x: None, "", 4, (), payoff=payoff))(4)
+    assert capsys.readouterr().out == (
+        "✓ Exercise 1.1\n(What it finds on a model cannot be shown here: RuntimeError: no model here)\n"
+    )

@@ -1,3 +1,4 @@
+import csv
 import itertools
 import json
 from pathlib import Path
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import load_model
+from helpers.course import ledger as core
 from helpers.course.exercise import tiny_model
 from helpers.course.ledger import (
     CONSTRUCTION,
@@ -24,6 +26,7 @@ from helpers.course.ledger import (
     show_ledger,
     sign_test,
 )
+from helpers.errors import BadValue
 
 ROOT = Path(__file__).resolve().parents[2]
 CLAIMS = [
@@ -140,3 +143,17 @@ def test_what_fails_leaves_no_line(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         keep("a", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
     assert Kept(tmp_path / "kept.jsonl")("a", lambda: 3) == 3
+
+
+def test_the_stored_verdicts_stand_side_by_side():
+    table = core.committed(4)
+    assert table.header[2:] == ("the pocket model", "SmolLM2-135M")
+    assert [row[0] for row in table.rows] == [f"4.{n}" for n in range(1, 9)]
+    with core.STORED.open(encoding="utf-8") as file:
+        stored = {(row["claim"], row["model"]): row for row in csv.DictReader(file)}
+    for number, _, pocket, real in table.rows:
+        assert pocket.startswith(stored[number, "pocket"]["verdict"])
+        assert real.startswith(stored[number, "smollm2"]["verdict"])
+        assert ("of" in real) == bool(stored[number, "smollm2"]["of prompts"])
+    with pytest.raises(BadValue, match="lessons are 1 to 5"):
+        core.committed(6)
