@@ -261,10 +261,8 @@ def one_import(nb, number):
 
 
 NUMBER = re.compile(r"(?<![\w.,])[−-]?\d+(?:,\d{3})*(?:\.\d+)?(?![\w])")
-NAME_BEFORE = re.compile(
-    r"(?:\b(?:blocks?|heads?|tokens?|coordinates?|dimensions?|neurons?|layers?|lessons?|sections?|claims?)\s|×\s?)$",
-    re.I,
-)
+NAMES = "blocks?|heads?|tokens?|coordinates?|dimensions?|neurons?|layers?|lessons?|sections?|claims?"
+NAME_BEFORE = re.compile(rf"(?:\b(?:{NAMES})\s|×\s?)$", re.I)
 
 
 def values(text):

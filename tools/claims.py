@@ -211,7 +211,8 @@ def save(
         markdown, numbers = ((folder or Path.cwd()) / f"claims-{plain(model)}.{ending}" for ending in ("md", "csv"))
         written, command = [], f"make claims MODEL={model}"
         notebooks = f"{Path(os.path.relpath(ROOT / 'notebooks', markdown.parent)).as_posix()}/"
-    markdown.parent.mkdir(exist_ok=True)
+    for file in (markdown, numbers):
+        file.parent.mkdir(parents=True, exist_ok=True)
     markdown.write_text(page(ledgers, runs, command, notebooks), encoding="utf-8")
     save_csv(ledgers, numbers)
     return [markdown, numbers, *written]
