@@ -17,7 +17,7 @@ LAB_ARGS ?=
 PY := .venv/bin/python
 OLD := .venv-4.57/bin/python
 PINS := pyproject.toml constraints.txt
-CODE := helpers tools tests
+CODE := helpers tools tests start.py
 # What is about the course or its tools, not about the helpers, runs once, on the pinned transformers.
 COURSE_TESTS := $(addprefix tests/,test_notebooks_rules.py test_guards.py test_browser.py test_package.py test_training.py test_evaluation.py test_measured.py)
 # Two workers; a notebook and its kernel stay with one of them; what takes longest is named first.
