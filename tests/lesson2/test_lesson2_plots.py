@@ -119,8 +119,8 @@ def test_words_draw_the_probability_and_name_who_comes_first():
     widths = [bar.get_width() for bar in ax.patches]
     assert widths == pytest.approx([float(x.softmax(-1)[germany]) for x in (here, there)])
     words = drawn(ax)
-    assert "' Germany' goes from 0.97" in words and "(without it)" in words
-    assert "without it: < 0.0001, most probable is ' France' with 0.97" in words
+    assert "' Germany' goes from 0.964 to < 0.0001" in words and "(without it)" in words
+    assert "without it: < 0.0001, most probable is ' France' with 0.964" in words
 
 
 def test_steps_count_how_often_the_word_comes_first():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from helpers import load_model, trace
+from helpers import capital_prompts, load_model, trace
 from helpers.course.exercise import hooks_on
 from helpers.edits import patch_block
 from helpers.lesson2 import modes, steps
@@ -96,6 +96,29 @@ def test_mask_facts_are_counted():
         "its coordinate": 7,
         "% of the axis for the other 99 %": pytest.approx(100 / 900),
     }
+
+
+def test_facts_are_counted_as_by_hand(lm):
+    """One in twelve of the list; block 0 with an empty state says nothing, its own output everything."""
+    found = steps.on_facts(
+        lm, [(0, lambda before, after: after), (0, lambda before, after: 0 * after), (11, steps.zero_largest)], 6
+    )
+    known = kept = 0
+    for one in capital_prompts(lm, count=6, examples=["France"]):
+        target, ids = lm.token_id(one.target), lm.encode(one.prompt).ids
+        clean = trace(lm, one.prompt)
+        if int(clean.last_logits.argmax()) != target:
+            continue
+        known += 1
+        a, b = clean.resid[11], clean.resid[12]
+        size = torch.maximum(a.abs(), b.abs())
+        state = torch.where(size <= torch.quantile(size, 0.99), b, 0)
+        handle = lm.model.transformer.h[11].register_forward_hook(lambda module, args, output, state=state: state)
+        with torch.no_grad():
+            kept += int(lm.model(ids).logits[0, -1].argmax()) == target
+        handle.remove()
+    assert known > 0
+    assert found == [f"{known} of {known}", f"0 of {known}", f"{kept} of {known}"]
 
 
 def test_modes_and_gradients_are_two_switches(lm):
