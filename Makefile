@@ -2,7 +2,7 @@
 # make test       lint, types, every test, every notebook cell compared; the helpers again on transformers 4.57
 # make real       bring the real model, SmolLM2-135M (95 MB once; make lab and make test do it too)
 # make notebooks  run the notebooks and store clean outputs (one: make notebooks NB=notebooks/01_downstream_scaling.ipynb)
-# make claims     the claims ledger of all lessons (another model: make claims MODEL=gpt2)
+# make claims     the claims of the reports, judged on both models (on another one: make claims MODEL=gpt2)
 # make bench      sweeps and traces, in plain forward passes
 # make screenshot take the README's picture from the real page (needs chromium)
 # make format     let ruff tidy the code

@@ -1,1 +1,1 @@
-"""One module per lesson: a pure verdict function per claim, and `ledger(lm, prompt)` that measures and judges."""
+"""One module per lesson: what is measured, a verdict function for each claim, and `ledger(lm, prompt)` that does both."""

@@ -1,171 +1,229 @@
-"""Lesson 4's claims about head ablation, 4.1 to 4.6: measured on one prompt and over many, then judged.
+"""Lesson 4's claims about head ablation, 4.1 to 4.8: measured over many countries, then judged.
 
     show_ledger(ledger(lm, "Berlin is the capital of"))
 
-A verdict function takes numbers and returns a Claim; it knows no model. Changes are in nats, without the head minus with
-it. An interval is (mean, low, high): a mean over prompts and its 95 % bootstrap interval.
+Changes are in nats, without the head minus with it. They are looked at where the report looks, in block 5, and where the
+effect lives: a sweep over all heads finds the strongest on some prompts, and others judge them, so that no head is chosen
+and judged by the same numbers. Tables are [prompt][head], for each of these sites; an interval is (mean, low, high).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from helpers.claims.core import FAILS, HOLDS, PARTLY, Claim
-from helpers.countries import CapitalPrompt, capital_prompts
-from helpers.edits import zero_heads
-from helpers.measures import predictions
-from helpers.metrics import bootstrap_interval, log_prob
+from helpers.claims.core import (
+    UNTESTED,
+    Claim,
+    Keep,
+    Part,
+    Table2,
+    columns_of,
+    compute_now,
+    directions,
+    holm,
+    judge,
+    middle,
+    sign_test,
+)
+from helpers.countries import TEMPLATE, CapitalPrompt, capital_prompts, read_countries
+from helpers.edits import replace_heads
+from helpers.errors import TargetIsNotOneToken
+from helpers.measures import Measure, Outcome, predictions
+from helpers.metrics import bootstrap_interval
 from helpers.models import LanguageModel
-from helpers.sweeps import Progress, Replacement, sweep_edits, sweep_heads
-from helpers.tables import format_number
+from helpers.staircase import groups
+from helpers.sweeps import CHUNK, Replacement, sweep_edits, sweep_heads
 from helpers.tracing import trace
 
 Interval = tuple[float, float, float]
+Sites = Mapping[str, Table2]
 REPLACEMENTS: tuple[Replacement, ...] = ("zero", "mean", "resample")
-MANY = 60  # country prompts of a study
-FEW = 0.25  # of the heads: where fewer hold half of all change the work is not distributed, and so few sure shifts may be luck
+# An instruction-tuned model may need to see the pattern before it answers in one word.
+TEMPLATES = (TEMPLATE, "Paris is the capital of France. {capital} is the capital of")
+FIND, JUDGE = 20, 24  # prompts on which the strongest heads are found, and at most so many on which they are judged
+ENOUGH = 10  # prompts of one length: as many as a mean at each position needs here
+FEW = 0.25  # of the heads: where fewer hold half of all change, the work is not distributed
+FURTHER = 1.5  # a replacement moves the prediction further than another if its KL is that many times as large
+COLUMNS = ("target", "kl", "same top-1", "target is top-1", "contrast", "logit difference", "same region", "clean target",
+           "clean is target")  # fmt: skip
 
 
-def verdict_4_1(here: Sequence[float], many: Sequence[Interval]) -> Claim:
-    """here: change of log p(target) for each head of the block on the prompt; many: the same over many prompts."""
-    return _most_heads("4.1", "log p(target) falls for most heads", "falls", here, many, -1)
-
-
-def verdict_4_2(here: Sequence[float], many: Sequence[Interval], share: Interval) -> Claim:
-    """here, many: as in 4.1, for the contrast. share: change of log p(contrast | not the target), over all heads."""
-    claim = _most_heads("4.2", "log p(contrast) rises", "rises", here, many, 1)
-    if share[1] > 0:
-        note = "among the tokens that are not the target the contrast gains more than its share"
-    elif share[2] < 0:
-        note = "among the tokens that are not the target it even loses ground"
-    else:
-        note = "among the tokens that are not the target its gain is not sure"
-    measured = f"{claim.measured}; beyond its share {_interval(share)} nats"
-    return Claim(claim.number, claim.says, measured, claim.verdict, f"{claim.why}; {note}")
-
-
-def _most_heads(number: str, says: str, verb: str, here: Sequence[float], many: Sequence[Interval], sign: int) -> Claim:
-    n = len(here)
-    hits = sum(value * sign > 0 for value in here)
-    beside = sum(low > 0 if sign > 0 else high < 0 for _, low, high in many)
-    against = sum(high < 0 if sign > 0 else low > 0 for _, low, high in many)
+def verdict_4_1(zero: Sites, mean: Sites, strongest: Sequence[str]) -> Claim:
+    """zero, mean: site -> change of log p(target) with each head at zero, or at its mean. strongest: their names, "8.4"."""
+    parts = [
+        Part(f"it falls for more than half of {site}", [2 * sum(v < 0 for v in row) > len(row) for row in rows])
+        for site, rows in zero.items()
+    ]
     measured = (
-        f"{verb} for {hits} of {n} heads on this prompt; over many prompts surely for {beside}, "
-        f"surely the other way for {against}"
+        f"{_significant(zero, 'zero')}; {_significant(mean, 'mean')}; strongest (block.head): {', '.join(strongest)}"
     )
-    on_one, on_many = hits > n / 2, beside > n / 2
-    if on_one and on_many:
-        return Claim(number, says, measured, HOLDS, "most heads on this prompt, and most over many prompts")
-    if on_many:
-        return Claim(number, says, measured, PARTLY, "not on this prompt, but over many prompts for most heads")
-    beyond = "over many prompts surely not of most" if against >= n / 2 else "over many prompts no sure majority"
-    if on_one:
-        return Claim(number, says, measured, PARTLY, f"true of most heads on this prompt; {beyond}")
-    return Claim(number, says, measured, FAILS, f"not true of most heads on this prompt; {beyond}")
+    return judge("4.1", "log p(target) falls for most heads", parts, measured, cores=len(parts))
 
 
-def verdict_4_3(first: bool, kept: int, heads: int, kept_many: int, many: int) -> Claim:
-    """first: the target is the clean top token of the prompt; kept: for how many of `heads` removals it still is.
+def verdict_4_2(zero: Sites, beyond: Mapping[str, Sequence[float]]) -> Claim:
+    """zero: site -> change of log p(contrast) with each head at zero; beyond: its change among the tokens that are not the
+    target, log p(contrast | not the target), a mean over the site's heads for each prompt."""
+    parts = [
+        Part(f"it rises for more than half of {site}", [2 * sum(v > 0 for v in row) > len(row) for row in rows])
+        for site, rows in zero.items()
+    ]
+    shares = ", ".join(f"{site} {middle(values)}" for site, values in beyond.items())
+    measured = f"{_significant(zero, 'zero')}; beyond what any other token gains from the target's loss, median in nats: {shares}"
+    return judge("4.2", "log p(contrast) rises", parts, measured, cores=len(parts))
 
-    many: the prompts whose clean top token is their target; kept_many: how many of them keep it through every removal.
-    """
-    says = f"the target stays top-1 in all {heads}"
-    measured = (
-        f"top-1 without any edit: {'yes' if first else 'no'}; with a head off {kept} of {heads}; "
-        f"in all {heads} on {kept_many} of the {many} prompts that the model gets right"
+
+def verdict_4_3(first: Mapping[str, Sequence[Sequence[bool]]], right: int, tried: int) -> Claim:
+    """first: site -> for each prompt whose clean top token is the target, whether it still is, head by head. right of `tried`
+    prompts are such."""
+    says = "the target stays top-1 whichever head of block 5 is removed"
+    measured = f"without any edit the target is top-1 on {right} of {tried} prompts"
+    rows = next(iter(first.values()))
+    if not rows:
+        return Claim(
+            "4.3", says, UNTESTED, "the target is top-1 on none of the prompts, even with every head", measured
+        )
+    parts = [
+        Part(f"it stays top-1 without each of {site}", [all(row) for row in table]) for site, table in first.items()
+    ]
+    kept = ", ".join(
+        f"{sum(map(sum, table))} of {sum(map(len, table))} removals of {site}" for site, table in first.items()
     )
-    if first and kept == heads:
-        if 0 < many == kept_many:
-            return Claim("4.3", says, measured, HOLDS, "on this prompt and on every other that the model gets right")
-        why = f"here it does; on {many - kept_many} of {many} prompts a removal costs the first place"
-        return Claim("4.3", says, measured, PARTLY, why if many else "here it does; no other prompt can test it")
-    why = "a removal costs the target its first place" if first else "the target is not first even with every head"
-    if 2 * kept_many > many:
-        return Claim("4.3", says, measured, PARTLY, f"here {why}; most prompts that the model gets right keep it")
-    return Claim("4.3", says, measured, FAILS, f"{why}, and on most prompts a removal costs it too" if many else why)
+    return judge("4.3", says, parts, f"{measured}; kept by {kept}", cores=len(parts))
 
 
-def verdict_4_4(here: Sequence[float], kept: Sequence[bool], silent: float, hidden: float, sure: int) -> Claim:
-    """here: change of the logit difference for each head on the prompt; kept: whether the top token stayed the same.
-
-    Over many prompts, of the removals that keep the top token: silent, their share of all removals; hidden, their share of
-    all movement, the sum of |change of the logit difference|; sure, the heads whose mean change in them is surely not 0.
-    """
+def verdict_4_4(changes: Table2, kept: Sequence[Sequence[bool]]) -> Claim:
+    """changes: of the logit difference without each head of the whole model; kept: whether the top token stayed the same."""
     says = "continuous measures show what the top-1 hides"
-    heads = len(here)
-    same = [value for value, stays in zip(here, kept, strict=True) if stays]
-    moved = f" while the logit difference moves by {_n(min(same))} to {_n(max(same))} nats" if same else ""
+    number, flips = len(changes) * len(changes[0]), sum(not stays for row in kept for stays in row)
+    sure = directions(columns_of(changes))
+    never = [all(column) for column in columns_of(kept)]
+    unseen = sum(side != 0 and quiet for side, quiet in zip(sure, never, strict=True))
     measured = (
-        f"here the top token stays for {len(same)} of {heads} heads{moved}; over many prompts for "
-        f"{_n(100 * silent)} % of removals, which hold {_n(100 * hidden)} % of all movement; the shift is sure for {sure} heads"
+        f"the top token changes at {flips} of {number} removals; the shift is significant (sign test, Holm) for "
+        f"{len(sure) - sure.count(0)} of {len(sure)} heads, and for {unseen} of them the top token never changes"
     )
-    if hidden <= 0.1:
-        return Claim("4.4", says, measured, FAILS, "where the top token stays, hardly anything moves")
-    if not sure:
-        return Claim("4.4", says, measured, FAILS, "what moves behind the same top token is sure for no head")
-    if hidden <= 0.5:
-        return Claim("4.4", says, measured, PARTLY, "part of the movement is hidden, but most shows in the top token")
-    if sure <= FEW * heads:
-        return Claim("4.4", says, measured, PARTLY, "much moves behind the same top token, but surely so for few heads")
-    why = "most of what the logit difference sees never reaches the top token, and it is not chance"
-    return Claim("4.4", says, measured, HOLDS, why)
+    if not flips:
+        return Claim(
+            "4.4", says, UNTESTED, f"the top token changes at 0 of {number} removals: it hides everything", measured
+        )
+    share = [
+        sum(abs(v) for v, stays in zip(row, quiet, strict=True) if stays) / (sum(map(abs, row)) or 1.0)
+        for row, quiet in zip(changes, kept, strict=True)
+    ]
+    measured += f"; median share of the movement that keeps the top token {middle(100 * s for s in share)} %"
+    what = "removals that keep the top token make up at least half of the movement of the logit difference"
+    return judge("4.4", says, [Part(what, [s >= 0.5 for s in share])], measured)
 
 
-def verdict_4_5(half: int, heads: int, together: Interval, extra: Interval, extra_logits: Interval) -> Claim:
-    """half: how many of `heads` hold half of the sum of |mean changes of log p(target)|. together: the change with all of
-    them off at once; extra: together minus the sum of the single changes, prompt by prompt; extra_logits: the same of the
-    logit difference, which knows no ceiling as a probability does.
-    """
-    says = "heads act as distributed, redundant circuits"
+def verdict_4_5(
+    single: Sites, together: Mapping[str, Sequence[float]], single_odds: Sites,
+    together_odds: Mapping[str, Sequence[float]], zero: Mapping[str, Sequence[float]],
+) -> Claim:  # fmt: skip
+    """single, together: site -> change of log p(target) with each head at its mean, and with all of them at once; *_odds: the same
+    of the logit difference, which knows no ceiling as a probability does; zero: `together` with zeros in place of means."""
+    cores, rest = [], []
+    for site, rows in single.items():
+        odds = zip(single_odds[site], together_odds[site], strict=True)
+        cores.append(Part(f"all of {site} at their mean lower log p(target)", [value < 0 for value in together[site]]))
+        rest += [
+            Part(
+                f"it takes a quarter or more of {site} to make up half of the single changes",
+                [_half(row) >= FEW * len(row) for row in rows],
+            ),
+            Part(
+                f"all of {site} at once cost more than the sum of single ones, in log p and in the logit difference",
+                [t < sum(row) and o < sum(r) for row, t, (r, o) in zip(rows, together[site], odds, strict=True)],
+            ),
+        ]
+    measured = "; ".join(
+        f"{site}: median change at once {middle(together[site])} nats with means, {middle(zero[site])} with zeros, sum of single "
+        f"ones {middle(sum(row) for row in rows)}"
+        for site, rows in single.items()
+    )
+    return judge("4.5", "heads act as distributed, redundant circuits", [*cores, *rest], measured, cores=len(cores))
+
+
+def verdict_4_6(
+    damage: Mapping[str, Mapping[str, Sequence[float]]], strongest: Mapping[str, Mapping[str, str]]
+) -> Claim:
+    """damage: site -> replacement -> KL(clean ‖ edited), a mean over the heads for each prompt; strongest: site -> replacement ->
+    the head with the largest mean KL."""
+    parts, measured = [], []
+    tests = {
+        (site, a, b): sign_test(x - y for x, y in zip(kinds[a], kinds[b], strict=True))
+        for site, kinds in damage.items()
+        for i, a in enumerate(kinds)
+        for b in list(kinds)[i + 1 :]
+    }
+    apart = [names for names, sure in zip(tests, holm(list(tests.values())), strict=True) if sure]
+    for site, kinds in damage.items():
+        pairs = list(zip(kinds["zero"], kinds["mean"], strict=True))
+        parts.append(
+            Part(
+                f"{site}: KL with zero and with the mean differ at least 1.5-fold",
+                [a != b and max(a, b) >= FURTHER * min(a, b) for a, b in pairs],
+            )
+        )
+        different = [f"{a} and {b}" for where, a, b in apart if where == site]
+        measured.append(
+            f"{site}: median KL {', '.join(f'{kind} {middle(values)}' for kind, values in kinds.items())}; significantly different "
+            f"(sign test, Holm): {', '.join(different) or 'none'}; strongest head "
+            f"{', '.join(f'{head} ({kind})' for kind, head in strongest[site].items())}"
+        )
+    return judge(
+        "4.6",
+        "open question: zero, mean, or something else? (tested: the choice matters)",
+        parts,
+        "; ".join(measured),
+        cores=len(parts),
+    )
+
+
+def verdict_4_7(gain: Sites) -> Claim:
+    """gain: site -> change of log p of the wrong countries of the target's region, minus that of all other regions' countries, a
+    mean over the countries, without each head."""
+    parts = [
+        Part(f"wrong countries of the region gain more than others, in the mean over {site}", [sum(row) > 0 for row in rows])
+        for site, rows in gain.items()
+    ]  # fmt: skip
+    sizes = ", ".join(f"{site} {middle(sum(row) / len(row) for row in rows)}" for site, rows in gain.items())
     measured = (
-        f"half of all change sits in {half} of {heads} heads; all at once {_interval(together)} nats, which differs from "
-        f"the sum of single ones by {_interval(extra)}; in the logit difference by {_interval(extra_logits)}"
+        f"median difference of the mean change of log p, in nats: {sizes}; {_significant(gain, 'zero', 'gain', 'lose')}"
     )
-    if together[2] >= 0:
-        why = "with all heads off the target surely gains" if together[1] > 0 else "no sure cost of all heads at once"
-        return Claim("4.5", says, measured, FAILS, f"{why}: there is no loss to share")
-    distributed, in_log_p, in_logits = half >= FEW * heads, extra[2] < 0, extra_logits[2] < 0
-    if in_log_p and in_logits:
-        if distributed:
-            why = "many heads have a part in it, and together they are worth more than their sum, by both measures"
-            return Claim("4.5", says, measured, HOLDS, why)
-        return Claim("4.5", says, measured, PARTLY, "worth more together than their sum, but a few heads do most of it")
-    if in_log_p:
-        why = "more than the sum in log p alone, which the bend of the softmax can do: no redundancy shown"
-    elif in_logits:
-        why = "more than the sum against the contrast alone, not in log p: no redundancy shown"
-    else:
-        why = "all at once surely cost no more than the sum" if extra[1] > 0 else "no sure cost beyond the sum"
-        why += ": no redundancy seen"
-    if distributed:
-        return Claim("4.5", says, measured, PARTLY, f"distributed, but {why}")
-    return Claim("4.5", says, measured, FAILS, f"a few heads do most of it, and {why}")
+    return judge(
+        "4.7",
+        "the gain of wrong tokens is largest within the same group, such as Europe",
+        parts,
+        measured,
+        cores=len(parts),
+    )
 
 
-def verdict_4_6(damage: Mapping[str, Interval], gaps: Mapping[str, Interval], strongest: Mapping[str, int]) -> Claim:
-    """damage: replacement -> mean KL(clean ‖ edited) over the heads; gaps: "zero − mean" … -> the difference, prompt by
-    prompt; strongest: replacement -> the head with the largest mean KL.
-    """
-    says = "open question: zero, mean, or something else? (tested: the choice matters)"
-    measured = "KL " + ", ".join(f"{name} {_n(value[0])}" for name, value in damage.items())
-    measured += "; " + ", ".join(f"{name} {_interval(value)}" for name, value in gaps.items())
-    apart = [name for name, (_, low, high) in gaps.items() if low > 0 or high < 0]
-    mildest = min(damage, key=lambda name: damage[name][0])
-    doubt = [name for name in gaps if mildest in name.split(" − ") and name not in apart]
-    least = f"{mildest} disturbs least{', but not surely' if doubt else ''}"
-    heads = ", ".join(f"{head} ({name})" for name, head in strongest.items())
-    names = "the same strongest head" if len(set(strongest.values())) == 1 else f"different strongest heads: {heads}"
-    if len(apart) == len(gaps):
-        return Claim("4.6", says, measured, HOLDS, f"all differ; {least}, and they name {names}")
-    if apart:
-        why = f"surely different: {'; '.join(apart)}; {least}, and they name {names}"
-        return Claim("4.6", says, measured, PARTLY, why)
-    return Claim("4.6", says, measured, FAILS, f"no two replacements differ surely, and they name {names}")
+def verdict_4_8(first: Mapping[str, Sequence[Sequence[bool]]], together: Mapping[str, Sequence[bool]]) -> Claim:
+    """first: as in 4.3; together: whether the target is still top-1 with all heads of the site at zero."""
+    says = "small shifts add up to errors"
+    small = [
+        all(map(all, rows)) for rows in zip(*first.values(), strict=True)
+    ]  # of each prompt: no head alone costs it
+    if not any(small):
+        why = "the target is top-1 on none of the prompts, even with every head"
+        if small:
+            why = f"on each of {len(small)} prompts some head alone costs the target its first place: no shift is small"
+        return Claim("4.8", says, UNTESTED, why)
+    parts = [
+        Part(
+            f"all of {site} at once cost the target its first place, where no head alone does",
+            [not keeps for keeps, counts in zip(kept, small, strict=True) if counts],
+        )
+        for site, kept in together.items()
+    ]
+    return judge("4.8", says, parts, cores=len(parts))
 
 
 VERDICTS: dict[str, Callable[..., Claim]] = {
@@ -175,7 +233,24 @@ VERDICTS: dict[str, Callable[..., Claim]] = {
     "4.4": verdict_4_4,
     "4.5": verdict_4_5,
     "4.6": verdict_4_6,
+    "4.7": verdict_4_7,
+    "4.8": verdict_4_8,
 }
+
+
+def _half(changes: Sequence[float]) -> int:
+    """How many of the changes, the largest first, make up half of the sum of their sizes."""
+    sizes = sorted(map(abs, changes), reverse=True)
+    gathered, number = 0.0, 0
+    while number < len(sizes) and gathered < sum(sizes) / 2:
+        gathered, number = gathered + sizes[number], number + 1
+    return max(number, 1)
+
+
+def _significant(sites: Sites, kind: str, up: str = "rise", down: str = "fall") -> str:
+    found = {site: directions(columns_of(rows)) for site, rows in sites.items()}
+    told = ", ".join(f"{sides.count(-1)} {down} and {sides.count(1)} {up} of {site}" for site, sides in found.items())
+    return f"significant (sign test, Holm), with each head at {kind}: {told}"
 
 
 # ---- measuring
@@ -183,19 +258,24 @@ VERDICTS: dict[str, Callable[..., Claim]] = {
 
 @dataclass(frozen=True)
 class Study:
-    """One block's heads over many prompts.
+    """Some heads over many prompts.
 
-    changes: replacement -> column of `predictions` -> (n_prompts, n_heads). together: column -> (n_prompts,), with all heads
-    of the block at zero. clean: (n_prompts,) log p(target) without an edit. right: (n_prompts,) bool, the
-    clean top token is the target.
+    heads: (block, head) of each. changes: replacement -> column -> (n_prompts, n_heads), the columns those of `predictions` and
+    "same region". together: replacement -> column -> (n_prompts,), with all of the heads at zero, or at their means. clean:
+    (n_prompts,) log p(target) without an edit. right: (n_prompts,) bool, the clean top token is the target.
     """
 
-    block: int
+    heads: tuple[tuple[int, int], ...]
     facts: tuple[CapitalPrompt, ...]
     changes: Mapping[str, Mapping[str, Tensor]]
-    together: Mapping[str, Tensor]
+    at_once: Mapping[str, Mapping[str, Tensor]]
     clean: Tensor
     right: Tensor
+
+    @property
+    def together(self) -> Mapping[str, Tensor]:
+        """column -> (n_prompts,), with all of the heads at zero."""
+        return self.at_once["zero"]
 
     def share_of_the_rest(self) -> Tensor:
         """(n_prompts, n_heads) change of log p(contrast | not the target), in nats, with heads at zero.
@@ -211,34 +291,250 @@ class Study:
 def study_heads(
     lm: LanguageModel,
     facts: Sequence[CapitalPrompt],
-    block: int,
-    replacements: Sequence[Replacement] = REPLACEMENTS,
+    heads: int | Sequence[tuple[int, int]],
+    reference: Sequence[str] | None = None,
     generator: torch.Generator | None = None,
-    progress: Progress = None,
 ) -> Study:
-    """Ablate each head of a block on every prompt, with each replacement ("zero" is always among them).
+    """Put each head at zero, at its mean and at its value on another prompt, and all of them at once, on every prompt.
 
-    The mean is over all tokens of all prompts; a resampled head comes from another of the prompts, drawn with `generator`
-    (seed 0 by default), as `sweep_heads` says.
+    heads: a block, or (block, head) of each. The mean is taken at each position, counted from the end, over the reference
+    prompts (Wang et al. 2022), those of the study if None. Where they have the length of the prompt, a head's mean is what it
+    says at that place whatever the country. The other prompt is one of them, drawn with `generator` (seed 0 by default).
     """
-    prompts = [fact.prompt for fact in facts]
-    targets, contrasts = [fact.target for fact in facts], [fact.contrast for fact in facts]
-    measure = predictions(lm, targets, contrasts)
-    changes: dict[str, dict[str, Tensor]] = {}
-    names: list[Replacement] = ["zero", *replacements]
-    for name in dict.fromkeys(names):
-        draw = torch.Generator().manual_seed(0) if generator is None else generator
-        found = sweep_heads(
-            lm, prompts, blocks=[block], measure=measure, replacement=name, generator=draw, progress=progress
+    chosen = [(heads, head) for head in range(lm.n_heads)] if isinstance(heads, int) else list(heads)
+    return study_sites(lm, facts, {"": chosen}, reference, generator)[""]
+
+
+def study_sites(
+    lm: LanguageModel,
+    facts: Sequence[CapitalPrompt],
+    sites: Mapping[str, Sequence[tuple[int, int]]],
+    reference: Sequence[str] | None = None,
+    generator: torch.Generator | None = None,
+    keep: Keep = compute_now,
+) -> dict[str, Study]:
+    """`study_heads` of several sets of heads in one go."""
+    draw = torch.Generator().manual_seed(0) if generator is None else generator
+    texts = [fact.prompt for fact in facts] if reference is None else list(reference)
+    rows = [lm.encode(text).ids[0] for text in texts]
+    outputs = cache(lambda: outputs_of_heads(lm, rows))
+    countries = cache(lambda: _country_ids(lm))
+    means = cache(lambda length: position_means(outputs(), length))
+    found = []
+    for fact in facts:
+        ids = lm.encode(fact.prompt).ids[0]
+        others = [i for i, text in enumerate(texts) if text != fact.prompt and len(rows[i]) == len(ids)]
+        others = others or [i for i, text in enumerate(texts) if text != fact.prompt] or [0]
+        partner = others[int(torch.randint(len(others), (1,), generator=draw))]  # drawn also where the result is kept
+
+        def remove(fact: CapitalPrompt = fact, ids: Tensor = ids, partner: int = partner) -> list[Any]:
+            other = outputs()[partner]
+            other = other[:, (torch.arange(len(ids)) + other.shape[1] - len(ids)).clamp(min=0)]  # last tokens meet
+            measure = _country_measure(lm, fact, countries())
+            return _removals(lm, ids, sites.values(), means(len(ids)), other, measure)
+
+        found.append(keep(f"4 {fact} {sites} beside {texts[partner]} of {len(texts)}", remove))
+    table = torch.tensor(found, dtype=torch.float64)  # (n_prompts, copies, columns)
+    studies, begin = {}, 0
+    for site, heads in sites.items():
+        own = table[:, begin : begin + 3 * len(heads) + 2]
+        begin += own.shape[1]
+        parts = [own[:, k * len(heads) : (k + 1) * len(heads)] for k in range(3)]
+        changes: dict[str, dict[str, Tensor]] = {
+            kind: dict(zip(COLUMNS, part.unbind(-1), strict=True))
+            for kind, part in zip(REPLACEMENTS, parts, strict=True)
+        }
+        at_once = {
+            kind: dict(zip(COLUMNS, own[:, k].unbind(-1), strict=True)) for k, kind in ((-2, "zero"), (-1, "mean"))
+        }
+        clean, right = (at_once["zero"][name] for name in ("clean target", "clean is target"))
+        studies[site] = Study(tuple(heads), tuple(facts), changes, at_once, clean, right.bool())
+    return studies
+
+
+@torch.no_grad()
+def outputs_of_heads(lm: LanguageModel, rows: Sequence[Tensor]) -> list[Tensor]:
+    """(n_blocks, pos, n_heads, d_head) of each prompt of ids (pos,)."""
+    found: dict[int, Tensor] = {}
+    for chosen in groups(list(rows), 1, CHUNK // 2):
+        heads = trace(lm, torch.stack([rows[i] for i in chosen]), stop_after=lm.n_blocks - 1).heads
+        found |= {i: heads[:, k] for k, i in enumerate(chosen)}
+    return [found[i] for i in range(len(rows))]
+
+
+def position_means(outputs: Sequence[Tensor], length: int) -> Tensor:
+    """(n_blocks, length, n_heads, d_head): the mean of (n_blocks, pos, n_heads, d_head) at each position, counted from the end.
+
+    Over the outputs of just that length, if there are enough of them. Where none is long enough, the first position that has a
+    mean stands in.
+    """
+    same = [heads for heads in outputs if heads.shape[1] == length]
+    used = same if len(same) >= ENOUGH else outputs
+    reach = min(length, max(heads.shape[1] for heads in used))
+    places = [torch.stack([h[:, -back] for h in used if h.shape[1] >= back]).mean(0) for back in range(reach, 0, -1)]
+    return torch.stack([places[max(0, i + reach - length)] for i in range(length)], dim=1)
+
+
+def _removals(
+    lm: LanguageModel, ids: Tensor, sites: Iterable[Sequence[tuple[int, int]]], means: Tensor, other: Tensor, measure: Measure
+) -> list[Any]:  # fmt: skip
+    """For each site: each head at zero, at its mean, as on the other prompt; then all of them at zero, and at their means."""
+    tried: list[Any] = []
+    for heads in sites:
+        zero, mean, resample = (
+            [replace_heads(b, h, v[b][None, :, h : h + 1]) for b, h in heads] for v in (means * 0, means, other)
         )
-        changes[name] = dict(zip(measure.columns, found[:, 0].unbind(-1), strict=True))
-    everything = zero_heads(block, list(range(lm.n_heads)))
-    found = sweep_edits(lm, prompts, [everything], measure=measure, progress=progress)[:, 0]
-    together = dict(zip(measure.columns, found.unbind(-1), strict=True))
-    clean_logits = trace(lm, prompts).last_logits
-    ids = torch.tensor([lm.token_id(target) for target in targets], device=lm.device)
-    clean, right = log_prob(clean_logits, ids).cpu(), (clean_logits.argmax(-1) == ids).cpu()
-    return Study(block, tuple(facts), changes, together, clean, right)
+        tried += [*zero, *mean, *resample, zero, mean]
+    return sweep_edits(lm, ids, tried, measure=measure, progress=False).tolist()
+
+
+def _country_ids(lm: LanguageModel) -> list[tuple[str, int]]:
+    """(region, token id) of each country whose name is one token."""
+    found = []
+    for country in read_countries():
+        try:
+            found.append((country.region, lm.token_id(" " + country.name)))
+        except TargetIsNotOneToken:
+            continue
+    return found
+
+
+def _country_measure(lm: LanguageModel, fact: CapitalPrompt, countries: Sequence[tuple[str, int]]) -> Measure:
+    """`predictions`; how much more the wrong countries of the target's region gain in log p than those of other regions; log p of
+    the target in the clean run, and whether it is its top token."""
+    plain, target = predictions(lm, fact.target, fact.contrast), lm.token_id(fact.target)
+    home = next((region for region, token in countries if token == target), None)
+    near = [token for region, token in countries if region == home and token != target]
+    far = [token for region, token in countries if region != home]
+
+    def compute(outcome: Outcome) -> Tensor:
+        clean = outcome.clean.log_softmax(-1)
+        change = outcome.edited.log_softmax(-1) - clean
+        gain = torch.full_like(change[:, 0], torch.nan)  # for a target that is no country, or has no neighbours
+        if near and far:
+            gain = change[:, near].mean(-1) - change[:, far].mean(-1)
+        same = torch.stack([clean[target], (clean.argmax() == target).to(clean)]).expand(len(change), 2)
+        return torch.cat([plain.compute(outcome), gain[:, None], same], dim=-1)
+
+    return Measure(compute, COLUMNS)
+
+
+def choose_prompts(
+    lm: LanguageModel, keep: Keep = compute_now
+) -> tuple[str, list[CapitalPrompt], list[CapitalPrompt], int]:
+    """(template, prompts to find the strongest heads on, prompts to judge them on, how many prompts the model answers right).
+
+    The template is the one on which the model names the right country most often. Where it does so often enough, the prompts
+    are those that it gets right. They have a length that `ENOUGH` prompts share, so that a mean at each position makes sense.
+    """
+    best: tuple[str, list[CapitalPrompt], list[bool]] | None = None
+    for template in TEMPLATES:
+        facts = capital_prompts(lm, template=template)
+        facts = [
+            fact for fact in facts if fact.prompt.count(fact.target.strip()) == 0
+        ]  # the pattern tells the answer for France
+        right = keep(f"4 right {template}", partial(_answered, lm, facts))
+        if best is None or sum(right) > sum(best[2]):
+            best = template, facts, right
+    assert best is not None
+    template, facts, right = best
+    lengths = [len(lm.token_ids(fact.prompt)) for fact in facts]
+    common = [lengths.count(length) >= ENOUGH for length in lengths]
+    fits = [f for f, often, known in zip(facts, common, right, strict=True) if often and known]
+    if len(fits) < 1.5 * FIND:
+        fits = [f for f, often in zip(facts, common, strict=True) if often] or facts
+    number = min(len(fits), FIND + JUDGE)
+    fits = [fits[i * len(fits) // number] for i in range(number)]
+    few = min(FIND, number - FIND) if number > 1.5 * FIND else max(1, number // 2)
+    finding = [fits[i * number // few] for i in range(few)]
+    return template, finding, [fact for fact in fits if fact not in finding], sum(right)
+
+
+def _map(lm: LanguageModel, fact: CapitalPrompt) -> list[list[float]]:
+    """[head of the whole model][column], with each head at zero."""
+    measure = predictions(lm, fact.target, fact.contrast)
+    return sweep_heads(lm, fact.prompt, measure=measure, progress=False).flatten(0, 1).tolist()
+
+
+def _answered(lm: LanguageModel, facts: Sequence[CapitalPrompt]) -> list[bool]:
+    """Whether the most probable next token is the target."""
+    rows = [lm.encode(fact.prompt).ids[0] for fact in facts]
+    top: dict[int, int] = {}
+    for chosen in groups(rows, 1, CHUNK // 2):
+        last = lm.logits(torch.stack([rows[i] for i in chosen]))[:, -1]
+        top |= dict(zip(chosen, last.argmax(-1).tolist(), strict=True))
+    return [top[i] == lm.token_id(fact.target) for i, fact in enumerate(facts)]
+
+
+def ledger(
+    lm: LanguageModel,
+    prompt: str | None = None,
+    target: str = " Germany",
+    contrast: str = " France",
+    block: int | None = None,
+    keep: Keep = compute_now,
+) -> list[Claim]:
+    """Measure lesson 4's claims on `lm` and judge them.
+
+    prompt: one more prompt to judge on, with its target and contrast; Berlin's if None. block: block 5, or the middle one of a
+    model with fewer. Raises TargetIsNotOneToken, BadPrompt, PromptTooLong, BlockOutOfRange.
+    """
+    block = lm.check_block(min(5, lm.n_blocks // 2) if block is None else block)
+    template, finding, judging, _ = choose_prompts(lm, keep)
+    first = CapitalPrompt(template.format(capital="Berlin") if prompt is None else prompt, target, contrast)
+    finding = [fact for fact in finding if fact.prompt != first.prompt]
+    judging = [first, *(fact for fact in judging if fact.prompt != first.prompt)]
+    maps = [keep(f"4 map {fact}", partial(_map, lm, fact)) for fact in [*finding, first]]
+    everywhere = dict(zip(COLUMNS, torch.tensor(maps, dtype=torch.float64).unbind(-1), strict=False))
+    size = everywhere["target"][: len(finding)].mean(0).abs()  # the first prompt is judged on
+    order = size.argsort(descending=True)[: lm.n_heads].tolist()
+    strongest = sorted(divmod(place, lm.n_heads) for place in order)
+    reference = [fact.prompt for fact in capital_prompts(lm, template=template)]
+    sites = {
+        f"the heads of block {block}": [(block, head) for head in range(lm.n_heads)],
+        f"the {lm.n_heads} strongest heads": strongest,
+    }
+    studies = study_sites(lm, judging, sites, reference, keep=keep)
+
+    def table(column: str, kind: str = "zero") -> dict[str, list[list[float]]]:
+        return {site: study.changes[kind][column].tolist() for site, study in studies.items()}
+
+    def at_once(column: str, kind: str) -> dict[str, list[float]]:
+        return {site: study.at_once[kind][column].tolist() for site, study in studies.items()}
+
+    def of_right(values: Tensor, study: Study) -> list[Any]:
+        return values[study.right].bool().tolist()
+
+    one = next(iter(studies.values()))
+    stays = {site: of_right(study.changes["zero"]["target is top-1"], study) for site, study in studies.items()}
+    regional = {
+        site: [row for row in rows if row[0] == row[0]] for site, rows in table("same region").items()
+    }  # NaN: the target is no country
+    damage = {
+        site: {kind: columns["kl"].mean(1).tolist() for kind, columns in study.changes.items()}
+        for site, study in studies.items()
+    }
+    largest = {
+        site: {
+            kind: "{}.{}".format(*study.heads[int(columns["kl"].mean(0).argmax())])
+            for kind, columns in study.changes.items()
+        }
+        for site, study in studies.items()
+    }
+    return [
+        verdict_4_1(table("target"), table("target", "mean"), [f"{b}.{h}" for b, h in strongest]),
+        verdict_4_2(table("contrast"), {site: study.share_of_the_rest().mean(1).tolist() for site, study in studies.items()}),
+        verdict_4_3(stays, int(one.right.sum()), len(judging)),
+        verdict_4_4(everywhere["logit difference"].tolist(), everywhere["same top-1"].bool().tolist()),
+        verdict_4_5(table("target", "mean"), at_once("target", "mean"), table("logit difference", "mean"),
+                    at_once("logit difference", "mean"), at_once("target", "zero")),
+        verdict_4_6(damage, largest),
+        verdict_4_7(regional),
+        verdict_4_8(stays, {site: of_right(study.at_once["zero"]["target is top-1"], study) for site, study in studies.items()}),
+    ]  # fmt: skip
+
+
+# ---- what the lesson shows of a study
 
 
 def intervals(values: Tensor, seed: int = 0) -> list[Interval]:
@@ -252,48 +548,6 @@ def interval(values: Tensor, seed: int = 0) -> Interval:
     return bootstrap_interval(values, torch.Generator().manual_seed(seed))
 
 
-def ledger(
-    lm: LanguageModel,
-    prompt: str,
-    target: str = " Germany",
-    contrast: str = " France",
-    block: int | None = None,
-    study: Study | None = None,
-) -> list[Claim]:
-    """Measure lesson 4's claims on `lm` and judge them.
-
-    block: block 5, or the middle one of a model with fewer. study: many prompts that were measured before, of the same
-    block; by default up to 60 country prompts. Raises TargetIsNotOneToken, BadPrompt, PromptTooLong, BlockOutOfRange.
-    """
-    if block is None:
-        block = study.block if study else min(5, lm.n_blocks // 2)
-    if study is None:
-        available = len(capital_prompts(lm))
-        study = study_heads(lm, capital_prompts(lm, min(MANY, available)), block)
-    measure = predictions(lm, target, contrast)
-    found = sweep_heads(lm, prompt, blocks=[block], measure=measure, progress=False)[0]
-    here = dict(zip(measure.columns, found.unbind(-1), strict=True))
-    first = bool(trace(lm, prompt).last_logits[0].argmax() == lm.token_id(target))
-    moved, stays = (study.changes["zero"][name] for name in ("logit difference", "same top-1"))
-    return [
-        verdict_4_1(here["target"].tolist(), intervals(study.changes["zero"]["target"])),
-        verdict_4_2(
-            here["contrast"].tolist(),
-            intervals(study.changes["zero"]["contrast"]),
-            interval(study.share_of_the_rest().mean(1)),
-        ),
-        verdict_4_3(first, int(here["target is top-1"].sum()), lm.n_heads, *_kept(study)),
-        verdict_4_4(
-            here["logit difference"].tolist(),
-            here["same top-1"].bool().tolist(),
-            *hidden_movement(moved, stays.bool()),
-            sure_shifts(moved, stays.bool()),
-        ),
-        verdict_4_5(**cooperation(study)),
-        verdict_4_6(**compare_replacements(study)),
-    ]
-
-
 def hidden_movement(changes: Tensor, kept: Tensor) -> tuple[float, float]:
     """(silent, hidden): the share of removals that keep the top token, and their share of all movement, the sum of |change|.
 
@@ -303,23 +557,13 @@ def hidden_movement(changes: Tensor, kept: Tensor) -> tuple[float, float]:
     return float(kept.double().mean()), float(size[kept].sum() / size.sum()) if float(size.sum()) else 0.0
 
 
-def sure_shifts(changes: Tensor, kept: Tensor) -> int:
-    """For how many heads the mean change over the prompts that keep the top token is surely not 0.
-
-    changes, kept: (n_prompts, n_heads), nats and bool. A head with fewer than two such prompts is not counted.
-    """
-    columns = [values[stays] for values, stays in zip(changes.unbind(1), kept.unbind(1), strict=True)]
-    found = [interval(values) for values in columns if len(values) > 1]
-    return sum(low > 0 or high < 0 for _, low, high in found)
-
-
 def cooperation(study: Study) -> dict[str, Any]:
-    """The arguments of `verdict_4_5`: how the block's heads share their work, with heads at zero."""
+    """How the study's heads share their work, with heads at zero: half (how many hold half of all change), heads (of how many),
+    and the intervals of the change together, and of what it has beyond the sum of single ones in log p and in the logit difference."""
     single, together = study.changes["zero"], study.together
-    size = single["target"].mean(0).abs().sort(descending=True).values
     return {
-        "half": int((size.cumsum(0) < size.sum() / 2).sum()) + 1,
-        "heads": len(size),
+        "half": _half(single["target"].mean(0).tolist()),
+        "heads": len(study.heads),
         "together": interval(together["target"]),
         "extra": interval(together["target"] - single["target"].sum(1)),
         "extra_logits": interval(together["logit difference"] - single["logit difference"].sum(1)),
@@ -327,7 +571,7 @@ def cooperation(study: Study) -> dict[str, Any]:
 
 
 def compare_replacements(study: Study) -> dict[str, Any]:
-    """The arguments of `verdict_4_6`: how much each replacement disturbs the prediction."""
+    """How much each replacement disturbs the prediction: the damage and its interval, the gaps between two, the strongest head."""
     divergence = {name: columns["kl"] for name, columns in study.changes.items()}
     names = list(divergence)
     pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
@@ -336,17 +580,3 @@ def compare_replacements(study: Study) -> dict[str, Any]:
         "gaps": {f"{a} − {b}": interval((divergence[a] - divergence[b]).mean(1)) for a, b in pairs},
         "strongest": {name: int(values.mean(0).argmax()) for name, values in divergence.items()},
     }
-
-
-def _kept(study: Study) -> tuple[int, int]:
-    """On how many prompts the target stays first through every removal, and how many prompts the model gets right."""
-    kept = study.changes["zero"]["target is top-1"][study.right]
-    return int(kept.bool().all(1).sum()), len(kept)
-
-
-def _interval(value: Interval) -> str:
-    return f"{_n(value[0])} [{_n(value[1])}, {_n(value[2])}]"
-
-
-def _n(value: float) -> str:
-    return format_number(float(value), 3)

@@ -1,161 +1,96 @@
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 
 from helpers import capital_prompts, edit, load_model, log_prob, replace_heads, trace, zero_heads
 from helpers.claims import lesson4
-from helpers.claims.core import FAILS, PARTLY
+from helpers.claims.core import FAILS, HOLDS, PARTLY, UNTESTED
+from helpers.countries import read_countries
 from helpers.exercises.core import hooks_on
 
-PROMPT = "Berlin is the capital of"
-DOWN, UP, OPEN = (-0.2, -0.3, -0.1), (0.2, 0.1, 0.3), (0.0, -0.1, 0.1)
-REST = (0.0, -0.1, 0.1)
-KINDS = {"zero": (0.3, 0.2, 0.4), "mean": (0.1, 0.05, 0.2)}
-CASES = {
-    "4.1": ({"here": [-1, -1, 1], "many": [DOWN, DOWN, OPEN]}, {"here": [1, -1, 1], "many": [UP, OPEN, OPEN]}),
-    "4.2": (
-        {"here": [1, 1, -1], "many": [UP, UP, OPEN], "share": UP},
-        {"here": [1, -1, -1], "many": [DOWN, UP, OPEN], "share": DOWN},
-    ),
-    "4.3": (
-        {"first": True, "kept": 12, "heads": 12, "kept_many": 60, "many": 60},
-        {"first": True, "kept": 11, "heads": 12, "kept_many": 30, "many": 60},
-    ),
-    "4.4": (
-        {"here": [-0.2, 0.1], "kept": [True, True], "silent": 0.95, "hidden": 0.9, "sure": 1},
-        {"here": [-0.2, 0.1], "kept": [False, False], "silent": 0.5, "hidden": 0.05, "sure": 1},
-    ),
-    "4.5": (
-        {"half": 4, "heads": 12, "together": (-0.9, -1.0, -0.8), "extra": DOWN, "extra_logits": DOWN},
-        {"half": 2, "heads": 12, "together": DOWN, "extra": OPEN, "extra_logits": DOWN},
-    ),
-    "4.6": (
-        {"damage": KINDS, "gaps": {"zero − mean": UP}, "strongest": {"zero": 3, "mean": 5}},
-        {"damage": KINDS, "gaps": {"zero − mean": OPEN}, "strongest": {"zero": 3, "mean": 3}},
-    ),
+A, B = "block 5", "the strongest"
+DOWN, UP = [-1.0, -1.0, 1.0], [1.0, 1.0, -1.0]
+YES, NO = [True, True], [True, False]
+
+
+def both(first, second=None):
+    return {A: [first], B: [first if second is None else second]}
+
+
+def replaced(zero, mean):
+    return {"zero": [zero], "mean": [mean], "resample": [mean]}
+
+
+NAMED = {A: {"zero": "5.1", "mean": "5.2", "resample": "5.2"}, B: {"zero": "8.4", "mean": "8.4", "resample": "8.4"}}
+SHARED = {
+    "single": both([-0.1, -0.1, -0.1]),
+    "together": {A: [-0.9], B: [-0.9]},
+    "single_odds": both([-0.1, -0.1, -0.1]),
+    "together_odds": {A: [-0.9], B: [-0.9]},
+    "zero": {A: [0.1], B: [-0.9]},
 }
+CASES = {
+    "4.1": {
+        HOLDS: ({"zero": both(DOWN), "mean": both(DOWN), "strongest": ["8.4"]}, "of the strongest: 1 of 1"),
+        PARTLY: ({"zero": both(UP, DOWN), "mean": both(DOWN), "strongest": ["8.4"]}, "of block 5: 0 of 1"),
+        FAILS: ({"zero": both(UP), "mean": both(DOWN), "strongest": ["8.4"]}, "of the strongest: 0 of 1"),
+    },
+    "4.2": {
+        HOLDS: ({"zero": both(UP), "beyond": {A: [0.1], B: [0.1]}}, "of the strongest: 1 of 1"),
+        PARTLY: ({"zero": both(DOWN, UP), "beyond": {A: [0.1], B: [0.1]}}, "of block 5: 0 of 1"),
+        FAILS: ({"zero": both(DOWN), "beyond": {A: [0.1], B: [0.1]}}, "of the strongest: 0 of 1"),
+    },
+    "4.3": {
+        HOLDS: ({"first": both(YES), "right": 1, "tried": 2}, "without each of the strongest: 1 of 1"),
+        PARTLY: ({"first": both(YES, NO), "right": 1, "tried": 2}, "without each of the strongest: 0 of 1"),
+        FAILS: ({"first": both(NO), "right": 1, "tried": 2}, "without each of block 5: 0 of 1"),
+        UNTESTED: ({"first": {A: [], B: []}, "right": 0, "tried": 2}, "on none of the prompts"),
+    },
+    "4.4": {
+        HOLDS: ({"changes": [[-0.2, 0.1]], "kept": [[True, False]]}, "at least half of the movement of the logit difference: 1 of 1"),
+        PARTLY: ({"changes": [[-0.2, 0.1]] * 2, "kept": [[True, False], [False, True]]}, "1 of 2"),
+        FAILS: ({"changes": [[-0.2, 0.1]], "kept": [[False, True]]}, "0 of 1"),
+        UNTESTED: ({"changes": [[-0.2, 0.1]], "kept": [[True, True]]}, "changes at 0 of 2 removals"),
+    },
+    "4.5": {
+        HOLDS: (SHARED, "than the sum of single ones, in log p and in the logit difference: 1 of 1"),
+        PARTLY: ({**SHARED, "together": {A: [-0.2], B: [-0.9]}}, "in log p and in the logit difference: 0 of 1"),
+        FAILS: ({**SHARED, "together": {A: [0.1], B: [0.0]}}, "all of block 5 at their mean lower log p(target): 0 of 1"),
+    },
+    "4.6": {
+        HOLDS: ({"damage": {A: replaced(0.3, 0.1), B: replaced(0.3, 0.1)}, "strongest": NAMED}, "block 5: KL"),
+        PARTLY: ({"damage": {A: replaced(0.3, 0.1), B: replaced(0.1, 0.1)}, "strongest": NAMED}, "1.5-fold: 0 of 1"),
+        FAILS: ({"damage": {A: replaced(0.0, 0.0), B: replaced(0.14, 0.1)}, "strongest": NAMED}, "1.5-fold: 0 of 1"),
+    },
+    "4.7": {
+        HOLDS: ({"gain": both([0.2, -0.1])}, "over the strongest: 1 of 1"),
+        PARTLY: ({"gain": both([0.2, -0.1], [-0.2, 0.1])}, "over the strongest: 0 of 1"),
+        FAILS: ({"gain": both([-0.2, 0.1])}, "over block 5: 0 of 1"),
+    },
+    "4.8": {
+        HOLDS: ({"first": both(YES), "together": {A: [False], B: [False]}}, "all of block 5 at once"),
+        PARTLY: ({"first": both(YES), "together": {A: [True], B: [False]}}, "no head alone does: 0 of 1; all of the strongest"),
+        FAILS: ({"first": both(YES), "together": {A: [True], B: [True]}}, "all of block 5 at once"),
+        UNTESTED: ({"first": both(YES, NO), "together": {A: [False], B: [False]}}, "on each of 1 prompts some head alone"),
+    },
+}  # fmt: skip
 
 
-def test_every_verdict_can_go_both_ways(prove_verdicts):
+def test_every_verdict_has_its_case(prove_verdicts):
     prove_verdicts(lesson4, CASES)
 
 
-@pytest.mark.parametrize(
-    ("number", "arguments", "said"),
-    [
-        ("4.1", {"here": [-1, -1, 1], "many": [DOWN, OPEN, UP]}, "this prompt; over many prompts no sure majority"),
-        ("4.1", {"here": [-1, -1, 1], "many": [DOWN, UP, UP]}, "this prompt; over many prompts surely not of most"),
-        ("4.1", {"here": [1, -1, 1], "many": [DOWN, DOWN, UP]}, "not on this prompt, but over many"),
-        ("4.2", {"here": [1, 1], "many": [OPEN, OPEN], "share": OPEN}, "its gain is not sure"),
-        ("4.2", {"here": [1, 1], "many": [OPEN, OPEN], "share": DOWN}, "it even loses ground"),
-        ("4.2", {"here": [1, 1], "many": [OPEN, OPEN], "share": UP}, "more than its share"),
-        ("4.3", {"first": True, "kept": 4, "heads": 4, "kept_many": 9, "many": 10}, "on 1 of 10 prompts a removal"),
-        ("4.3", {"first": True, "kept": 4, "heads": 4, "kept_many": 0, "many": 0}, "no other prompt can test it"),
-        (
-            "4.3",
-            {"first": True, "kept": 3, "heads": 4, "kept_many": 6, "many": 10},
-            "here a removal costs the target its first place; most prompts that the model gets right keep it",
-        ),
-        (
-            "4.3",
-            {"first": False, "kept": 0, "heads": 4, "kept_many": 9, "many": 9},
-            "here the target is not first even",
-        ),
-        (
-            "4.4",
-            {"here": [-0.2, 0.1], "kept": [True, False], "silent": 0.5, "hidden": 0.3, "sure": 2},
-            "most shows in the top token",
-        ),
-        (
-            "4.4",
-            {"here": [-0.2, 0.1, 0.1, 0.1], "kept": [True] * 4, "silent": 1.0, "hidden": 1.0, "sure": 1},
-            "surely so for few heads",
-        ),
-        (
-            "4.5",
-            {"half": 3, "heads": 12, "together": DOWN, "extra": UP, "extra_logits": UP},
-            "distributed, but all at once surely cost no more than the sum",
-        ),
-        (
-            "4.5",
-            {"half": 3, "heads": 12, "together": DOWN, "extra": DOWN, "extra_logits": OPEN},
-            "distributed, but more than the sum in log p alone",
-        ),
-        (
-            "4.5",
-            {"half": 3, "heads": 12, "together": DOWN, "extra": OPEN, "extra_logits": DOWN},
-            "distributed, but more than the sum against the contrast alone",
-        ),
-        (
-            "4.5",
-            {"half": 3, "heads": 12, "together": DOWN, "extra": OPEN, "extra_logits": OPEN},
-            "distributed, but no sure cost beyond the sum",
-        ),
-        (
-            "4.5",
-            {"half": 2, "heads": 12, "together": DOWN, "extra": DOWN, "extra_logits": DOWN},
-            "but a few heads do most of it",
-        ),
-        (
-            "4.6",
-            {
-                "damage": KINDS,
-                "gaps": {"zero − mean": UP, "zero − resample": OPEN},
-                "strongest": {"zero": 3, "mean": 3},
-            },
-            "surely different: zero − mean; mean disturbs least, and they name the same strongest head",
-        ),
-        (
-            "4.6",
-            {
-                "damage": {**KINDS, "resample": (0.12, 0.06, 0.22)},
-                "gaps": {"zero − mean": UP, "zero − resample": UP, "mean − resample": OPEN},
-                "strongest": {"zero": 3, "mean": 5, "resample": 5},
-            },
-            "mean disturbs least, but not surely, and they name different strongest heads: 3 (zero), 5 (mean)",
-        ),
-    ],
-)
-def test_what_holds_in_part(number, arguments, said):
-    claim = lesson4.VERDICTS[number](**arguments)
-    assert claim.verdict == PARTLY
-    assert said in claim.why
+def test_errors_are_counted_where_no_head_alone_makes_one():
+    first = {A: [YES, NO, YES], B: [YES, YES, YES]}
+    claim = lesson4.verdict_4_8(first, {A: [False, False, True], B: [False, False, False]})
+    assert claim.over == (1, 2)
 
 
-def test_what_moves_behind_the_top_token_must_be_more_than_chance():
-    claim = lesson4.verdict_4_4([-0.2, 0.1], [True, True], 1.0, 1.0, 0)
-    assert claim.verdict == FAILS
-    assert claim.why == "what moves behind the same top token is sure for no head"
-
-
-def test_a_shift_is_sure_if_its_interval_does_not_touch_zero():
-    changes = torch.tensor([[0.3, 0.3, 1.0], [0.2, -0.3, 2.0], [0.4, 0.1, 3.0], [9.0, 0.0, 4.0]])
-    kept = torch.tensor([[True, True, True], [True, True, False], [True, True, False], [False, True, False]])
-    assert lesson4.sure_shifts(changes, kept) == 1
-
-
-def test_half_of_all_change_is_counted_in_heads(study):
-    size = sorted(abs(value) for value in study.changes["zero"]["target"].mean(0).tolist())[::-1]
-    half = lesson4.cooperation(study)["half"]
-    assert sum(size[:half]) >= sum(size) / 2 > sum(size[: half - 1])
-
-
-def test_a_prompt_counts_as_kept_only_if_every_removal_keeps_it(study):
-    kept = study.changes["zero"]["target is top-1"]
-    right = torch.tensor([True, True, True, False, False, False])
-    changed = kept.clone()
-    changed[:] = 1
-    changed[0, 2] = changed[5] = 0
-    zero = {**study.changes["zero"], "target is top-1": changed}
-    assert lesson4._kept(replace(study, changes={"zero": zero}, right=right)) == (2, 3)
-
-
-def test_a_target_that_is_not_first_can_not_stay_first():
-    claim = lesson4.verdict_4_3(False, 0, 12, 0, 0)
-    assert claim.verdict == FAILS
-    assert claim.why == "the target is not first even with every head"
+def test_half_of_all_change_is_counted_in_heads():
+    assert lesson4._half([0.1, -0.5, 0.2, 0.2]) == 1
+    assert lesson4._half([0.2, -0.3, 0.2, 0.3]) == 2
+    assert lesson4._half([0.0, 0.0]) == 1
 
 
 def test_hidden_movement_is_that_of_removals_that_keep_the_top_token():
@@ -163,13 +98,6 @@ def test_hidden_movement_is_that_of_removals_that_keep_the_top_token():
     kept = torch.tensor([[True, True], [False, True]])
     assert lesson4.hidden_movement(changes, kept) == pytest.approx((0.75, 0.6))
     assert lesson4.hidden_movement(torch.zeros(2, 2), kept) == pytest.approx((0.75, 0.0))
-
-
-def test_no_redundancy_where_nothing_is_lost():
-    for together, said in ((UP, "surely gains"), (OPEN, "no sure cost")):
-        claim = lesson4.verdict_4_5(4, 12, together, DOWN, DOWN)
-        assert claim.verdict == FAILS
-        assert said in claim.why
 
 
 @pytest.fixture(scope="module")
@@ -204,20 +132,36 @@ def test_a_study_gives_the_numbers_of_single_passes(lm, facts, study):
         assert study.together["target"][i].item() == pytest.approx(expected.item(), abs=1e-10)
 
 
-def test_mean_and_resample_replace_by_other_prompts(lm, facts, study):
-    heads = torch.cat([trace(lm, fact.prompt).heads[3, 0] for fact in facts])  # (all tokens, n_heads, d_head)
+def test_the_mean_is_that_of_the_same_position_and_the_other_prompt_is_another(lm, facts, study):
+    """All six prompts have five tokens, so that position and place from the end are the same thing."""
+    assert {len(lm.token_ids(fact.prompt)) for fact in facts} == {5}
+    heads = torch.stack([trace(lm, fact.prompt).heads[3, 0] for fact in facts])  # (n_prompts, pos, n_heads, d_head)
     fact, token = facts[1], lm.token_id(facts[1].target)
     clean = log_prob(trace(lm, fact.prompt).last_logits[0], token)
-    with edit(lm, replace_heads(3, 4, heads.mean(0)[4])):
-        expected = log_prob(trace(lm, fact.prompt).last_logits[0], token) - clean
-    assert study.changes["mean"]["target"][1, 4].item() == pytest.approx(expected.item(), abs=1e-10)
-    candidates = []
-    for other in facts:
-        with edit(lm, replace_heads(3, 4, trace(lm, other.prompt).heads[3][:, :, 4:5])):
-            candidates.append((log_prob(trace(lm, fact.prompt).last_logits[0], token) - clean).item())
+
+    def changed(value):
+        with edit(lm, replace_heads(3, 4, value)):
+            return (log_prob(trace(lm, fact.prompt).last_logits[0], token) - clean).item()
+
+    by_position = changed(heads.mean(0)[:, 4:5])
+    assert study.changes["mean"]["target"][1, 4].item() == pytest.approx(by_position, abs=1e-10)
+    assert abs(by_position - changed(heads.mean((0, 1))[4])) > 1e-6, "not the mean over all positions"
+    candidates = [changed(one[:, 4:5]) for one in heads]
     got = study.changes["resample"]["target"][1, 4].item()
     assert min(abs(got - value) for i, value in enumerate(candidates) if i != 1) < 1e-10
     assert abs(got) > 1e-10, "a prompt is never its own partner"
+
+
+def test_means_of_prompts_of_other_lengths_are_aligned_at_the_end():
+    short, long = torch.zeros(2, 3, 4, 5), torch.zeros(2, 5, 4, 5)
+    short[:] = torch.tensor([1.0, 2.0, 3.0])[None, :, None, None]
+    long[:] = torch.tensor([10.0, 20.0, 30.0, 40.0, 50.0])[None, :, None, None]
+    expected = [10.0, 20.0, 15.5, 21.0, 26.5]
+    assert lesson4.position_means([short, long], 5)[0, :, 0, 0].tolist() == expected
+    assert lesson4.position_means([short, long], 3)[0, :, 0, 0].tolist() == expected[2:]
+    assert lesson4.position_means([short, long], 6)[0, :, 0, 0].tolist() == [10.0, *expected]
+    many = [short + i for i in range(lesson4.ENOUGH)]
+    assert lesson4.position_means([long, *many], 3)[0, 0, 0, 0].item() == pytest.approx(1 + (lesson4.ENOUGH - 1) / 2)
 
 
 def test_the_share_of_the_rest_is_a_conditional_probability(lm, facts, study):
@@ -234,10 +178,47 @@ def test_the_share_of_the_rest_is_a_conditional_probability(lm, facts, study):
     assert study.share_of_the_rest()[0, 1].item() == pytest.approx(expected, abs=1e-9)
 
 
-def test_the_ledger_measures_all_claims_and_leaves_the_model_alone(lm, study):
-    hooks, before = hooks_on(lm.model), trace(lm, PROMPT).logits
-    claims = lesson4.ledger(lm, PROMPT, study=study)
+def test_countries_of_the_region_are_compared_with_all_others(lm, facts, study):
+    fact = facts[2]
+    known = {c.name: c.region for c in read_countries()}
+    home = known[fact.target.strip()]
+    near, far = [], []
+    clean = trace(lm, fact.prompt).last_logits[0].log_softmax(-1)
+    with edit(lm, zero_heads(3, 5)):
+        change = trace(lm, fact.prompt).last_logits[0].log_softmax(-1) - clean
+    for name, region in known.items():
+        ids = lm.tokenizer(" " + name)["input_ids"]
+        if len(ids) == 1 and " " + name != fact.target:
+            (near if region == home else far).append(change[ids[0]].item())
+    expected = sum(near) / len(near) - sum(far) / len(far)
+    assert study.changes["zero"]["same region"][2, 5].item() == pytest.approx(expected, abs=1e-10)
+
+
+def test_prompts_are_those_that_the_model_knows_and_no_head_is_chosen_and_judged_by_the_same(lm):
+    template, finding, judging, answered = lesson4.choose_prompts(lm)
+    assert template == lesson4.TEMPLATE
+    assert len(finding) == lesson4.FIND and len(judging) >= 20
+    assert not {fact.prompt for fact in finding} & {fact.prompt for fact in judging}
+    for fact in finding[:3] + judging[:3]:
+        assert lm.logits(fact.prompt)[0, -1].argmax().item() == lm.token_id(fact.target)
+    assert answered > len(finding) + len(judging)
+
+
+def test_the_ledger_measures_all_claims_and_leaves_the_model_alone(lm, monkeypatch):
+    monkeypatch.setattr(lesson4, "FIND", 3)
+    monkeypatch.setattr(lesson4, "JUDGE", 4)
+    prompt = "Berlin is the capital of"
+    hooks, before = hooks_on(lm.model), trace(lm, prompt).logits
+    kept = {}
+
+    def keep(name, compute):
+        kept[name] = compute() if name not in kept else kept[name]
+        return kept[name]
+
+    claims = lesson4.ledger(lm, prompt, keep=keep)
     assert [claim.number for claim in claims] == list(lesson4.VERDICTS)
+    assert claims[0].over[1] in (4, 5)  # Berlin's is one of them
     assert hooks_on(lm.model) == hooks
-    assert torch.equal(trace(lm, PROMPT).logits, before)
-    assert {claim.number: claim.measured for claim in claims}["4.6"].startswith("KL zero ")
+    assert torch.equal(trace(lm, prompt).logits, before)
+    monkeypatch.setattr(lesson4, "_removals", None)  # what is kept is not measured again
+    assert lesson4.ledger(lm, prompt, keep=keep) == claims
