@@ -24,8 +24,9 @@ _WHERE = {
     ],
     "correlations": ["correlation", "correlation_per_dimension", "random_step_correlation", "within_percentile"],
     "sweeps": [
-        "sweep_heads", "sweep_blocks", "sweep_block_pairs", "sweep_factors", "sweep_edits", "mean_heads", "windows",
+        "sweep_heads", "sweep_blocks", "sweep_block_pairs", "sweep_factors", "sweep_edits", "windows",
     ],
+    "replacements": ["mean_heads"],
     "measures": ["Measure", "Outcome", "predictions", "text_damage"],
     "countries": ["capital_prompts", "CapitalPrompt"],
     "texts": ["held_out_passages"],

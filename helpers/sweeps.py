@@ -31,13 +31,15 @@ from .edits import (
     skip_mlp,
 )
 from .measures import Measure, Outcome, Targets, log_prob_change, predictions, text_damage
-from .models import LanguageModel, Tokens
+from .models import LanguageModel
+from .replacements import CHUNK, Prompts, Replacement, head_values, mean_heads, prompt_rows
 from .staircase import Copy
-from .tracing import trace
 
 __all__ = [
     "Measure",
     "Outcome",
+    "Progress",
+    "Replacement",
     "mean_heads",
     "predictions",
     "sweep_block_pairs",
@@ -49,13 +51,9 @@ __all__ = [
     "windows",
 ]
 
-Prompts = str | Sequence[str] | Tensor | Tokens
 Measured = Measure | Callable[[Outcome], Tensor] | None
 Part = Literal["block", "attention", "mlp"]
-Replacement = Literal["zero", "mean", "resample"]
 Progress = bool | Callable[[int, int], object] | None
-
-CHUNK = 768  # tokens in a block at once: enough to read weights rarely, few enough for what the MLP computes with
 
 _SKIP: dict[str, Callable[[int], Edit]] = {"block": skip_block, "attention": skip_attention, "mlp": skip_mlp}
 _SCALE: dict[str, Callable[[int, float], Edit]] = {
@@ -112,22 +110,22 @@ def sweep_heads(
     """Every head of every block ablated, one at a time: (n_prompts, n_blocks, n_heads, ...); no prompt axis for one text.
 
     blocks: only these, in this order; the block axis is then as long as the list. replacement: what the head's output
-    becomes (Wang et al. 2022 and Li & Janson 2024 compare them). "zero"; "mean", its mean over the real tokens of the
-    reference prompts; "resample", its output on another prompt, drawn once for each prompt with `generator`, positions
-    counted back from the last token (where the other prompt is shorter, its first token's output stands in); or a tensor
-    that broadcasts to (n_blocks, n_heads, d_head). reference: prompts for mean and resample; without it the swept ones,
+    becomes (Wang et al. 2022 and Li & Janson 2024 compare them). "zero"; "mean", its mean at each position over the
+    reference prompts; "pooled mean", one mean over all their tokens (`mean_heads` gives both); "resample", its output on
+    another prompt, drawn once for each prompt with `generator`; or a tensor that broadcasts to (n_blocks, n_heads, d_head)
+    or (n_blocks, pos, n_heads, d_head). Positions are counted back from the last token; where the other prompt is
+    shorter, its first token's output stands in. reference: prompts for means and resample; without it the swept ones,
     and resample never gives a prompt to itself. All else as in `sweep_edits`.
     """
     chosen_blocks = _blocks(lm, blocks)
     sites = [(block, head) for block in chosen_blocks for head in range(lm.n_heads)]
-    pool = prompts if reference is None else reference
-    if isinstance(replacement, str) and replacement == "resample":
-        copies_of = _resampled(lm, _rows(lm, prompts), _rows(lm, pool), reference is None, generator, sites)
-    else:
-        mean = isinstance(replacement, str) and replacement == "mean"
-        value = mean_heads(lm, pool, chunk=chunk) if mean else _heads_tensor(lm, replacement)
-        copies = [_copy(lm, replace_heads(block, head, value[block, head])) for block, head in sites]
-        copies_of = lambda chosen: copies  # noqa: E731
+    pool = None if reference is None else prompt_rows(lm, reference)
+    values_of = head_values(lm, prompt_rows(lm, prompts), replacement, pool, generator, chunk)
+
+    def copies_of(chosen: list[int]) -> list[Copy]:
+        values = values_of(chosen)
+        return [(replace_heads(block, head, values[block, :, :, head : head + 1]),) for block, head in sites]
+
     return _sweep(lm, prompts, copies_of, (len(chosen_blocks), lm.n_heads), target, measure, chunk, progress)
 
 
@@ -192,17 +190,6 @@ def sweep_factors(
     )
 
 
-@torch.no_grad()
-def mean_heads(lm: LanguageModel, prompts: Prompts, *, chunk: int = CHUNK) -> Tensor:
-    """(n_blocks, n_heads, d_head): each head's output, averaged over the real tokens of all prompts. chunk: tokens at once."""
-    rows = _rows(lm, prompts)
-    total = torch.zeros(lm.n_blocks, lm.n_heads, lm.d_head, device=lm.device, dtype=torch.float64)
-    for chosen in staircase.groups(rows, 1, chunk):
-        heads = trace(lm, torch.stack([rows[i] for i in chosen]), stop_after=lm.n_blocks - 1).heads
-        total += heads.sum((1, 2), dtype=torch.float64)
-    return (total / sum(len(row) for row in rows)).to(lm.dtype)
-
-
 def windows(lm: LanguageModel, text: str, length: int, most: int | None = None) -> Tensor:
     """(n_windows, length) token ids: a text cut into windows that do not overlap; what remains at its end is left out.
 
@@ -233,7 +220,7 @@ def _sweep(
     chunk: int,
     progress: Progress,
 ) -> Tensor:
-    rows = _rows(lm, prompts)
+    rows = prompt_rows(lm, prompts)
     if (target is None) == (measure is None):
         raise errors.BadValue("give a target, for example ' Germany', or a measure, and not both.")
     if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
@@ -257,12 +244,6 @@ def _single(prompts: Prompts) -> bool:
     return isinstance(prompts, str) or (isinstance(prompts, Tensor) and prompts.ndim == 1)
 
 
-def _rows(lm: LanguageModel, prompts: Prompts) -> list[Tensor]:
-    """(pos,) ids of each prompt, without padding."""
-    tokens = lm.encode(prompts)
-    return [ids[mask] for ids, mask in zip(tokens.ids, tokens.mask, strict=True)]
-
-
 def _copy(lm: LanguageModel, one: Edit | Sequence[Edit]) -> Copy:
     copy = tuple(one) if isinstance(one, Sequence) and not isinstance(one, str) else (one,)
     if not copy:
@@ -283,53 +264,6 @@ def _of_part(table: dict[str, Callable[..., Edit]], part: str) -> Callable[..., 
     if part not in table:
         raise errors.BadValue(f"part {part!r} is unknown: choose 'block', 'attention' or 'mlp'.")
     return table[part]
-
-
-def _heads_tensor(lm: LanguageModel, replacement: object) -> Tensor:
-    shape = (lm.n_blocks, lm.n_heads, lm.d_head)
-    if isinstance(replacement, str) and replacement == "zero":
-        replacement = torch.zeros(())
-    if not isinstance(replacement, Tensor):
-        raise errors.BadValue(
-            f"replacement {replacement!r} is unknown: choose 'zero', 'mean', 'resample', or a tensor."
-        )
-    try:
-        return replacement.to(device=lm.device, dtype=lm.dtype).broadcast_to(shape)
-    except RuntimeError:
-        raise errors.BadValue(
-            f"the replacement has shape {tuple(replacement.shape)}, which does not broadcast to "
-            f"(n_blocks, n_heads, d_head) = {shape}."
-        ) from None
-
-
-def _resampled(
-    lm: LanguageModel,
-    rows: list[Tensor],
-    pool: list[Tensor],
-    same: bool,
-    generator: torch.Generator | None,
-    sites: list[tuple[int, int]],
-) -> Callable[[list[int]], Sequence[Copy]]:
-    """For some of the prompts, the copies in which a head comes from another prompt. Partners are drawn now, once."""
-    if not isinstance(generator, torch.Generator):
-        raise errors.BadValue(
-            "resample draws other prompts: pass generator=torch.Generator().manual_seed(0), so that it can be repeated."
-        )
-    if same and len(pool) < 2:
-        raise errors.BadValue("resample needs other prompts: sweep two or more, or pass some as reference=.")
-    drawn = torch.randint(int(same), len(pool), (len(rows),), generator=generator)
-    partner = ((torch.arange(len(rows)) + drawn) % len(pool) if same else drawn).tolist()
-
-    def copies_of(chosen: list[int]) -> list[Copy]:
-        moved = []
-        for i in chosen:
-            heads = trace(lm, pool[partner[i]], stop_after=lm.n_blocks - 1).heads[:, 0]
-            position = torch.arange(len(rows[i])) + heads.shape[1] - len(rows[i])  # last tokens meet
-            moved.append(heads[:, position.clamp(min=0).to(lm.device)])
-        values = torch.stack(moved, dim=1)
-        return [(replace_heads(block, head, values[block][:, :, head : head + 1]),) for block, head in sites]
-
-    return copies_of
 
 
 def _somebody_watches() -> bool:

@@ -218,7 +218,7 @@ def study_heads(
 ) -> Study:
     """Ablate each head of a block on every prompt, with each replacement ("zero" is always among them).
 
-    The mean is over all tokens of all prompts; a resampled head comes from another of the prompts, drawn with `generator`
+    The mean is over all prompts, one for each position; a resampled head comes from another of the prompts, drawn with `generator`
     (seed 0 by default), as `sweep_heads` says.
     """
     prompts = [fact.prompt for fact in facts]

@@ -15,7 +15,8 @@ from helpers.measures import predictions
 from helpers.models import LanguageModel
 from helpers.plots.heads import plot_head_panel
 from helpers.plots.style import DPI, WIDGET_DPI
-from helpers.sweeps import mean_heads, sweep_edits
+from helpers.replacements import from_the_end, mean_heads
+from helpers.sweeps import sweep_edits
 from helpers.tables import format_number
 from helpers.tracing import trace
 from helpers.widgets.base import Panel, block_slider, choice, index_slider, prompt_box
@@ -61,8 +62,8 @@ class HeadView:
 def head_map(lm: LanguageModel, prompt: str, target: str, contrast: str, replacement: str = "zero") -> HeadMap:
     """Ablate every head of every block, one at a time, in one sweep.
 
-    replacement: "zero"; "mean", over the tokens of 24 country prompts; or "resample", the head's output on one of them,
-    positions counted back from the last token. Raises TargetIsNotOneToken, BadPrompt, PromptTooLong, BadValue.
+    replacement: "zero"; "mean", over 24 country prompts, one for each position; or "resample", the head's output on one
+    of them. Positions are counted back from the last token. Raises TargetIsNotOneToken, BadPrompt, PromptTooLong, BadValue.
     """
     measure = predictions(lm, target, contrast)
     edits = _edits(lm, prompt, replacement)
@@ -80,10 +81,9 @@ def _edits(lm: LanguageModel, prompt: str, replacement: str) -> tuple[Edit, ...]
     elif replacement in ("mean", "resample"):
         others = [fact.prompt for fact in capital_prompts(lm) if fact.prompt != prompt][:REFERENCE]
         if replacement == "mean":
-            values = mean_heads(lm, others).unsqueeze(1)
+            values = from_the_end(mean_heads(lm, others), length)
         else:
-            other = trace(lm, others[len(others) // 2]).heads[:, 0]
-            values = other[:, (torch.arange(length) - length + other.shape[1]).clamp(min=0)]
+            values = from_the_end(trace(lm, others[len(others) // 2]).heads[:, 0], length)
     else:
         raise BadValue(f"replacement {replacement!r} is unknown: choose {', '.join(REPLACEMENTS)}.")
     return tuple(

@@ -205,10 +205,12 @@ def test_a_study_gives_the_numbers_of_single_passes(lm, facts, study):
 
 
 def test_mean_and_resample_replace_by_other_prompts(lm, facts, study):
-    heads = torch.cat([trace(lm, fact.prompt).heads[3, 0] for fact in facts])  # (all tokens, n_heads, d_head)
+    heads = [trace(lm, fact.prompt).heads[3, 0, :, 4] for fact in facts]  # (pos, d_head) each
     fact, token = facts[1], lm.token_id(facts[1].target)
     clean = log_prob(trace(lm, fact.prompt).last_logits[0], token)
-    with edit(lm, replace_heads(3, 4, heads.mean(0)[4])):
+    length = len(heads[1])  # positions counted back from the end; a shorter prompt's first token stands in
+    means = [sum(one[max(len(one) - length + p, 0)] for one in heads) / len(heads) for p in range(length)]
+    with edit(lm, replace_heads(3, 4, torch.stack(means).unsqueeze(1))):
         expected = log_prob(trace(lm, fact.prompt).last_logits[0], token) - clean
     assert study.changes["mean"]["target"][1, 4].item() == pytest.approx(expected.item(), abs=1e-10)
     candidates = []
