@@ -22,6 +22,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,6 +45,9 @@ class Edit:
     change: Callable[[Tensor, Tensor], Tensor] = field(repr=False, compare=False)
     positions: Positions = None
     check: Callable[[LanguageModel], object] = field(default=lambda lm: None, repr=False, compare=False)
+    # Where its value has one row for each of several prompts: how many, and the same edit for some of them.
+    prompts: int | None = field(default=None, repr=False, compare=False)
+    for_prompts: Callable[[Sequence[int]], Edit] | None = field(default=None, repr=False, compare=False)
 
     def __repr__(self) -> str:
         where = "" if self.positions is None else f" at positions {self.positions}"
@@ -211,6 +215,13 @@ def _fits(value: Tensor, like: Tensor, what: str) -> Tensor:
         ) from None
 
 
+def _rows_of(value: Tensor, axes: int, make: Callable[[Tensor], Edit]) -> dict[str, Any]:
+    """What an Edit says of a value whose first axis, of all its `axes`, has one row for each of several prompts."""
+    if value.ndim != axes or len(value) < 2:
+        return {}
+    return {"prompts": len(value), "for_prompts": lambda numbers: make(value[list(numbers)])}
+
+
 # ---- the edits
 
 
@@ -279,6 +290,7 @@ def add_to_block(block: int, vector: Tensor, positions: Positions = None) -> Edi
     return Edit(
         f"add_to_block({block}, {tuple(vector.shape)})", "block", block,
         lambda value, _: value + _fits(vector, value, "the vector"), _positions(positions),
+        **_rows_of(vector, 3, lambda some: add_to_block(block, some, positions)),
     )  # fmt: skip
 
 
@@ -291,6 +303,7 @@ def patch_block(block: int, value: Tensor, positions: Positions = None) -> Edit:
     return Edit(
         f"patch_block({block}, {tuple(given.shape)})", "block", block,
         lambda old, _: _fits(given, old, "the patch").clone(), _positions(positions),
+        **_rows_of(given, 3, lambda some: patch_block(block, some, positions)),
     )  # fmt: skip
 
 
@@ -318,7 +331,8 @@ def replace_heads(block: int, heads: Sequence[int] | int, value: Tensor, positio
         return new
 
     name = f"replace_heads({block}, {heads}, {tuple(given.shape)})"
-    return Edit(name, "heads", block, replace, _positions(positions), lambda lm: lm.check_heads(listed))
+    each = _rows_of(given, 4, lambda some: replace_heads(block, heads, some, positions))
+    return Edit(name, "heads", block, replace, _positions(positions), lambda lm: lm.check_heads(listed), **each)
 
 
 def zero_keys(block: int, heads: Sequence[int] | int, positions: Positions = None) -> Edit:
