@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import tiny
 from torch import nn
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from helpers import add_to_block, change, edit, errors, patch_block, replace_heads, scale_block, skip_block, zero_heads
 from helpers.sweeps import sweep_blocks, sweep_edits, sweep_heads
@@ -166,7 +166,7 @@ def test_an_inner_forward_that_works_between_the_blocks_is_refused():
         for number, block in enumerate(transformer.h):
             out = block(state)
             state = (out[0] if isinstance(out, tuple) else out) * (0.5 if number == 1 else 1.0)
-        return BaseModelOutputWithPast(last_hidden_state=transformer.ln_f(state))
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=transformer.ln_f(state))
 
     transformer.forward = mine
     with pytest.raises(errors.BadValue, match="what enters block 2 is not what block 1 returned"):
