@@ -44,15 +44,20 @@ class Run:
 class _Recorded:
     run: Trace
     calls: list[Call]  # what each block was called with besides the stream: masks, positions
-    state: tuple[object, ...]  # of the model at that time
 
 
 class Replay:
-    """Clean and edited passes of one model. Keeps the clean pass of the last prompt. Attribute: `lm`."""
+    """Clean and edited passes of one model. Keeps the clean pass of the last prompt.
+
+    Attributes: `lm`; `version`, a number that grows at a pass when the model is no longer what it was at the pass before,
+    or when that cannot be told: what was measured at another version may be out of date.
+    """
 
     def __init__(self, lm: LanguageModel) -> None:
         check_model(lm)
         self.lm = lm
+        self.version = 0
+        self._state: tuple[object, ...] = ()
         self._kept: _Recorded | None = None
 
     def clean(self, prompt: str | Tensor | Tokens) -> Trace:
@@ -78,9 +83,14 @@ class Replay:
         """The kept pass, or a new one; without calls where a restart would not see all that a pass does."""
         lm, kept = self.lm, self._kept
         if not _can_restart(lm):
-            return _Recorded(trace(lm, tokens), [], ())
+            self.version += 1
+            self._state, self._kept = (), None
+            return _Recorded(trace(lm, tokens), [])
         state = _state(lm)
-        if kept is not None and kept.state == state and _same(kept.run, tokens):
+        if state != self._state:
+            self.version += 1
+            self._state, self._kept = state, None
+        elif kept is not None and _same(kept.run, tokens):
             return kept
         calls: list[Call] = []
 
@@ -93,7 +103,7 @@ class Replay:
             run = trace(lm, tokens)  # asks for no cache
         finally:
             hooks.remove(handles)
-        self._kept = _Recorded(run, calls, state)
+        self._kept = _Recorded(run, calls)
         return self._kept
 
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from tiny import tiny
 
 from helpers import metrics
+from helpers.errors import BadValue, BlockOutOfRange
 
 SOME = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 
@@ -106,3 +107,30 @@ def test_the_interval_covers_as_often_as_it_says():
         _, low, high = metrics.bootstrap_interval(values, generator, draws=300)
         hits += low <= 1 <= high
     assert 0.90 <= hits / 200 <= 0.98
+
+
+def test_survival_is_the_component_along_the_injected_error():
+    clean = torch.randn(4, 2, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    error = torch.zeros_like(clean)
+    injected = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    across = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    across -= injected * (across * injected).sum() / (injected * injected).sum()
+    error[2], error[3] = injected, -0.25 * injected + 7 * across  # what is added at right angles does not count
+    found = metrics.survival(clean, clean + error, block=1)
+    assert torch.allclose(found, torch.tensor([0, 0, 1, -0.25], dtype=torch.float64), atol=1e-12)
+    kept = metrics.survival(clean, clean + error, block=1, include_first=False)
+    by_hand = (error[3, :, 1:] * injected[:, 1:]).sum() / (injected[:, 1:] ** 2).sum()
+    assert float(kept[3]) == pytest.approx(float(by_hand))
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    masked = metrics.survival(clean, clean + error, block=1, mask=mask)
+    real = mask[:, :, None]
+    assert float(masked[3]) == pytest.approx(float((error[3] * injected * real).sum() / (injected**2 * real).sum()))
+
+
+def test_survival_of_nothing_is_told():
+    clean = torch.ones(4, 1, 3, 5)
+    with pytest.raises(BadValue, match="nothing changed right after block 1"):
+        metrics.survival(clean, clean.clone(), 1)
+    for block in (3, -1, 1.5):
+        with pytest.raises(BlockOutOfRange, match="blocks 0 to 2"):
+            metrics.survival(clean, clean + 1, block)

@@ -117,7 +117,7 @@ def test_prompts_of_unequal_length_read_out_at_their_own_ends(family):
     lm = tiny(family)
     ids = torch.tensor([[5, 3, 8, 2], [7, 9, 0, 0]])
     mask = torch.tensor([[True] * 4, [True, True, False, False]])
-    clean, edited = Replay(lm)(Tokens(ids, mask), scale_block(1, 0.5))
+    _, edited = Replay(lm)(Tokens(ids, mask), scale_block(1, 0.5))
     for row, length in ((0, 4), (1, 2)):
         _, logits = whole_pass(lm, ids[row : row + 1, :length], {1: 0.5})
         assert torch.allclose(edited.last_logits[row], logits[0, -1], rtol=1e-10, atol=1e-10)

@@ -29,6 +29,7 @@ from helpers.plots.style import (
     new_figure,
     series_style,
     set_title,
+    settle,
     stream_axis,
 )
 from helpers.tables import format_number
@@ -241,15 +242,18 @@ def plot_block_view(
     norms: tuple[Tensor, Tensor, Tensor], block: int, dpi: int,
 ) -> Figure:  # fmt: skip
     """Draw the widget's picture: the scatter of one block, and the norms of stream and deltas over all blocks."""
-    figure = new_figure((8.2, 3.7), dpi, layout=None)
-    left = new_axes(figure.add_axes((0.08, 0.13, 0.37, 0.74)))
-    right = new_axes(figure.add_axes((0.63, 0.13, 0.36, 0.74)))
+    figure = new_figure((8.6, 3.5), dpi, layout=None)
+    left = new_axes(figure.add_axes((0.08, 0.14, 0.36, 0.78)))
+    right = new_axes(figure.add_axes((0.63, 0.14, 0.36, 0.78)))
     _points(
-        left, before, after, names, keep, by_token, figure.add_axes((0.465, 0.13, 0.015, 0.74)) if by_token else None
-    )
+        left, before, after, names, keep, by_token, figure.add_axes((0.455, 0.14, 0.013, 0.78)) if by_token else None,
+        legend=not by_token,
+    )  # fmt: skip
     plot_delta_norms(*norms, block=block, ax=right)
-    left.set_title(f"r = {_n(correlation(before[keep], after[keep]))}", loc="left", fontsize=10)
-    right.set_title("what each block adds", loc="left", fontsize=10, pad=18)  # over the mark
+    right.yaxis.set_major_locator(LogLocator(numticks=5))
+    right.set_ylabel("Frobenius norm (logarithmic)", fontsize=9)
+    for ax in (left, right):
+        settle(ax)
     finding = scatter_finding(before[keep], after[keep], names)
     describe(
         figure,
@@ -273,33 +277,34 @@ def in_ranges(numbers: Sequence[int]) -> str:
 
 def _points(
     ax: Axes, before: Tensor, after: Tensor, names: tuple[str, str], keep: Tensor, by_token: bool,
-    colorbar: Axes | bool | None = None,
+    colorbar: Axes | bool | None = None, legend: bool = True,
 ) -> None:  # fmt: skip
-    """Draw the cloud. colorbar: True for one beside `ax`, or the axes to draw it on."""
+    """Draw the cloud. colorbar: True for one beside `ax`, or the axes to draw it on; without a legend it names the cross."""
     position = torch.arange(before.shape[1]).view(1, -1, 1).expand_as(before)
     first = keep & (position == 0)
     rest = keep & (position > 0)
     limit = 1.05 * float(torch.maximum(before.abs(), after.abs())[keep].max())
     ax.plot([-limit, limit], [-limit, limit], color=QUIET, linewidth=0.9, linestyle="--", zorder=1)
     ax.scatter(
-        before[first].tolist(), after[first].tolist(), s=22, marker="x", linewidths=0.9, color=PALETTE[4], zorder=3,
+        before[first].numpy(force=True), after[first].numpy(force=True), s=22, marker="x", linewidths=0.9, color=PALETTE[4], zorder=3,
         label="first token",
     )  # fmt: skip
-    colour = {"c": position[rest].tolist(), "cmap": SEQUENTIAL} if by_token else {"color": CLEAN}
+    colour = {"c": position[rest].numpy(force=True), "cmap": SEQUENTIAL} if by_token else {"color": CLEAN}
     dots = ax.scatter(
-        before[rest].tolist(), after[rest].tolist(), s=7, linewidths=0, zorder=2, label="others", **colour
-    )
+        before[rest].numpy(force=True), after[rest].numpy(force=True), s=7, linewidths=0, zorder=2, label="others", **colour
+    )  # fmt: skip
     ax.set_xlim(-limit, limit)
     ax.set_ylim(-limit, limit)
     ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.yaxis.set_major_locator(MaxNLocator(5))
     ax.set_xlabel(f"value in {names[0]}")
     ax.set_ylabel(f"value in {names[1]}")
-    ax.legend(frameon=False, fontsize=8, loc="upper left", handletextpad=0.2)
+    if legend:
+        ax.legend(frameon=False, fontsize=8, loc="upper left", handletextpad=0.2)
     if by_token and colorbar and bool(rest.any()):
         place = {"ax": ax, "fraction": 0.05, "pad": 0.02} if colorbar is True else {"cax": colorbar}
-        bar = ax.figure.colorbar(dots, ticks=MaxNLocator(5, integer=True), **place)
-        bar.set_label("token position", fontsize=8)
+        bar = ax.figure.colorbar(dots, ticks=MaxNLocator(4, integer=True), **place)
+        bar.set_label("token position" if legend else "token position (×: the first)", fontsize=8)
 
 
 def _square(limit: float) -> FancyBboxPatch:

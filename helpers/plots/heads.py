@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from helpers.plots.style import (
@@ -22,12 +24,15 @@ from helpers.plots.style import (
     EDIT,
     EDITED,
     QUIET,
+    SEQUENTIAL,
+    WIDGET_DPI,
     block_axis,
     describe,
     new_axes,
     new_figure,
     series_style,
     set_title,
+    settle,
     tick_step,
 )
 from helpers.tables import format_number
@@ -88,20 +93,9 @@ def plot_head_map(
     """Draw (n_blocks, n_heads) changes as a map, white at 0, with the head (block, head) in a frame."""
     ax = new_axes(ax, size=(7.0, 5.0))
     n_blocks, n_heads = changes.shape
-    reach = float(changes.abs().max()) or 1.0
-    image = ax.imshow(changes.tolist(), cmap=DIVERGING, vmin=-reach, vmax=reach, origin="lower", aspect="auto")
-    ax.grid(visible=False)
-    step = tick_step(ax, max(n_blocks, n_heads))
-    ax.set_xticks(range(0, n_heads, step))
-    ax.set_yticks(range(0, n_blocks, step))
-    ax.set_xlabel("head")
-    ax.set_ylabel("block")
+    image = _map(ax, changes, tick_step(ax, max(n_blocks, n_heads)), marked)
     bar = ax.figure.colorbar(image, ax=ax)
     bar.set_label(measure)
-    if marked is not None:
-        block, head = marked
-        for color, line in (("white", 4.5), (EDIT, 2.2)):  # a light edge, so that the frame shows on every colour
-            ax.add_patch(Rectangle((head - 0.5, block - 0.5), 1, 1, fill=False, edgecolor=color, linewidth=line))
     finding = map_finding(changes)
     set_title(ax, finding)
     here = ""
@@ -109,6 +103,22 @@ def plot_head_map(
         here = f" In the frame: head {marked[1]} of block {marked[0]}, {_n(changes[marked])}."
     describe(ax, f"Map of {n_blocks} blocks by {n_heads} heads. {finding}.{here}")
     return ax
+
+
+def _map(ax: Axes, changes: Tensor, step: int, marked: tuple[int, int] | None) -> AxesImage:
+    n_blocks, n_heads = changes.shape
+    reach = float(changes.abs().nan_to_num().max()) or 1.0
+    image = ax.imshow(changes.tolist(), cmap=DIVERGING, vmin=-reach, vmax=reach, origin="lower", aspect="auto")
+    ax.grid(visible=False)
+    ax.set_xticks(range(0, n_heads, step))
+    ax.set_yticks(range(0, n_blocks, step))
+    ax.set_xlabel("head")
+    ax.set_ylabel("block")
+    if marked is not None:
+        block, head = marked
+        for color, line in (("white", 4.5), (EDIT, 2.2)):  # a light edge, so that the frame shows on every colour
+            ax.add_patch(Rectangle((head - 0.5, block - 0.5), 1, 1, fill=False, edgecolor=color, linewidth=line))
+    return image
 
 
 def map_finding(changes: Tensor) -> str:
@@ -219,6 +229,70 @@ def _round_probabilities(low: float, high: float, most: int = 6) -> list[float]:
     tens = [10.0**-power for power in range(0, 40) if low <= 10.0**-power <= high]
     finer = sorted([*tens, *(3 * 10.0**-power for power in range(1, 40) if low <= 3 * 10.0**-power <= high)])
     return finer if len(finer) <= most else sorted(tens[:: -(-len(tens) // most)])
+
+
+def plot_head_and_attention(
+    changes: Tensor | None,
+    shape: tuple[int, int],
+    marked: tuple[int, int],
+    pattern: Tensor | None,
+    tokens: Sequence[str],
+    measure: str = "log p(target)",
+) -> Figure:
+    """Draw the map with one head in a frame, and beside it whom that head looks at: what the widget of lesson 4 shows.
+
+    changes: (n_blocks, n_heads) = shape, or None where no map is there yet. pattern: (pos, pos) attention weights, row =
+    who looks, or None where the model does not tell them. tokens: of the prompt.
+    """
+    figure = new_figure((9.0, 3.9), WIDGET_DPI, layout=None)
+    left = new_axes(figure.add_axes((0.055, 0.13, 0.36, 0.78)))
+    empty = torch.full(shape, torch.nan)
+    image = _map(left, empty if changes is None else changes, -(-max(shape) // 6), marked)
+    if changes is None:
+        left.text(
+            0.5, 0.5, "press “map all heads”\nto see what each one does", transform=left.transAxes, ha="center", va="center",
+            color=QUIET, fontsize=9,
+        )  # fmt: skip
+        words = f"No map of the {shape[0]} blocks by {shape[1]} heads yet."
+    else:
+        bar = figure.colorbar(image, cax=figure.add_axes((0.425, 0.13, 0.013, 0.78)), ticks=MaxNLocator(4))
+        bar.set_label(f"change of {measure} (nats)", fontsize=9)
+        words = f"Map of {shape[0]} blocks by {shape[1]} heads. {map_finding(changes)}."
+    settle(left, left=20)
+    right = new_axes(figure.add_axes((0.6, 0.3, 0.39, 0.61)))
+    words = f"{words} In the frame: head {marked[1]} of block {marked[0]}."
+    if pattern is not None:
+        words = f"{words} Beside it its attention: {attention_finding(pattern, tokens)}."
+        _pattern(right, pattern, tokens)
+    else:
+        right.set_axis_off()
+        right.text(
+            0.5, 0.5, "this model does not tell its attention", transform=right.transAxes, ha="center", color=QUIET, fontsize=9
+        )  # fmt: skip
+    describe(figure, words)
+    return figure
+
+
+def _pattern(ax: Axes, pattern: Tensor, tokens: Sequence[str]) -> None:
+    """Attention weights as a square; the future, which no token sees, stays white."""
+    unseen = torch.ones_like(pattern).triu(1).bool()
+    ax.imshow(pattern.masked_fill(unseen, float("nan")).tolist(), cmap=SEQUENTIAL, vmin=0, vmax=1, aspect="auto")
+    ax.grid(visible=False)
+    every = -(-len(tokens) // 16)
+    shown = [*range(len(tokens) - 1, -1, -every)][::-1]  # the last token always has its name
+    ax.set_xticks(shown, [repr(tokens[i])[1:-1].replace("$", r"\$") for i in shown], rotation=90, fontsize=7)
+    ax.set_yticks([])
+    ax.set_title("attention of this head: dark 0, bright 1", loc="left", fontsize=9, y=1.02)
+    ax.set_xlabel("token looked at", fontsize=9)
+    ax.set_ylabel("token that looks (last: bottom)", fontsize=9)
+    ax.xaxis.set_label_coords(0.5, -0.36)
+    ax.yaxis.set_label_coords(-0.02, 0.5)
+
+
+def attention_finding(pattern: Tensor, tokens: Sequence[str]) -> str:
+    """Return in one phrase whom the last token looks at most. pattern: (pos, pos)."""
+    most = int(pattern[-1].argmax())
+    return f"the last token looks most at {tokens[most]!r} ({_n(pattern[-1, most])})"
 
 
 def plot_head_panel(

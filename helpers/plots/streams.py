@@ -29,6 +29,7 @@ MEASURES = {
     "Δ": "Δ (Frobenius norm)",
     "relative error": "Δ / ‖H clean‖",
     "cosine similarity": "cosine, clean and edited",
+    "survival": "share of the injected error that is there",
 }
 
 

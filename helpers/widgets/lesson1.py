@@ -1,4 +1,4 @@
-"""Lesson 1's widget: scale any block by any factor and watch the difference travel along the stream."""
+"""Lesson 1's widget: scale any block by any factor, watch the difference travel along the stream, and the next words."""
 
 from __future__ import annotations
 
@@ -7,39 +7,52 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from helpers.edits import edit, scale_block
-from helpers.metrics import cosine_similarity, delta_norm, relative_error
+from helpers.edits import scale_block
+from helpers.metrics import cosine_similarity, delta_norm, relative_error, survival
 from helpers.models import LanguageModel
+from helpers.plots.skipping import next_token_finding
 from helpers.plots.streams import measure_finding, plot_measure
-from helpers.plots.style import SIZE, WIDGET_DPI, new_figure
-from helpers.tracing import trace
-from helpers.widgets.base import Panel, block_slider, choice, factor_slider, prompt_box, tick
+from helpers.plots.style import panel_axes, settle
+from helpers.replay import Replay
+from helpers.widgets.base import Models, Panel, block_slider, choice, factor_slider, prompt_box, tick
+from helpers.widgets.words import Words, next_words, words_table
 
 METRICS = {"Δ": delta_norm, "relative error": relative_error, "cosine similarity": cosine_similarity}
+SURVIVAL = "survival"  # the one measure that asks where the edit is
+MEASURES = (*METRICS, SURVIVAL)
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One measure along the stream, (n_blocks + 1,), and what was asked."""
+    """One measure along the stream, (n_blocks + 1,), what was asked, and the next words."""
 
     values: Tensor
     block: int
     factor: float
     measure: str
+    words: Words
 
 
 def scaling_curve(
-    lm: LanguageModel, prompt: str, block: int, factor: float, include_first: bool = False, measure: str = "Δ"
+    model: LanguageModel | Replay,
+    prompt: str,
+    block: int,
+    factor: float,
+    include_first: bool = False,
+    measure: str = "Δ",
 ) -> Curve:
     """Scale the output of `block` by `factor` and measure the distance from the clean run at every point.
 
-    measure: a key of METRICS. Raises BadPrompt, PromptTooLong, BlockOutOfRange, BadFactor, and BadValue for a prompt of
-    one token without its first.
+    measure: one of MEASURES. Raises BadPrompt, PromptTooLong, BlockOutOfRange, BadFactor, and BadValue for a prompt of
+    one token without its first, or for the survival of an error that is none (factor 1).
     """
-    with edit(lm, scale_block(block, factor)):
-        scaled = trace(lm, prompt)
-    values = METRICS[measure](trace(lm, prompt).resid, scaled.resid, include_first=include_first)
-    return Curve(values, block, factor, measure)
+    replay = model if isinstance(model, Replay) else Replay(model)
+    clean, scaled = replay(prompt, scale_block(block, factor))
+    if measure == SURVIVAL:
+        values = survival(clean.resid, scaled.resid, block, include_first)
+    else:
+        values = METRICS[measure](clean.resid, scaled.resid, include_first=include_first)
+    return Curve(values, block, factor, measure, next_words(replay.lm, clean.last_logits[0], scaled.last_logits[0]))
 
 
 def draw_curve(curve: Curve, ax: Axes | None = None) -> Axes:
@@ -47,20 +60,33 @@ def draw_curve(curve: Curve, ax: Axes | None = None) -> Axes:
     return plot_measure(curve.values, curve.block, curve.factor, curve.measure, ax)
 
 
-def scaling_panel(lm: LanguageModel, prompt: str, block: int = 2, factor: float = 0.5) -> Panel:
-    """Return the widget of lesson 1 on `lm`: block, factor, first token, measure and prompt."""
+def describe_curve(curve: Curve) -> str:
+    """Return the line of numbers under the controls: what the measure does, and what becomes of the next word."""
+    words = curve.words
+    return (
+        f"{measure_finding(curve.values, curve.block, curve.measure)}. "
+        f"{next_token_finding(words.names, words.clean, words.edited)}."
+    )
+
+
+def scaling_panel(models: Models, prompt: str, block: int = 2, factor: float = 0.5) -> Panel:
+    """Return the widget of lesson 1: block, factor, first token, measure and prompt.
+
+    models: one, or several by name, to choose from (see `Panel`).
+    """
     return Panel(
         "Scale a block",
+        models,
         {
-            "block": block_slider(lm.n_blocks, block),
+            "block": block_slider(block),
             "factor": factor_slider(factor),
             "include_first": tick(False, "include the first token"),
-            "measure": choice(list(METRICS)),
+            "measure": choice(MEASURES),
             "prompt": prompt_box(prompt),
         },
-        compute=lambda **asked: scaling_curve(lm, **asked),
-        draw=lambda curve: draw_curve(
-            curve, new_figure(SIZE, WIDGET_DPI, layout=None).add_axes((0.1, 0.13, 0.88, 0.7))
-        ),
-        summary=lambda curve: measure_finding(curve.values, curve.block, curve.measure) + ".",
+        sizes=lambda lm: {"block": lm.n_blocks},
+        compute=scaling_curve,
+        draw=lambda curve: settle(draw_curve(curve, panel_axes())),
+        summary=describe_curve,
+        words=lambda curve: words_table(curve.words),
     )

@@ -11,12 +11,12 @@ import ipywidgets as widgets
 from torch import Tensor
 
 from helpers.correlations import correlation, random_step_correlation, within_percentile
-from helpers.models import LanguageModel
 from helpers.plots.blocks import filled_axis, plot_block_view
 from helpers.plots.style import WIDGET_DPI
+from helpers.replay import Replay
 from helpers.tables import format_number
-from helpers.tracing import Trace, trace
-from helpers.widgets.base import LABEL, WIDE, Panel, block_slider, choice, prompt_box, tick
+from helpers.tracing import Trace
+from helpers.widgets.base import LABEL, WIDE, Models, Panel, block_slider, choice, prompt_box, tick
 
 PAIRS = (
     ("input H_l → output H_l+1", "output"),
@@ -64,17 +64,11 @@ def describe_view(view: BlockView) -> str:
     )
 
 
-def hidden_states_panel(lm: LanguageModel, prompt: str, block: int | None = None) -> Panel:
-    """Block, outlier mask, what is drawn against what, colour by position, prompt: scatter and norms are redrawn at once."""
-    last: dict[str, Trace] = {}
+def hidden_states_panel(models: Models, prompt: str, block: int = 10) -> Panel:
+    """Block, outlier mask, what is drawn against what, colour by position, prompt: scatter and norms are redrawn at once.
 
-    def compute(block: int, percentile: float, pair: str, by_token: bool, prompt: str) -> BlockView:
-        if prompt not in last:  # one pass per prompt; the other controls only choose from it
-            run = trace(lm, prompt)
-            last.clear()
-            last[prompt] = run
-        return view_block(last[prompt], block, percentile, pair, by_token)
-
+    models: one, or several by name, to choose from (see `Panel`).
+    """
     percentile = widgets.FloatSlider(
         value=99,
         min=90,
@@ -85,15 +79,21 @@ def hidden_states_panel(lm: LanguageModel, prompt: str, block: int | None = None
         style=LABEL,
         layout=WIDE,
     )
+
+    def compute(replay: Replay, block: int, percentile: float, pair: str, by_token: bool, prompt: str) -> BlockView:
+        return view_block(replay.clean(prompt), block, percentile, pair, by_token)
+
     return Panel(
         "A block's input, its output, and what it adds",
+        models,
         {
-            "block": block_slider(lm.n_blocks, max(0, lm.n_blocks - 2) if block is None else block),
+            "block": block_slider(block),
             "percentile": percentile,
             "pair": choice(PAIRS, "output", "draw"),
             "by_token": tick(True, "colour by token position"),
             "prompt": prompt_box(prompt),
         },
+        sizes=lambda lm: {"block": lm.n_blocks},
         compute=compute,
         draw=lambda view: plot_block_view(
             view.before, view.after, view.names, view.keep, view.by_token, view.norms, view.block, WIDGET_DPI

@@ -9,20 +9,24 @@ from typing import Any
 
 import ipywidgets as widgets
 import traitlets
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from torch import Tensor
 
-from helpers.edits import edit, skip_attention, skip_block, skip_mlp
+from helpers.edits import skip_attention, skip_block, skip_mlp
 from helpers.metrics import kl, step_norm
 from helpers.models import LanguageModel
 from helpers.plots.skipping import name_blocks, next_token_finding, plot_next_tokens, plot_steps
-from helpers.plots.style import WIDGET_DPI, describe, description, mark_edit, new_axes, new_figure
+from helpers.plots.style import describe, description, mark_edit, new_axes, new_figure, panel_axes, settle
+from helpers.replay import Replay
 from helpers.tables import format_number
-from helpers.tracing import trace
-from helpers.widgets.base import Panel, choice, prompt_box
+from helpers.widgets.base import Models, Panel, choice, prompt_box
+from helpers.widgets.words import Words, next_words, words_table
 
 PARTS = {"whole block": skip_block, "attention": skip_attention, "MLP": skip_mlp}
+
+WIDE = 30  # times the median: from here on steps need a logarithmic axis
 
 
 @dataclass(frozen=True)
@@ -40,29 +44,17 @@ class Skipped:
 
 
 def skip_effect(
-    lm: LanguageModel, prompt: str, blocks: Sequence[int], part: str = "whole block", most: int = 5
+    model: LanguageModel | Replay, prompt: str, blocks: Sequence[int], part: str = "whole block", most: int = 5
 ) -> Skipped:
     """Skip `part` (a key of PARTS) of all `blocks` at once. Raises BadPrompt, PromptTooLong, BlockOutOfRange."""
-    clean = trace(lm, prompt)
-    with edit(lm, *(PARTS[part](block) for block in blocks)):
-        skipped = trace(lm, prompt)
-    names, before, after = shared_top(lm, clean.last_logits[0], skipped.last_logits[0], most)
+    replay = model if isinstance(model, Replay) else Replay(model)
+    clean, skipped = replay(prompt, *(PARTS[part](block) for block in blocks))
+    logits = clean.last_logits[0], skipped.last_logits[0]
+    words = next_words(replay.lm, *logits, most=most)
     return Skipped(
-        tuple(blocks), part, step_norm(clean.resid), step_norm(skipped.resid), names, before, after,
-        float(kl(clean.last_logits[0], skipped.last_logits[0])),
+        tuple(blocks), part, step_norm(clean.resid), step_norm(skipped.resid), words.names, words.clean, words.edited,
+        float(kl(*logits)),
     )  # fmt: skip
-
-
-def shared_top(
-    lm: LanguageModel, clean: Tensor, edited: Tensor, most: int
-) -> tuple[list[str], list[float], list[float]]:
-    """The `most` likeliest tokens of both runs together, the clean run's first: their text and both probabilities.
-
-    clean, edited: logits (vocabulary,). So there are `most` to 2 · `most` tokens.
-    """
-    old, new = clean.softmax(-1), edited.softmax(-1)
-    ids = list(dict.fromkeys([*old.topk(most).indices.tolist(), *new.topk(most).indices.tolist()]))
-    return [lm.tokenizer.decode([i]) for i in ids], old[ids].tolist(), new[ids].tolist()
 
 
 def draw_skipped(result: Skipped, dpi: int = 100) -> Figure:
@@ -70,15 +62,7 @@ def draw_skipped(result: Skipped, dpi: int = 100) -> Figure:
     figure = new_figure((9.5, 4.0), dpi, layout=None)
     figure.subplots_adjust(left=0.07, right=0.975, bottom=0.13, top=0.82, wspace=0.26)
     left, right = (new_axes(ax) for ax in figure.subplots(1, 2, width_ratios=(5, 4)))
-    whole = result.part == "whole block"
-    runs = {"clean": result.clean_steps}
-    if result.blocks:
-        runs["skipped" if whole else f"without {result.part}"] = result.steps
-    plot_steps(runs, result.blocks if whole else (), left)
-    if not whole:  # the mark alone: the step need not be 0 there, so no title about that
-        for block in result.blocks:
-            mark_edit(left, block, f"{result.part} skipped" if len(result.blocks) == 1 else "")
-    left.yaxis.set_major_locator(MaxNLocator(5))
+    draw_steps(result, left)
     words = description(figure)
     plot_next_tokens(result.names, result.before, result.after, right)
     for ax in (left, right):  # half as wide as a figure of its own: shorter lines
@@ -86,6 +70,28 @@ def draw_skipped(result: Skipped, dpi: int = 100) -> Figure:
         ax.set_title("\n".join(title), loc="left", fontsize=10, pad=18)  # over the mark of an edit
     describe(figure, f"{summarize(result)} {words} {description(figure)}")
     return figure
+
+
+def draw_steps(result: Skipped, ax: Axes) -> Axes:
+    """Draw the steps of both runs."""
+    whole = result.part == "whole block"
+    runs = {"clean": result.clean_steps}
+    if result.blocks:
+        runs["skipped" if whole else f"without {result.part}"] = result.steps
+    plot_steps(runs, result.blocks if whole else (), ax)
+    if not whole:  # the mark alone: the step need not be 0 there, so no title about that
+        for block in result.blocks:
+            mark_edit(ax, block, f"{result.part} skipped" if len(result.blocks) == 1 else "")
+    ax.yaxis.set_major_locator(MaxNLocator(5))
+    top = float(result.clean_steps.max())
+    if top > WIDE * float(result.clean_steps.median()):  # one massive step would press the others flat
+        ax.set_yscale("log", nonpositive="clip")  # a step of 0 falls through the floor
+        ax.yaxis.set_major_locator(LogLocator(numticks=5))
+        ax.yaxis.set_minor_locator(NullLocator())
+        ax.yaxis.set_major_formatter(lambda value, _: format_number(float(value)))
+        ax.set_ylim(0.5 * min(float(steps[steps > 0].min()) for steps in runs.values() if steps.any()), 2 * top)
+        ax.set_ylabel("step ‖H after − H before‖ (logarithmic)")
+    return ax
 
 
 def summarize(result: Skipped) -> str:
@@ -107,20 +113,26 @@ class BlockPicker(widgets.HBox, widgets.ValueWidget):
 
     value = traitlets.Tuple()
 
-    def __init__(self, n_blocks: int, value: Sequence[int] = (), label: str = "skip") -> None:
-        self.boxes = [
-            widgets.Checkbox(description=f"block {block}", indent=False, layout=widgets.Layout(width="84px"))
-            for block in range(n_blocks)
-        ]
-        super().__init__(
-            [widgets.HTML(label, layout=widgets.Layout(width="95%")), *self.boxes],  # a line of its own: boxes align
-            layout=widgets.Layout(width="560px", max_width="100%", flex_flow="row wrap"),
-        )
+    def __init__(self, value: Sequence[int] = (), label: str = "skip") -> None:
+        self.boxes: list[widgets.Checkbox] = []
         self._filling = False
-        for box in self.boxes:
-            box.observe(self._read_boxes, names="value")
+        self._label = widgets.HTML(label, layout=widgets.Layout(width="95%"))  # a line of its own: boxes align
+        super().__init__(
+            [self._label], layout=widgets.Layout(width="100%", max_width="860px", flex_flow="row wrap"),
+        )  # fmt: skip
         self.observe(self._fill_boxes, names="value")
-        self.value = tuple(value)
+        self.value = tuple(sorted(value))
+
+    def set_size(self, count: int) -> None:
+        """Show `count` boxes; blocks beyond them are no longer chosen."""
+        for block in range(len(self.boxes), count):
+            box = widgets.Checkbox(description=f"block {block}", indent=False, layout=widgets.Layout(width="84px"))
+            box.observe(self._read_boxes, names="value")
+            self.boxes.append(box)
+        del self.boxes[count:]
+        self.children = [self._label, *self.boxes]
+        self.value = tuple(block for block in self.value if block < count)
+        self._fill_boxes(None)
 
     def _read_boxes(self, change: Any) -> None:
         if not self._filling:
@@ -135,16 +147,19 @@ class BlockPicker(widgets.HBox, widgets.ValueWidget):
             self._filling = False
 
 
-def skipping_panel(lm: LanguageModel, prompt: str, blocks: Sequence[int] = (5,)) -> Panel:
-    """Return the widget of lesson 5 on `lm`: blocks, part and prompt."""
+def skipping_panel(models: Models, prompt: str, blocks: Sequence[int] = (5,)) -> Panel:
+    """Return the widget of lesson 5: blocks, part and prompt. models: one, or several by name (see `Panel`)."""
     return Panel(
         "Skip blocks",
+        models,
         {
-            "blocks": BlockPicker(lm.n_blocks, blocks),
+            "blocks": BlockPicker(blocks),
             "part": choice(list(PARTS), label="skip the"),
             "prompt": prompt_box(prompt),
         },
-        compute=lambda **asked: skip_effect(lm, **asked),
-        draw=lambda result: draw_skipped(result, WIDGET_DPI),
+        sizes=lambda lm: {"blocks": lm.n_blocks},
+        compute=skip_effect,
+        draw=lambda result: settle(draw_steps(result, panel_axes())),
         summary=summarize,
+        words=lambda result: words_table(Words(result.names, result.before, result.after)),
     )

@@ -3,7 +3,7 @@ import torch
 
 from helpers import delta_norm, edit, load_model, scale_block, trace
 from helpers.errors import BadFactor, BadPrompt, BlockOutOfRange
-from helpers.widgets.lesson1 import METRICS, scaling_curve, scaling_panel
+from helpers.widgets.lesson1 import MEASURES, scaling_curve, scaling_panel
 
 PROMPT = "Berlin is the capital of"
 
@@ -29,13 +29,16 @@ def test_every_control_changes_the_picture(lm):
     }.items():  # fmt: skip
         panel.controls[name].value = value
         assert panel.image not in seen
-        assert panel.text and panel.text[:-1] in panel.image
+        assert panel.text.split(". ")[0] in panel.image
+        assert "next token" in panel.words
         seen.add(panel.image)
 
 
 def test_factor_one_changes_nothing(lm):
     panel = scaling_panel(lm, PROMPT, factor=1.0)
-    assert panel.text == f"Δ is 0 after block 2, stays there and is 0 after block {lm.n_blocks - 1}."
+    assert panel.text.startswith(
+        f"Δ is 0 after block 2, stays there and is 0 after block {lm.n_blocks - 1}. ' Germany' stays"
+    )
     panel.controls["measure"].value = "cosine similarity"
     assert torch.allclose(panel.result.values, torch.ones(lm.n_blocks + 1, dtype=torch.float64))
 
@@ -44,7 +47,7 @@ def test_the_sliders_cover_the_model_and_factors_to_three(lm):
     panel = scaling_panel(lm, PROMPT)
     assert (panel.controls["block"].min, panel.controls["block"].max) == (0, lm.n_blocks - 1)
     assert (panel.controls["factor"].min, panel.controls["factor"].max) == (0.0, 3.0)
-    assert set(panel.controls["measure"].options) == set(METRICS)
+    assert panel.controls["measure"].options == MEASURES
     panel.controls["block"].value = lm.n_blocks - 1
     assert "the last block" in panel.text
 
@@ -74,6 +77,32 @@ def test_mistakes_have_their_own_class(lm):
         scaling_curve(lm, PROMPT, 2, float("nan"))
     with pytest.raises(BadPrompt):
         scaling_curve(lm, "", 2, 0.5)
+
+
+def test_the_words_are_the_five_likeliest_of_both_runs(lm):
+    curve = scaling_curve(lm, PROMPT, 4, 0.0)
+    clean = trace(lm, PROMPT).last_logits[0].softmax(-1)
+    with edit(lm, scale_block(4, 0.0)):
+        scaled = trace(lm, PROMPT).last_logits[0].softmax(-1)
+    best = {lm.tokenizer.decode([i]) for p in (clean, scaled) for i in p.topk(5).indices.tolist()}
+    assert set(curve.words.names) == best
+    assert curve.words.clean[0] == pytest.approx(float(clean.max()))
+    assert max(curve.words.edited) == pytest.approx(float(scaled.max()))
+
+
+def test_survival_is_the_part_along_the_injected_error(lm):
+    panel = scaling_panel(lm, PROMPT, block=3, factor=1.5)
+    panel.controls["measure"].value = "survival"
+    clean = trace(lm, PROMPT).resid[:, 0, 1:]
+    with edit(lm, scale_block(3, 1.5)):
+        error = trace(lm, PROMPT).resid[:, 0, 1:] - clean
+    by_hand = [float((one * error[4]).sum() / (error[4] ** 2).sum()) for one in error]
+    assert panel.result.values.tolist() == pytest.approx(by_hand, abs=1e-12)
+    assert by_hand[4] == pytest.approx(1) and by_hand[:4] == [0, 0, 0, 0]
+    panel.controls["factor"].value = 1.0
+    assert "no error can survive" in panel.text and panel.image == ""
+    panel.controls["factor"].value = 0.9
+    assert panel.text.startswith("Survival is 1 after block 3")
 
 
 def test_the_panel_leaves_no_hook_behind(lm):

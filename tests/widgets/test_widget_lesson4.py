@@ -57,26 +57,26 @@ def test_resample_takes_another_prompt_aligned_at_its_end(lm):
 
 def test_every_control_changes_the_picture(lm):
     panel = head_panel(lm, PROMPT, TARGET, CONTRAST)
-    seen = {panel.image}
+    seen = {panel.image + panel.words}
     for name, value in {
         "block": 1, "head": 4, "replacement": "mean", "prompt": "Paris is the capital of", "target": " Spain",
         "contrast": " Kenya",
     }.items():  # fmt: skip
         panel.controls[name].value = value
-        assert panel.image not in seen, name
-        seen.add(panel.image)
+        assert panel.image + panel.words not in seen, name
+        seen.add(panel.image + panel.words)
     assert panel.text.startswith("With the mean in place of head 4 of block 1: log p(' Spain') changes by ")
     assert "log p(' Kenya')" in panel.text
     assert "In the frame: head 4 of block 1" in panel.image
-    assert "head 4 of block 1 → mean" in panel.image
+    assert "its attention: the last token looks most at" in panel.image
 
 
 def test_a_map_is_computed_once_for_each_question_and_kept_in_its_panel(lm, monkeypatch):
     asked = []
 
-    def counted(*arguments):
-        asked.append(arguments[1:])
-        return head_map(*arguments)
+    def counted(lm, *question, progress):
+        asked.append(question)
+        return head_map(lm, *question, progress=progress)
 
     monkeypatch.setattr(lesson4, "head_map", counted)
     panel = head_panel(lm, PROMPT, TARGET, CONTRAST)
@@ -87,6 +87,68 @@ def test_a_map_is_computed_once_for_each_question_and_kept_in_its_panel(lm, monk
     assert len(asked) == 2
     head_panel(lm, PROMPT, TARGET, CONTRAST)
     assert len(asked) == 3
+
+
+def test_a_map_of_a_model_that_has_changed_is_computed_anew(lm):
+    panel = head_panel(lm, PROMPT, TARGET, CONTRAST)
+    before = panel.result.map
+    handle = lm.blocks[3].register_forward_hook(
+        lambda m, a, out: (out[0] * 2, *out[1:]) if isinstance(out, tuple) else out * 2
+    )
+    try:
+        panel.controls["head"].value = 1
+        during = panel.result.map
+    finally:
+        handle.remove()
+    panel.controls["head"].value = 2
+    assert not torch.allclose(before, during)
+    assert torch.allclose(panel.result.map, before, atol=1e-12)
+
+
+def test_a_larger_models_map_waits_for_the_button_and_tells_how_it_goes(lm, monkeypatch):
+    monkeypatch.setattr(lesson4, "SMALL", 0)
+    panel = head_panel(lm, PROMPT, TARGET, CONTRAST, block=8, head=4)
+    button = next(child for child in panel.widget.children if getattr(child, "description", "") == "map all heads")
+    assert panel.result.map is None and "No map of the 12 blocks by 12 heads yet" in panel.image
+    assert panel.text.startswith("Without head 4 of block 8: log p(' Germany') changes by")  # one head at once
+    assert not button.disabled
+    said = []
+    panel.say = lambda text, plain=panel.say: (said.append(text), plain(text))
+    button.click()
+    assert button.disabled
+    assert said[0].startswith("Mapping 12 × 12 heads: ") and said[-2] == "Mapping 12 × 12 heads: 100 % …"
+    assert said[-1] == panel.text
+    assert torch.allclose(panel.result.map, sweep_heads(lm, PROMPT, TARGET), atol=1e-10)
+    assert panel.result.on_target == pytest.approx(float(panel.result.map[8, 4]), abs=1e-10)
+    panel.controls["prompt"].value = "Paris is the capital of"
+    assert panel.result.map is None and not button.disabled
+    panel.controls["prompt"].value = PROMPT
+    assert panel.result.map is not None and button.disabled
+
+
+def test_the_button_explains_a_bad_question(lm, monkeypatch):
+    monkeypatch.setattr(lesson4, "SMALL", 0)
+    panel = head_panel(lm, PROMPT, TARGET, CONTRAST)
+    panel.controls["target"].value = " East Germany"
+    next(child for child in panel.widget.children if getattr(child, "description", "") == "map all heads").click()
+    assert panel.text.startswith("' East Germany' is 2 tokens here")
+
+
+def test_the_attention_is_the_heads_own(lm):
+    panel = head_panel(lm, PROMPT, TARGET, CONTRAST, block=8, head=4)
+    weights = lm.model(lm.encode(PROMPT).ids, output_attentions=True).attentions[8][0, 4]
+    assert torch.allclose(panel.result.pattern, weights)
+    most = int(weights[-1].argmax())
+    assert f"the last token looks most at {lm.token_strings(PROMPT)[most]!r}" in panel.text
+
+
+def test_a_model_that_does_not_tell_its_attention_says_so(lm, monkeypatch):
+    def refuse(lm, prompt):
+        raise BadValue("this model's attention does not write its patterns down.")
+
+    monkeypatch.setattr(lesson4, "attention_patterns", refuse)
+    panel = head_panel(lm, PROMPT, TARGET, CONTRAST)
+    assert panel.result.pattern is None and "<img" in panel.image and "looks most" not in panel.text
 
 
 @pytest.mark.parametrize("name", ["target", "contrast"])
