@@ -19,7 +19,7 @@ _WHERE = {
     "tracing": ["trace", "Trace"],
     "readings": ["attention_patterns", "read_site", "spread"],
     "metrics": [
-        "delta_norm", "relative_error", "cosine_similarity", "step_norm", "token_norms", "log_prob", "logit_difference",
+        "delta_norm", "relative_error", "cosine_similarity", "survival", "step_norm", "token_norms", "log_prob", "logit_difference",
         "kl", "top_k", "bootstrap_interval",
     ],
     "correlations": ["correlation", "correlation_per_dimension", "random_step_correlation", "within_percentile"],
