@@ -244,7 +244,7 @@ def plot_head_and_attention(
     changes: (n_blocks, n_heads) = shape, or None where no map is there yet. pattern: (pos, pos) attention weights, row =
     who looks, or None where the model does not tell them. tokens: of the prompt.
     """
-    figure = new_figure((9.0, 3.9), WIDGET_DPI, layout=None)
+    figure = new_figure((8.2, 3.9), WIDGET_DPI, layout=None)
     left = new_axes(figure.add_axes((0.055, 0.13, 0.36, 0.78)))
     empty = torch.full(shape, torch.nan)
     image = _map(left, empty if changes is None else changes, -(-max(shape) // 6), marked)

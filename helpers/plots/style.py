@@ -69,7 +69,7 @@ def panel_axes() -> Axes:
     return new_axes(new_figure((7.0, 3.4), WIDGET_DPI, layout=None).add_axes((0.11, 0.15, 0.88, 0.75)))
 
 
-def settle(ax: Axes, left: float = 38) -> Axes:
+def settle(ax: Axes, left: float = 42) -> Axes:
     """Make a finished drawing quick to render: no title, for a widget says it in its line of numbers, few ticks, and axis
     labels at fixed places, `left` points from the axes and 20 below. Matplotlib would measure every tick's text to find
     room for them, a third of its work.
@@ -107,8 +107,10 @@ def stream_axis(ax: Axes, n_blocks: int, *after: str) -> None:
 
     after: names of further places behind the last point, such as the final norm.
     """
-    names = [*point_names(n_blocks), *after]
-    shown = [*range(n_blocks, -1, -tick_step(ax, n_blocks + 1))][::-1]  # the last point is always there
+    step = tick_step(ax, n_blocks + 1)
+    crowded = step > 2 and figure_of(ax).dpi <= WIDGET_DPI  # a widget puts the further names one line lower
+    names = [*point_names(n_blocks), *(f"\n{name}" if crowded else name for name in after)]
+    shown = [*range(n_blocks, -1, -step)][::-1]  # the last point is always there
     shown += range(n_blocks + 1, len(names))
     ax.set_xticks(shown, [names[place] for place in shown])
     ax.set_xlabel("residual stream after block (emb: before block 0)")
