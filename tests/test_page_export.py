@@ -14,8 +14,22 @@ import pytest
 import torch
 
 from helpers import (
-    add_to_block, attention_patterns, countries, edit, held_out_passages, load_model, patch_block, scale_attention,
-    scale_block, scale_mlp, skip_attention, skip_block, skip_mlp, trace, zero_heads, zero_keys,
+    add_to_block,
+    attention_patterns,
+    capital_prompts,
+    edit,
+    held_out_passages,
+    load_model,
+    patch_block,
+    scale_attention,
+    scale_block,
+    scale_mlp,
+    skip_attention,
+    skip_block,
+    skip_mlp,
+    trace,
+    zero_heads,
+    zero_keys,
 )  # fmt: skip
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -157,7 +171,7 @@ def test_the_page_reads_text_as_the_package_does(lm):
     needs(ROOT / "page" / "node_modules" / ".installed")
     rng = random.Random(0)
     texts = [*PROMPTS, "", " ", "  two", "<|endoftext|>", "a<|endoftext|>b", "\r\n\t", "don't we'll I'M", "x" * 300]
-    texts += [f"{one.capital} is the capital of {one.name}" for one in countries.read_countries()]
+    texts += [fact.prompt + fact.target for fact in capital_prompts(lm)]
     texts += [line for passage in held_out_passages() for line in passage.splitlines()]
     alphabet = [
         *"aZ9 .,'\n\t-_", "ß", "é", "e\u0301", "Đ", "ữ", "日", "本", "ا", "ש", "🙂", "👩‍🚀", "\u00a0", "\u200b", "½", "٣",

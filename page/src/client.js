@@ -42,23 +42,23 @@ export class Model {
 
   /** A run for one place of the page. While one is under way only the newest of the next is kept; the others give null. */
   async run(place, ids, edits, want) {
-    const slot = this.latest.get(place) ?? { running: null, pending: null };
+    const slot = this.latest.get(place) ?? { busy: false, pending: null };
     this.latest.set(place, slot);
-    if (slot.running) {
+    if (slot.busy) {
       slot.pending?.(false);
       const mine = await new Promise((resolve) => {
         slot.pending = resolve;
       });
       if (!mine) return null;
     }
-    slot.running = this.ask({ kind: "run", ids, edits, want });
+    slot.busy = true;
     try {
-      return await slot.running;
+      return await this.ask({ kind: "run", ids, edits, want });
     } finally {
-      slot.running = null;
-      const next = slot.pending;
+      const next = slot.pending; // it takes over at once: the place stays busy
       slot.pending = null;
-      next?.(true);
+      if (next) next(true);
+      else slot.busy = false;
     }
   }
 }

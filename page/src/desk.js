@@ -55,7 +55,11 @@ export function desk(app) {
       h("p", { class: "context" }, t("desk.some")),
       at,
     ),
-    h("div", { class: "station-see" }, finding, h("div", { class: "pictures" }, words.element, stream.element)),
+    h(
+      "div",
+      { class: "station-see" },
+      h("div", { class: "stick" }, finding, h("div", { class: "pictures" }, words.element, stream.element)),
+    ),
     h(
       "div",
       { class: "station-foot" },

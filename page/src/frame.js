@@ -46,7 +46,11 @@ export function frame(app, { number, name, lesson, answers, control, pictures, p
       h("p", { class: "context" }, rich(t(`${name}.text`))),
     ),
     h("div", { class: "station-do" }, asked, locked, lock),
-    h("div", { class: "station-see" }, finding, h("div", { class: "pictures" }, pictures)),
+    h(
+      "div",
+      { class: "station-see" },
+      h("div", { class: "stick" }, finding, h("div", { class: "pictures" }, pictures)),
+    ),
     h(
       "div",
       { class: "station-foot" },
@@ -68,6 +72,7 @@ export function frame(app, { number, name, lesson, answers, control, pictures, p
   );
 
   function guess(answer) {
+    verdict.replaceChildren();
     app.state.guesses[name] = answer;
     show();
     app.changed();

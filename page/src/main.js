@@ -63,6 +63,16 @@ addEventListener("hashchange", () => {
   if (app.seen) read().then(jump);
 });
 
+// The address belongs to the settings, so links within the page move there by themselves.
+for (const link of document.querySelectorAll('a[href^="#"]')) {
+  link.addEventListener("click", (event) => {
+    event.preventDefault();
+    const place = byId(link.getAttribute("href").slice(1));
+    place.scrollIntoView();
+    place.focus({ preventScroll: true });
+  });
+}
+
 function jump() {
   const station = new URLSearchParams(location.hash.slice(1)).get("at-station");
   const place = station && document.querySelector(`section.station[id="${CSS.escape(station)}"]`);

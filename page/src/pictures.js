@@ -93,7 +93,8 @@ export function streamPicture() {
 }
 
 function drawStream(image, clean, delta, { block, mark }) {
-  const width = Math.max(260, image.parentElement.clientWidth);
+  const scale = Number.parseFloat(getComputedStyle(document.documentElement).fontSize) / 18; // larger text on large screens
+  const width = Math.max(260, image.parentElement.clientWidth / scale);
   const height = 230;
   const [left, right, top, bottom] = [38, 14, 30, 26];
   const most = Math.max(...clean, ...delta, 1) * 1.08;
@@ -136,7 +137,7 @@ function drawStream(image, clean, delta, { block, mark }) {
     parts.push(svg("circle", { class: "dot edited", cx: x(i), cy: y(value), r: 3.6 }));
   });
   image.setAttribute("viewBox", `0 0 ${width} ${height}`);
-  image.setAttribute("height", height);
+  image.setAttribute("height", height * scale);
   image.replaceChildren(...parts);
 }
 
