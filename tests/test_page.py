@@ -364,21 +364,21 @@ def test_every_control_has_a_name(page):
     assert nameless == []
 
 
-@pytest.mark.parametrize("width", [360, 768, 1400, 3840])
-def test_no_screen_is_too_small(page, width):
+def test_no_screen_is_too_small(page):
     for station in STATIONS:
         page.locator(f"#{station} .guess .quiet").click()
     until(page, "document.querySelector('#map .sweep .quiet').hidden")
-    page.set_viewport_size({"width": width, "height": 800})
-    page.wait_for_timeout(100)
-    too_wide = page.evaluate("""() => [...document.querySelectorAll('body *')].filter(element => {
-        const box = element.getBoundingClientRect();
-        return box.width && (box.right > innerWidth + 1 || box.left < -1)
-            && !element.closest('nav, pre, .offscreen, svg, .answer-line');
-    }).map(element => element.outerHTML.slice(0, 120))""")
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert too_wide == []
-    keep_pictures(page, width)
+    for width in (360, 768, 1400, 3840):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.wait_for_timeout(100)
+        too_wide = page.evaluate("""() => [...document.querySelectorAll('body *')].filter(element => {
+            const box = element.getBoundingClientRect();
+            return box.width && (box.right > innerWidth + 1 || box.left < -1)
+                && !element.closest('nav, pre, .offscreen, svg, .answer-line');
+        }).map(element => element.outerHTML.slice(0, 120))""")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert too_wide == []
+        keep_pictures(page, width)
     page.set_viewport_size({"width": 1280, "height": 900})
 
 
@@ -412,14 +412,23 @@ class Quiet(SimpleHTTPRequestHandler):
 
 
 def test_the_folder_on_a_web_host(browser, lm, note):
-    """The same page as files; its worker, asked directly, gives the package's log-probabilities for 40 random sets of edits."""
+    """The same page as files, opened with a bad address; its worker against the package, 40 random sets of edits."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=FOLDER))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    page = browser.new_page()
+    page, faults = browser.new_page(), []
+    page.on("pageerror", lambda error: faults.append(str(error)))
     try:
-        page.goto(f"http://127.0.0.1:{server.server_port}/")
+        page.goto(f"http://127.0.0.1:{server.server_port}/#prompt=")
         assert page.locator("h1").is_visible()  # at once, while the model is on its way
+        assert page.locator("#scale .guess").evaluate("guess => guess.disabled")
         until(page, "document.documentElement.dataset.state === 'ready'")
+        assert "is empty" in page.locator("#problem").inner_text()  # the address held a prompt of nothing
+        page.locator("#scale .links button").last.click()  # there is nothing to reset yet, and nothing breaks
+        page.locator("#desk .switch").first.click()
+        page.locator(".chip").nth(1).click()
+        until(page, "document.querySelector('#skip .finding').textContent.includes('No block is skipped')")
+        assert page.locator("#answer").inner_text() == "Paris is the capital of France"
+        assert faults == []
         page.evaluate(ASK)
         rng, worst = random.Random(3), 0.0
         kinds = {"scale_block": scale_block, "scale_attention": scale_attention, "scale_mlp": scale_mlp}

@@ -134,6 +134,7 @@ export function desk(app) {
   }
 
   function change() {
+    if (!app.seen) return; // the model is still on its way
     app.changed();
     update(true);
   }

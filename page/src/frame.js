@@ -22,7 +22,7 @@ export function frame(app, { number, name, lesson, answers, control, pictures, p
   const just = h("button", { type: "button", class: "quiet", onclick: () => guess(-1) }, t("station.just"));
   const asked = h(
     "fieldset",
-    { class: "guess" },
+    { class: "guess", disabled: true },
     h("legend", {}, h("span", { class: "guess-kicker" }, t("station.guess")), " ", question),
     h(
       "div",
@@ -80,6 +80,7 @@ export function frame(app, { number, name, lesson, answers, control, pictures, p
   }
 
   function again() {
+    if (!app.seen) return;
     delete app.state.guesses[name];
     reset();
     show();
@@ -101,6 +102,7 @@ export function frame(app, { number, name, lesson, answers, control, pictures, p
     const { seen } = app;
     const answer = app.state.guesses[name];
     const open = answer !== undefined;
+    asked.disabled = !seen;
     lock.disabled = !open;
     locked.hidden = open;
     just.hidden = open;

@@ -60,7 +60,7 @@ function announce(text) {
 addEventListener("hashchange", () => {
   app.state = fromHash(location.hash, start);
   box.value = app.state.prompt;
-  if (app.seen) read().then(jump);
+  read().then(jump);
 });
 
 // The address belongs to the settings, so links within the page move there by themselves.

@@ -184,24 +184,31 @@ function lookColumn() {
 /** A list of numbers as a strip of colours: { element, draw(values, most) }; orange below zero, teal above. */
 export function strip(label) {
   const canvas = h("canvas", { class: "strip", role: "img", height: 1 });
+  let last = null;
+  const paint = () => {
+    const { values, most } = last;
+    canvas.width = values.length;
+    const context = canvas.getContext("2d");
+    const image = context.createImageData(values.length, 1);
+    const style = getComputedStyle(canvas);
+    const [below, zero, above] = ["--strip-below", "--strip-zero", "--strip-above"].map((name) =>
+      rgb(style.getPropertyValue(name)),
+    );
+    values.forEach((value, i) => {
+      const share = Math.min(1, Math.abs(value) / most) ** 0.7;
+      const colour = value < 0 ? below : above;
+      for (let c = 0; c < 3; c++) image.data[4 * i + c] = zero[c] + (colour[c] - zero[c]) * share;
+      image.data[4 * i + 3] = 255;
+    });
+    context.putImageData(image, 0, 0);
+  };
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => last && paint());
   return {
     element: canvas,
     draw(values, most, words) {
-      canvas.width = values.length;
+      last = { values, most };
       canvas.setAttribute("aria-label", `${label}: ${words}`);
-      const context = canvas.getContext("2d");
-      const image = context.createImageData(values.length, 1);
-      const style = getComputedStyle(canvas);
-      const [below, zero, above] = ["--strip-below", "--strip-zero", "--strip-above"].map((name) =>
-        rgb(style.getPropertyValue(name)),
-      );
-      values.forEach((value, i) => {
-        const share = Math.min(1, Math.abs(value) / most) ** 0.7;
-        const colour = value < 0 ? below : above;
-        for (let c = 0; c < 3; c++) image.data[4 * i + c] = zero[c] + (colour[c] - zero[c]) * share;
-        image.data[4 * i + 3] = 255;
-      });
-      context.putImageData(image, 0, 0);
+      paint();
     },
   };
 }
