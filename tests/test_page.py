@@ -122,9 +122,13 @@ def measured(page, name):
 
 
 def words(page, station):
-    """The next words of a station's picture with the probabilities that it shows for the edited run."""
-    rows = page.locator(f"#{station} .words li").all()
-    texts = [(row.locator(".word").inner_text(), row.locator(".value").inner_text()) for row in rows]
+    """The next words of a station's picture with the probabilities that it shows, once all is answered, for the edited run."""
+    until(page, "document.querySelector('#stations').getAttribute('aria-busy') === 'false'")
+    texts = page.evaluate(
+        """station => [...document.querySelectorAll(`#${station} .words li`)].map(
+        row => [row.querySelector('.word').textContent, row.querySelector('.value').textContent])""",
+        station,
+    )
     return {word: value.split("→")[-1].strip() for word, value in texts}
 
 
@@ -165,6 +169,7 @@ def choose_by_keyboard(page, station, answer):
         page.keyboard.press("ArrowRight")
     until(page, f"document.querySelector('#{station} .verdict').textContent !== ''")
     until(page, f"!document.querySelector('#{station} .control').disabled")
+    until(page, "document.querySelector('#stations').getAttribute('aria-busy') === 'false'")
 
 
 def test_nothing_leaves_the_page(opened):
@@ -187,9 +192,7 @@ def test_size_and_start(opened, note):
 def test_first_words(page, lm):
     assert page.locator("#answer").inner_text() == f"{PROMPT} Germany"
     assert page.locator("#tokens li").all_inner_texts() == [text.strip() for text in lm.token_strings(PROMPT)]
-    rows = page.locator(".first .words li").all()
-    shown = {row.locator(".word").inner_text(): row.locator(".value").inner_text() for row in rows}
-    agree(shown, top_k(lm, lm.logits(PROMPT)[0, -1]))
+    agree(words(page, "answer-picture"), top_k(lm, lm.logits(PROMPT)[0, -1]))
 
 
 def test_scale(page, lm):
@@ -337,8 +340,7 @@ def test_prompts(page, lm, note):
         box.fill(text)
         after(page, "prompt", lambda: box.press("Enter"))
         assert problem.inner_text() == ""
-        rows = page.locator(".first .words li").all()
-        shown = {row.locator(".word").inner_text(): row.locator(".value").inner_text() for row in rows}
+        shown = words(page, "answer-picture")
         best, share = top_k(lm, lm.logits(text)[0, -1], 1)[0]
         assert len(page.locator("#tokens li").all()) == len(lm.token_ids(text))
         if best.strip():

@@ -1,8 +1,10 @@
 // The page's side of the worker: promises, and the newest request wins.
 
 export class Model {
-  constructor(worker) {
+  /** `onbusy(whether)` hears when the worker has something to do, and when it has answered everything. */
+  constructor(worker, onbusy) {
     this.worker = worker;
+    this.onbusy = onbusy;
     this.calls = new Map();
     this.next = 1;
     this.latest = new Map();
@@ -11,6 +13,7 @@ export class Model {
       if (!call) return;
       if ("progress" in data) return call.progress?.(data.progress, data.found);
       this.calls.delete(data.id);
+      this.onbusy(this.calls.size > 0);
       if ("error" in data) call.reject(new Error(data.error));
       else call.resolve(data.result);
     };
@@ -24,6 +27,7 @@ export class Model {
     const id = this.next++;
     const answer = new Promise((resolve, reject) => this.calls.set(id, { resolve, reject, progress }));
     this.worker.postMessage({ ...message, id });
+    this.onbusy(true);
     answer.cancel = () => this.worker.postMessage({ kind: "cancel", id });
     return answer;
   }

@@ -189,7 +189,7 @@ async function load() {
   status.textContent = t("loading.start");
   const started = performance.now();
   try {
-    const model = new Model(startWorker());
+    const model = new Model(startWorker(), (busy) => byId("stations").setAttribute("aria-busy", busy));
     const { vocabulary } = await model.load(sources(), (share) => {
       if (share < 1) status.textContent = t("loading.part", { share: percent(share) });
       byId("progress").value = share;
