@@ -1,11 +1,21 @@
 """One exception class for each kind of mistake, so that code can tell them apart; the sentence is written where the mistake is found.
 
-Every sentence names the value, says what is allowed and what to do.
+Every sentence names the value, says what is allowed and what to do. docs/errors.md has an entry for each class: a traceback
+names it in a note below the sentence, so that the sentence itself stays short.
 """
 
 
 class HelpersError(ValueError):
     """Parent of all mistakes that this package reports."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        self.add_note(f"What this means and how to mend it: {self.page}")
+
+    @property
+    def page(self) -> str:
+        """Where the documentation explains this kind of mistake."""
+        return f"docs/errors.md#{type(self).__name__.lower()}"
 
 
 class UnknownModel(HelpersError):
@@ -18,6 +28,14 @@ class NoNetwork(HelpersError):
 
 class DamagedWeights(HelpersError):
     """The weights file is truncated or does not fit the model."""
+
+
+class CannotStore(HelpersError):
+    """The real model cannot be kept: no room on the disk, or no right to write there."""
+
+
+class NotEnoughMemory(HelpersError):
+    """What was asked for needs more memory than is left."""
 
 
 class UnsupportedFamily(HelpersError):
@@ -60,13 +78,9 @@ class BadEdit(HelpersError):
     """An edit that cannot be applied: no edit at all, or a change that does not return what it must."""
 
 
+class DidNotRun(HelpersError):
+    """The part of the model that an edit or a reading needs is not there, or did not run once in a pass."""
+
+
 class BadValue(HelpersError):
     """A tensor or option of the wrong kind, shape, dtype or device."""
-
-
-class CannotStore(HelpersError):
-    """The real model cannot be kept: no room on the disk, or no right to write there."""
-
-
-class NotEnoughMemory(HelpersError):
-    """What was asked for needs more memory than is left."""

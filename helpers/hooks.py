@@ -24,16 +24,17 @@ Hooks receive tensors and return new ones; nothing is edited in place, since oth
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import get_ident
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from . import errors
+from . import passes
 from .models import LanguageModel
+from .sites import site_of
 
 Seen = Callable[[Tensor, Tensor], Tensor | None]
-SITES = ("block", "attention", "mlp", "heads", "keys", "neurons", "preactivation")
 
 
 def first(output: Any) -> Tensor:
@@ -61,7 +62,10 @@ def remove(handles: list[RemovableHandle]) -> None:
 def on_input(module: nn.Module, see: Callable[[Tensor], Tensor | None], prepend: bool = False) -> RemovableHandle:
     """Call `see(input)` before `module` runs; what it returns, unless None, becomes the input."""
 
-    def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    def hook(module: nn.Module, args: tuple, kwargs: dict | None = None) -> tuple[tuple, dict] | None:
+        if kwargs is None:
+            return None  # taken off while another thread was about to call it
+        passes.refuse_while_compiling()
         new = see(entering(args, kwargs))
         if new is None:
             return None
@@ -75,20 +79,43 @@ def on_call(module: nn.Module, see: Callable[[tuple, dict], None]) -> RemovableH
     return module.register_forward_pre_hook(lambda m, args, kwargs: see(args, kwargs), prepend=True, with_kwargs=True)
 
 
+def only_here(see: Callable[..., Any]) -> Callable[..., Any]:
+    """`see`, blind to passes of other threads: a recorder's hooks hang on a model that others may run at the same time."""
+    here = get_ident()
+    return lambda *values: see(*values) if get_ident() == here else None
+
+
+def on_pass(lm: LanguageModel, handles: list[RemovableHandle]) -> None:
+    """Tell helpers/passes.py where passes begin and end; adds the handles to `handles` one by one."""
+
+    def begin(module: nn.Module, args: tuple, kwargs: dict | None = None) -> None:
+        passes.refuse_while_compiling()
+        passes.begin(lm, module, args, kwargs or {})
+
+    def end(module: nn.Module, args: tuple, output: Any) -> None:
+        passes.end(lm, module, output)
+
+    begin.only_looks = end.only_looks = True  # type: ignore[attr-defined]
+    for module in {id(one): one for one in (lm.model, passes.stack_of(lm))}.values():
+        handles.append(module.register_forward_pre_hook(begin, prepend=True, with_kwargs=True))
+        # also after an exception, then with no output: what is left of that pass must not be taken for another
+        handles.append(module.register_forward_hook(end, prepend=True, always_call=True))
+
+
 def has_other_hooks(module: nn.Module, ours: list[RemovableHandle], inside: bool = True) -> bool:
-    """Whether a module, or one inside it, has hooks besides `ours` and transformers' recorders, which only look."""
+    """Whether a module, or one inside it, has hooks besides `ours` and those that only look."""
     known = {handle.id for handle in ours}
-    for one in module.modules() if inside else [module]:
-        for key, hook in (*one._forward_hooks.items(), *one._forward_pre_hooks.items()):
-            if key not in known and not str(getattr(hook, "__module__", "")).startswith("transformers."):
-                return True
-    return False
+    return any(passes.other_hooks(one, known) for one in (module.modules() if inside else [module]))
 
 
 def on_output(module: nn.Module, see: Seen, prepend: bool = False) -> RemovableHandle:
     """Call `see(output, input)` when `module` has run; what it returns, unless None, becomes the output."""
 
-    def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+    def hook(module: nn.Module, args: tuple, kwargs: dict, *outputs: Any) -> Any:
+        if not outputs:
+            return None  # taken off while another thread was about to call it, without kwargs then
+        passes.refuse_while_compiling()
+        (output,) = outputs
         new = see(first(output), entering(args, kwargs) if args or "hidden_states" in kwargs else first(output))
         return None if new is None else with_first(output, new)
 
@@ -103,70 +130,30 @@ def on_site(lm: LanguageModel, site: str, block: int, see: Seen, prepend: bool =
     n_key_heads, d_head); "neurons" and "preactivation" the MLP after and before its activation function, (batch, pos,
     d_mlp). stream: the residual stream that entered the block, for "block"; the value itself elsewhere.
     """
-    parts = lm.parts
+    found = site_of(lm, site)
+    try:
+        module = lm.part(block, found.path)
+    except AttributeError:
+        raise passes.missing(lm, block, found.path) from None
     if site == "block":
-        return [on_output(lm.blocks[block], see, prepend)]
+        return [on_output(module, see, prepend)]
     shape: list[int] = []
     handles: list[RemovableHandle] = []
-    if site not in SITES:
-        raise errors.BadEdit(f"there is no site {site!r} in a block: choose one of {', '.join(SITES)}.")
-
-    def spread(value: Tensor) -> Tensor:
-        return value.reshape(*shape, value.shape[-1]) if value.ndim == 2 and shape else value
-
-    def through(
-        view: Callable[[Tensor], Tensor], back: Callable[[Tensor, Tensor], Tensor]
-    ) -> Callable[..., Tensor | None]:
-        def apply(value: Tensor, _: Tensor | None = None) -> Tensor | None:
-            seen = view(spread(value))
-            new = see(seen, seen)
-            return None if new is None else back(new, spread(value)).reshape(value.shape)
-
-        return apply
 
     def remember(stream: Tensor) -> None:
         shape[:] = stream.shape[:2]
 
-    whole = through(lambda v: v, lambda new, v: new)
-    heads = through(lambda v: v.unflatten(-1, (lm.n_heads, lm.d_head)), lambda new, v: new.flatten(-2))
+    def apply(passed: Tensor, _: Tensor | None = None) -> Tensor | None:
+        whole = passed.reshape(*shape, passed.shape[-1]) if passed.ndim == 2 and shape else passed
+        value = found.view(whole)
+        new = see(value, value)
+        return None if new is None else found.back(new, whole).reshape(passed.shape)
+
     try:
-        if lm.family == "opt":  # its MLP works on (batch × pos, width): remember the shape that it came from
+        if found.flat:
             handles.append(on_input(lm.blocks[block], remember))
-        if site == "attention":
-            handles.append(on_output(lm.part(block, parts.attention_delta), whole, prepend))
-        elif site == "mlp":
-            handles.append(on_output(lm.part(block, parts.mlp_delta), whole, prepend))
-        elif site == "heads":
-            handles.append(on_input(lm.part(block, parts.heads_out), heads, prepend))
-        elif site == "neurons":
-            handles.append(on_input(lm.part(block, parts.neurons_out), whole, prepend))
-        elif site == "preactivation":
-            handles.append(on_output(lm.part(block, parts.preactivation), whole, prepend))
-        else:
-            handles.append(on_output(lm.part(block, parts.keys), through(*_key_views(lm)), prepend))
+        handles.append((on_input if found.side == "input" else on_output)(module, apply, prepend))
         return handles
     except BaseException:  # an interrupt in here: the caller never sees these handles
         remove(handles)
         raise
-
-
-def _key_views(lm: LanguageModel) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]:
-    """How to see the keys, (batch, pos, n_key_heads, d_head), in their projection's output, and how to put them back."""
-    layout, number, width = lm.parts.keys_layout, lm.n_key_heads, lm.d_head
-    if layout == "alone":
-        return lambda v: v.unflatten(-1, (number, width)), lambda new, v: new.flatten(-2)
-    if layout == "q|k|v":
-
-        def put(new: Tensor, v: Tensor) -> Tensor:
-            parts = v.unflatten(-1, (3, number, width)).clone()
-            parts[..., 1, :, :] = new
-            return parts.flatten(-3)
-
-        return lambda v: v.unflatten(-1, (3, number, width))[..., 1, :, :], put
-
-    def put_per_head(new: Tensor, v: Tensor) -> Tensor:
-        parts = v.unflatten(-1, (number, 3, width)).clone()
-        parts[..., 1, :] = new
-        return parts.flatten(-3)
-
-    return lambda v: v.unflatten(-1, (number, 3, width))[..., 1, :], put_per_head

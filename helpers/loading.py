@@ -18,7 +18,8 @@ import torch
 from . import errors, exact, smollm2
 from .families import family_named
 from .memory import need_memory
-from .models import LanguageModel, wrap
+from .models import LanguageModel
+from .wrapping import wrap
 
 POCKET_FOLDER = Path(__file__).resolve().parent / "pocket"
 # Below this many parameters one thread is faster than two on a busy machine: threads of a small pass wait for each other.

@@ -7,13 +7,14 @@ sweep_heads(lm, prompt, measure=lambda outcome: outcome.edited.softmax(-1).amax(
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from . import errors
+from .checks import kind_of, whole
 from .models import LanguageModel
 
 Target = str | int
@@ -59,14 +60,14 @@ def predictions(lm: LanguageModel, target: Targets, contrast: Targets | None = N
         top = edited.argmax(-1)
         edited_logprobs, clean_logprobs = edited.log_softmax(-1), clean.log_softmax(-1)
         found = [
-            edited_logprobs[:, wanted] - clean_logprobs[wanted],
-            (clean_logprobs.exp() * (clean_logprobs - edited_logprobs)).sum(-1).clamp(min=0),
+            _change(edited_logprobs[:, wanted], clean_logprobs[wanted]),
+            _divergence(clean_logprobs, _change(clean_logprobs, edited_logprobs)),
             (top == clean.argmax(-1)).to(edited),
             (top == wanted).to(edited),
         ]
         if contrasts is not None:
             other = _chosen(contrasts, outcome.prompt)
-            found.append(edited_logprobs[:, other] - clean_logprobs[other])
+            found.append(_change(edited_logprobs[:, other], clean_logprobs[other]))
             found.append(found[0] - found[-1])  # the log of a ratio: the normalisation cancels
         return torch.stack(found, dim=-1)
 
@@ -83,9 +84,9 @@ def text_damage() -> Measure:
         if len(outcome.ids) < 2:
             raise errors.BadPrompt("a next-token loss needs two tokens or more, but this prompt has one.")
         edited, clean = outcome.edited.log_softmax(-1), outcome.clean.log_softmax(-1)
-        change = clean - edited  # (copies, pos, vocabulary)
+        change = _change(clean, edited)  # (copies, pos, vocabulary)
         rise = change[:, :-1].gather(-1, outcome.ids[1:, None].expand(len(edited), -1, -1)).squeeze(-1)
-        divergence = (change * clean.exp()).sum(-1).clamp(min=0)
+        divergence = _divergence(clean, change)
         agreement = (edited.argmax(-1) == clean.argmax(-1)).to(edited)
         return torch.stack([rise.mean(-1), divergence.mean(-1), agreement.mean(-1)], dim=-1)
 
@@ -99,22 +100,46 @@ def log_prob_change(lm: LanguageModel, target: Targets) -> Measure:
         wanted = _chosen(targets, outcome.prompt)
         # log p = logit − logsumexp: cheaper than a log_softmax of the whole vocabulary for one number.
         after = outcome.edited[:, wanted] - outcome.edited.logsumexp(-1)
-        return after - (outcome.clean[wanted] - outcome.clean.logsumexp(-1))
+        return _change(after, outcome.clean[wanted] - outcome.clean.logsumexp(-1))
 
     return Measure(compute, prompts=_number(targets))
 
 
+def _change(after: Tensor, before: Tensor) -> Tensor:
+    """after − before, of log-probabilities: 0 where both are minus infinity, since what was impossible stayed so."""
+    impossible = before == -torch.inf
+    return (after - before).masked_fill_(impossible & (after == -torch.inf), 0) if impossible.any() else after - before
+
+
+def _divergence(clean: Tensor, change: Tensor) -> Tensor:
+    """KL(clean ‖ edited) over the last axis, from log p(clean) and log p(clean) − log p(edited)."""
+    impossible = clean == -torch.inf  # adds nothing
+    change = change.masked_fill(impossible, 0) if impossible.any() else change
+    return (clean.exp() * change).sum(-1).clamp(min=0)
+
+
 def _token_ids(lm: LanguageModel, target: Targets) -> int | list[int]:
-    def one(value: Target) -> int:
+    def one(value: object) -> int:
         if isinstance(value, str):
             return lm.token_id(value)
-        if not 0 <= value < lm.vocabulary:
+        found = whole(value)
+        if found is None:
             raise errors.TargetIsNotOneToken(
-                f"token id {value} does not exist: this model has tokens 0 to {lm.vocabulary - 1}."
+                f"a target must be text, for example ' Germany', or a token id, but this is {kind_of(value)}."
             )
-        return value
+        if not 0 <= found < lm.vocabulary:
+            raise errors.TargetIsNotOneToken(
+                f"token id {found} does not exist: this model has tokens 0 to {lm.vocabulary - 1}."
+            )
+        return found
 
-    return one(target) if isinstance(target, str | int) else [one(value) for value in target]
+    several = (
+        not isinstance(target, str)
+        and whole(target) is None
+        and isinstance(target, Iterable)
+        and getattr(target, "ndim", 1) > 0
+    )
+    return [one(value) for value in target] if several else one(target)  # type: ignore[union-attr]
 
 
 def _chosen(ids: int | list[int], prompt: int) -> int:

@@ -6,6 +6,7 @@ Lengths are in the stream's own unit, logarithms natural (nats). What is stored 
 
 from __future__ import annotations
 
+import math
 from numbers import Real
 
 import torch
@@ -90,6 +91,29 @@ def cosine_similarity(clean: Tensor, edited: Tensor, include_first: bool = True,
     return (cosines * weights).flatten(1).sum(dim=1) / weights.sum()
 
 
+def survival(
+    clean: Tensor, edited: Tensor, block: int, include_first: bool = True, mask: Tensor | None = None
+) -> Tensor:
+    """How much of the error that was injected at `block` is still in the stream at each point. (n_points,), no unit.
+
+    With e_l = edited − clean at point l, as one long vector over batch, tokens and dimensions, and e right after the edited
+    block, point block + 1: ⟨e_l, e⟩ / ⟨e, e⟩. It is 1 right after the edit and 0 before it; less than 1 where later blocks
+    wrote against the error, more where they wrote along it, and what they added at right angles to it does not count.
+    Options as in `delta_norm`. Raises BlockOutOfRange, and BadValue, also where the edit changed nothing.
+    """
+    a, b = _pair(clean, edited, include_first, mask)
+    number = whole(block)
+    if number is None or not 0 <= number < len(a) - 1:
+        raise errors.BlockOutOfRange(f"block {block!r} does not exist: these runs have blocks 0 to {len(a) - 2}.")
+    error = (b - a).flatten(1)
+    injected = error[number + 1]
+    if not injected.any():
+        raise errors.BadValue(
+            f"nothing changed right after block {number}, so no error can survive: choose another edit, such as factor 0.5."
+        )
+    return error @ injected / (injected @ injected)
+
+
 def step_norm(resid: Tensor, include_first: bool = True, mask: Tensor | None = None) -> Tensor:
     """‖H_(l+1) − H_l‖_F for each block l. (n_points − 1,); in the stream's unit, exactly 0 at a skipped block.
 
@@ -147,7 +171,8 @@ def kl(clean_logits: Tensor, edited_logits: Tensor) -> Tensor:
         raise errors.BadValue(
             f"the two predictions differ in shape, {tuple(clean.shape)} and {tuple(edited.shape)}: compare the same prompt."
         )
-    return (clean.exp() * (clean - edited)).sum(-1).clamp(min=0)
+    # What has no probability adds nothing, also where the difference of two infinities would be NaN.
+    return (clean.exp() * (clean - edited).masked_fill(clean == -math.inf, 0)).sum(-1).clamp(min=0)
 
 
 def top_k(lm: LanguageModel, logits: Tensor, k: int = 5) -> list[tuple[str, float]]:

@@ -1,16 +1,19 @@
 """The matrix products of a sweep, by the faster of two libraries that PyTorch carries.
 
 PyTorch gives float32 products on a CPU to MKL, which leaves half of an AMD processor's speed unused. oneDNN, which it
-brings along for other types, does not; tools/bench.py measures what that is worth. Inside `with quick_products():` plain
-float32 products go there, equal up to rounding, and everything else goes its usual way. No model is touched: a function
-mode sees `linear` and `addmm` as they are called, in this thread alone.
+brings along for other types, does not; on Intel's own processors MKL is the faster of the two. tools/bench.py measures
+what that is worth. Inside `with quick_products():` plain float32 products go to oneDNN, unless the processor is Intel's,
+equal up to rounding, and everything else goes its usual way. No model is touched: a function mode sees `linear` and
+`addmm` as they are called, in this thread alone.
 """
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,8 +25,8 @@ Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # of x (…, in), w
 
 
 def quick_products() -> AbstractContextManager[Any]:
-    """Inside, products of float32 tensors on the CPU run on oneDNN, where PyTorch has it, without gradients."""
-    product = _by_onednn()
+    """Inside, products of float32 tensors on the CPU run on oneDNN, where PyTorch has it and MKL is not as fast."""
+    product = None if _is_intel() else _by_onednn()
     return _Quick(product) if product and torch.backends.mkldnn.enabled else nullcontext()
 
 
@@ -53,6 +56,16 @@ def _plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         type(one) in (Tensor, torch.nn.Parameter) and one.dtype == torch.float32 and one.device.type == "cpu"
         for one in given
     )
+
+
+@cache
+def _is_intel() -> bool:
+    """By its maker's name and not by a measurement: the same machine shall always print the same digits."""
+    try:
+        name = Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:  # Windows and macOS have no such file; Windows tells the maker here
+        name = platform.processor()
+    return "GenuineIntel" in name
 
 
 @cache

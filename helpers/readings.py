@@ -14,9 +14,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import errors
-from .hooks import SITES, on_site, remove
+from . import errors, passes
+from .hooks import on_site, only_here, remove
 from .models import LanguageModel, Tokens
+from .sites import check_site
 
 Prompt = str | Sequence[str] | Tensor | Tokens
 
@@ -26,13 +27,19 @@ def attention_patterns(lm: LanguageModel, prompt: Prompt) -> Tensor:
     """(n_blocks, batch, n_heads, pos, pos): each row sums to 1 over the tokens that the row's token may see.
 
     Only eager attention computes these weights as numbers; the fused kernels (sdpa, flash) never write them down, and
-    transformers then returns an empty tuple without a word. Raises BadValue in that case.
+    transformers then returns an empty tuple without a word. Raises BadValue in that case, DidNotRun if blocks are left out.
     """
-    attentions = lm.model(**lm.inputs(lm.encode(prompt)), output_attentions=True).attentions
+    passes.refuse_compiled(lm.model)
+    tokens = lm.encode(prompt)
+    with passes.single_pass(lm):
+        attentions = lm.model(**lm.inputs(tokens, right_padding=True), output_attentions=True).attentions
     if not attentions or any(weights is None for weights in attentions):
         raise errors.BadValue(
             "this model's attention does not write its patterns down: load it with attn_implementation='eager', as load_model does."
         )
+    if len(attentions) != lm.n_blocks:
+        missing = passes.why(lm, "block", min(len(attentions), lm.n_blocks - 1), int(len(attentions) > lm.n_blocks) * 2)
+        raise errors.DidNotRun(f"this pass wrote {len(attentions)} patterns for {lm.n_blocks} blocks: {missing}")
     return torch.stack(list(attentions))
 
 
@@ -40,17 +47,23 @@ def attention_patterns(lm: LanguageModel, prompt: Prompt) -> Tensor:
 def read_site(lm: LanguageModel, prompt: Prompt, site: str, block: int) -> Tensor:
     """The value at one place of the model, a copy, as the rest of the pass sees it. Sites and shapes as in `helpers.change`.
 
-    Raises BlockOutOfRange, BadEdit (no such site), BadPrompt.
+    Raises BlockOutOfRange, BadEdit (no such site), BadPrompt; DidNotRun if a pass does not come by there just once.
     """
     lm.check_block(block)
-    if site not in SITES:
-        raise errors.BadEdit(f"there is no site {site!r} in a block: choose one of {', '.join(SITES)}.")
+    check_site(site)
+    passes.refuse_compiled(lm.model)
+    tokens = lm.encode(prompt)
     found: list[Tensor] = []
-    handles = on_site(lm, site, block, lambda value, _: found.append(value.clone()))
+    handles = on_site(lm, site, block, only_here(lambda value, _: found.append(value.clone())))
     try:
-        lm.logits(prompt)
+        with passes.single_pass(lm):
+            lm.model(**lm.inputs(tokens, right_padding=True))
     finally:
         remove(handles)
+    if len(found) != 1:
+        raise errors.DidNotRun(
+            f"{site!r} of block {block} was to be read, but {passes.why(lm, site, block, len(found))}"
+        )
     return found[0]
 
 

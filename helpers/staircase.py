@@ -8,11 +8,13 @@ first of them, if that is there. Blocks are called as the modules they are: live
 and their parts work as in a pass, and the sweep's edits run after the live ones, like an inner `with edit`.
 
 Prompts of the same length share a walk, so that nothing is ever padded and no edit can tell a walk from a plain pass.
+helpers/recording.py says what is refused, and where rows run alone, so that the numbers stay those of the plain loop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +27,7 @@ from .edits import Edit, applied, edit
 from .measures import Measure, Outcome
 from .models import LanguageModel
 from .products import quick_products
+from .recording import Alone, Clean, record, refuse_what_a_walk_cannot_do, where_rows_run_alone
 
 Copy = tuple[Edit, ...]  # the edits of one edited copy of a prompt, earliest block first
 Change = Callable[[Tensor, Tensor], Tensor]
@@ -33,181 +36,192 @@ Change = Callable[[Tensor, Tensor], Tensor]
 WAITING = 16
 
 
-@torch.no_grad()
-def run(
-    lm: LanguageModel,
-    rows: list[Tensor],
-    copies_of: Callable[[list[int]], Sequence[Copy]],
-    number: int,
-    measure: Measure,
-    chunk: int,
-    done: Callable[[int], object],
-) -> list[Tensor]:
-    """For each prompt, (pos,) ids in `rows`, the measured (number, ...) of its `number` edited copies, on the CPU.
+@dataclass(frozen=True)
+class Plan:
+    """A sweep that has been checked: what to run, and what to read off."""
 
-    copies_of(numbers of some prompts) gives their copies, as many each time. done(block passes) is told how it goes, up to
-    len(rows) × number × n_blocks.
+    rows: list[Tensor]  # (pos,) ids of each prompt
+    copies_of: Callable[[list[int]], Sequence[Copy]]  # the numbers of some prompts give their copies, as many each time
+    number: int  # of copies of each prompt
+    measure: Measure
+    chunk: int  # tokens, copies × positions, in a block at once
+
+
+@torch.no_grad()
+def run(lm: LanguageModel, plan: Plan, done: Callable[[int], object]) -> list[Tensor]:
+    """For each prompt the measured (number, ...) of its copies, on the CPU.
+
+    done(block passes) is told how it goes, up to prompts × number × n_blocks. Raises BadValue.
     """
-    _refuse_what_a_walk_cannot_see(lm)
+    refuse_what_a_walk_cannot_do(lm)
+    alone = where_rows_run_alone(lm)
     results: dict[int, Tensor] = {}
-    for prompts in groups(rows, number, WAITING * chunk):
-        clean = _record(lm, torch.stack([rows[i] for i in prompts]))
+    tokens = 1 if alone.anywhere else WAITING * plan.chunk
+    for prompts in groups(plan.rows, plan.number, tokens):
+        first, single = not results, len(prompts) == 1
+        if first and not single:  # the logits of a whole group would take too much memory
+            record(lm, plan.rows[prompts[0]][None], to_the_end=True)
+        clean = record(lm, torch.stack([plan.rows[i] for i in prompts]), to_the_end=first and single)
         measured: list[list[Tensor]] = [[] for _ in prompts]
         with quick_products():
-            for copies in _pieces(copies_of(prompts), WAITING * chunk // clean.ids.numel()):
-                streams = _walk(lm, clean, copies, chunk, not measure.every_position, done)
+            for copies in _pieces(plan.copies_of(prompts), WAITING * plan.chunk // clean.ids.numel()):
+                streams = _walk(lm, plan, clean, copies, alone, done)
                 for p, prompt in enumerate(prompts):
-                    measured[p] += _measure(lm, measure, clean, streams[:, p], p, prompt, chunk)
+                    measured[p] += _measure(lm, plan, clean, streams[:, p], p, prompt, alone)
         results |= {prompt: torch.cat(found).cpu() for prompt, found in zip(prompts, measured, strict=True)}
-    return [results[prompt] for prompt in range(len(rows))]
+    return [results[prompt] for prompt in range(len(plan.rows))]
 
 
-@dataclass(frozen=True)
-class _Clean:
-    """One pass of some prompts, without logits."""
-
-    ids: Tensor  # (prompts, pos)
-    streams: Tensor  # (n_blocks + 1, prompts, pos, d_model): what enters each block, and what leaves the last
-    calls: list[tuple[tuple, dict[str, Any]]]  # the other arguments that each block was called with
-
-
-class _Stop(Exception):
-    """Leaves the clean pass before the final norm."""
-
-
-def _record(lm: LanguageModel, ids: Tensor) -> _Clean:
-    streams = torch.empty(lm.n_blocks + 1, *ids.shape, lm.d_model, device=lm.device, dtype=lm.dtype)
-    calls: list[tuple[tuple, dict[str, Any]]] = []
-
-    def keep(args: tuple, kwargs: dict[str, Any]) -> None:
-        streams[len(calls)].copy_(hooks.entering(args, kwargs))
-        rest = {name: _one_row(value, len(ids)) for name, value in kwargs.items() if name != "hidden_states"}
-        calls.append((_one_row(args[1:], len(ids)), rest))
-
-    def stop(stream: Tensor) -> None:
-        streams[lm.n_blocks].copy_(stream)
-        raise _Stop
-
-    handles: list[RemovableHandle] = []
-    try:
-        handles += [hooks.on_call(block, keep) for block in lm.blocks]
-        handles.append(hooks.on_input(lm.final_norm, stop, prepend=True))
-        lm.model(**lm.inputs(lm.encode(ids)))  # without a cache: a filled one would show later calls the old keys
-    except _Stop:
-        pass
-    finally:
-        hooks.remove(handles)
-    if len(calls) != lm.n_blocks:
-        raise errors.BadValue(
-            f"{len(calls)} of {lm.n_blocks} blocks ran in a plain pass: a sweep needs all of them, put replaced ones back."
-        )
-    return _Clean(ids, streams, calls)
+# ---- the walk
 
 
 def _walk(
-    lm: LanguageModel, clean: _Clean, copies: Sequence[Copy], chunk: int, only_last: bool, done: Callable[[int], object]
+    lm: LanguageModel, plan: Plan, clean: Clean, copies: Sequence[Copy], alone: Alone, done: Callable[[int], object]
 ) -> Tensor:
-    """(copies, prompts, pos, d_model): each copy's stream after the last block; if `only_last`, right at last tokens only."""
+    """(copies, prompts, pos, d_model): each copy's stream after the last block; right at last tokens only, if only they count."""
     prompts, length = clean.ids.shape
-    births, order = _births(copies)
-    row_of = {copy: row for row, copy in enumerate(order)}
-    streams = clean.streams.new_empty(len(copies), prompts, length, lm.d_model)  # rows in the order of birth
-    places: dict[tuple[str, int], list[tuple[int, Change]]] = {}
-    for row, copy in enumerate(order):
-        for one in copies[copy]:
-            places.setdefault((one.site, one.block), []).append((row, applied(one)))
-    begin = end = 0  # the rows that are in a block at the moment
+    stairs = _stairs(copies)
+    edits = _CopyEdits(stairs, prompts)
+    streams = clean.streams.new_empty(len(copies), prompts, length, lm.d_model)
+    with (walk := edit(lm, *edits.on_all_rows())):
+        for block, (rest, named) in enumerate(clean.calls):
+            for row in range(stairs.before(block), stairs.before(block + 1)):  # the copies that join here
+                parent = stairs.parents[row]
+                streams[row] = clean.streams[block] if parent is None else streams[parent]
+            at_once = 1 if alone.blocks[block] else plan.chunk // (prompts * length)
+            with _shortcuts(lm, plan, block, stairs, edits, alone):
+                for here in _pieces(range(stairs.before(block + 1)), at_once):
+                    edits.here = here
+                    some = slice(here[0], here[-1] + 1)
+                    output = lm.blocks[block](streams[some].flatten(0, 1), *rest, **named)
+                    streams[some] = hooks.first(output).view(len(here), prompts, length, lm.d_model)
+            done(len(copies) * prompts)
+        walk.check_ran()
+    return streams[stairs.row_of_copy]
 
-    def change_at(there: list[tuple[int, Change]]) -> Change:
+
+@dataclass(frozen=True)
+class _Stairs:
+    """The copies in the order in which they join: row by row, the block of the step and the row that it starts from."""
+
+    copies: list[Copy]
+    steps: list[int]  # rising
+    parents: list[int | None]  # None: the clean run
+    row_of_copy: Tensor  # (copies,) where each of the given copies stands here
+
+    def before(self, block: int) -> int:
+        """How many copies have joined before this block."""
+        return sum(step < block for step in self.steps)
+
+
+def _stairs(copies: Sequence[Copy]) -> _Stairs:
+    """A copy joins at its last edited block if the copy with all its earlier edits is there as well, else at its first."""
+    number = {tuple(id(one) for one in copy): n for n, copy in enumerate(copies)}
+    joins: list[tuple[int, int | None]] = []
+    for copy in copies:
+        last = copy[-1].block
+        parent = number.get(tuple(id(one) for one in copy if one.block < last))
+        joins.append((copy[0].block, None) if parent is None else (last, parent))
+    order = sorted(range(len(copies)), key=lambda n: joins[n][0])
+    row_of = {n: row for row, n in enumerate(order)}
+    parents = [None if (parent := joins[n][1]) is None else row_of[parent] for n in order]
+    rows = torch.tensor([row_of[n] for n in range(len(copies))])
+    return _Stairs([copies[n] for n in order], [joins[n][0] for n in order], parents, rows)
+
+
+class _CopyEdits:
+    """The edits of all copies as edits of the model, each of which changes its own copy's rows and no others.
+
+    here: the copies that are in a block at the moment, by their row in the stairs. An edit sees one prompt at a time, as
+    in the plain loop: its function may look at all rows that it gets.
+    """
+
+    def __init__(self, stairs: _Stairs, prompts: int) -> None:
+        self.prompts = prompts
+        self.here = range(0)
+        self.places: dict[tuple[str, int], list[tuple[int, list[Change]]]] = {}
+        for row, copy in enumerate(stairs.copies):
+            for one in copy:
+                changes = [applied(_for_prompts(one, [p], prompts)) for p in range(prompts)]
+                self.places.setdefault((one.site, one.block), []).append((row, changes))
+
+    def sites(self, block: int) -> set[str]:
+        return {site for site, edited in self.places if edited == block}
+
+    def on_all_rows(self) -> list[Edit]:
+        return [Edit("sweep", site, block, self._change(there)) for (site, block), there in self.places.items()]
+
+    def _change(self, there: list[tuple[int, list[Change]]]) -> Change:
         def change(value: Tensor, stream: Tensor) -> Tensor:
-            here = [(row, function) for row, function in there if begin <= row < end]
-            new = value.clone() if here else value
-            for row, function in here:
-                mine = slice((row - begin) * prompts, (row - begin + 1) * prompts)
-                new[mine] = function(new[mine], stream[mine])
+            now = [(row, changes) for row, changes in there if row in self.here]
+            new = value.clone() if now else value
+            for row, changes in now:
+                start = (row - self.here.start) * self.prompts
+                for p, function in enumerate(changes):
+                    mine = slice(start + p, start + p + 1)
+                    new[mine] = function(new[mine], stream[mine])
             return new
 
         return change
 
-    changes = [Edit("sweep", site, block, change_at(there)) for (site, block), there in places.items()]
-    shortcuts: list[RemovableHandle] = []
+
+def _for_prompts(one: Edit, numbers: Sequence[int], prompts: int) -> Edit:
+    """The edit for some of the prompts, where its value has a row for each of them."""
+    return one.for_prompts(numbers) if one.for_prompts and one.prompts == prompts > 1 else one
+
+
+def for_prompts(copies: Sequence[Copy], numbers: Sequence[int], prompts: int) -> list[Copy]:
+    """The copies for some of the prompts. An edit that several copies share stays one, so that they can build on it."""
+    same = {id(one): _for_prompts(one, numbers, prompts) for copy in copies for one in copy}
+    return [tuple(same[id(one)] for one in copy) for copy in copies]
+
+
+# ---- work that is left out where nobody can see it
+
+
+@contextmanager
+def _shortcuts(
+    lm: LanguageModel, plan: Plan, block: int, stairs: _Stairs, edits: _CopyEdits, alone: Alone
+) -> Iterator[None]:
+    """For the calls of one block: attention once for copies that are still equal, and in the last block the last token only."""
+    handles: list[RemovableHandle] = []
     try:
-        with edit(lm, *changes):
-            for block, (rest, named) in enumerate(clean.calls):
-                alive = sum(birth <= block for birth, _ in births)
-                for row, copy in enumerate(order[:alive]):
-                    birth, parent = births[copy]
-                    if birth == block:
-                        streams[row] = clean.streams[block] if parent is None else streams[row_of[parent]]
-                if only_last and block == lm.n_blocks - 1:
-                    shortcuts += _last_token_only(lm, changes)
-                born = sum(birth < block for birth, _ in births)
-                if all(births[copy][1] is None and not _edits_keys(copies[copy], block) for copy in order[born:alive]):
-                    shortcuts += _shared_attention(lm, block, born, prompts, lambda: (begin, end))
-                for rows in _pieces(range(alive), chunk // (prompts * length)):
-                    begin, end = rows[0], rows[-1] + 1
-                    output = lm.blocks[block](streams[begin:end].flatten(0, 1), *rest, **named)
-                    streams[begin:end] = hooks.first(output).view(len(rows), prompts, length, lm.d_model)
-                hooks.remove(shortcuts)
-                done(len(copies) * prompts)
+        if not alone.blocks[block]:
+            if block == lm.n_blocks - 1 and not plan.measure.every_position and not alone.read_out:
+                handles += _last_token_only(lm, block, edits)
+            joined = range(stairs.before(block), stairs.before(block + 1))
+            if joined and all(stairs.parents[row] is None for row in joined) and "keys" not in edits.sites(block):
+                handles += _shared_attention(lm, block, joined.start, edits)
+        yield
     finally:
-        hooks.remove(shortcuts)
-    return streams if order == sorted(order) else streams[[row_of[copy] for copy in range(len(copies))]]
+        hooks.remove(handles)
 
 
-def _births(copies: Sequence[Copy]) -> tuple[list[tuple[int, int | None]], list[int]]:
-    """For each copy, the block where it joins and the copy that it starts from (None: the clean run); and their order.
-
-    It joins at its last edited block if the copy with all its earlier edits is there as well, else at its first.
-    """
-    index = {tuple(id(one) for one in copy): number for number, copy in enumerate(copies)}
-    births: list[tuple[int, int | None]] = []
-    for copy in copies:
-        last = copy[-1].block
-        parent = index.get(tuple(id(one) for one in copy if one.block < last))
-        births.append((copy[0].block, None) if parent is None else (last, parent))
-    return births, sorted(range(len(copies)), key=lambda copy: births[copy][0])
-
-
-def _edits_keys(copy: Copy, block: int) -> bool:
-    return any(one.site == "keys" and one.block == block for one in copy)
-
-
-def _last_token_only(lm: LanguageModel, changes: list[Edit]) -> list[RemovableHandle]:
-    """In the last block, let the output projection and the MLP see each prompt's last token alone.
+def _last_token_only(lm: LanguageModel, block: int, edits: _CopyEdits) -> list[RemovableHandle]:
+    """Let the output projection and the MLP see each prompt's last token alone.
 
     What they return, (rows, 1, d_model), is added to the stream by broadcasting: right at the last token, and nobody
-    reads the others. Not where a live edit, a hook of the user's, or an edit of the sweep would see the shorter tensors.
+    reads the others. Not where an edit of the sweep would see the shorter tensors.
     """
-    last = lm.n_blocks - 1
-    own = [one for one in changes if one.block == last]
-    live = [one for group in lm.live_edits for one in group if one.block == last]
-    flat = lm.family == "opt"  # its MLP works on (batch × pos, width)
-    watched = _read_out_watched(lm) or hooks.has_other_hooks(lm.blocks[last], lm.edit_handles)
-    if flat or watched or len(live) > len(own) or any(one.site not in ("heads", "keys") for one in own):
+    if lm.parts.flat_mlp or edits.sites(block) - {"heads", "keys"}:
         return []
-
-    modules = lm.part(last, lm.parts.heads_out), lm.mlp(last)
+    modules = lm.part(block, lm.parts.heads_out), lm.mlp(block)
     return [hooks.on_input(module, lambda value: value[:, -1:]) for module in modules]
 
 
-def _shared_attention(
-    lm: LanguageModel, block: int, born: int, prompts: int, rows: Callable[[], tuple[int, int]]
-) -> list[RemovableHandle]:
-    """Copies that join at this block, rows from `born` on, are still equal when attention begins: compute it once for all.
+def _shared_attention(lm: LanguageModel, block: int, joined: int, edits: _CopyEdits) -> list[RemovableHandle]:
+    """Copies that join at this block, rows from `joined` on, are still equal when attention begins: compute it once for all.
 
     Attention gets one of them, and its output projection gets them all again, each to be edited there or later.
     """
-    if hooks.has_other_hooks(lm.blocks[block], lm.edit_handles):
-        return []
 
     def narrow(value: Tensor) -> Tensor:
-        return value[: prompts * (max(born - rows()[0], 0) + 1)]
+        return value[: edits.prompts * (max(joined - edits.here.start, 0) + 1)]
 
     def widen(value: Tensor) -> Tensor:
-        begin, end = rows()
-        old = prompts * max(min(born, end) - begin, 0)
-        again = value[old:].repeat(end - max(born, begin), *[1] * (value.ndim - 1)) if end > born else value[old:]
+        begin, end = edits.here.start, edits.here.stop
+        old = edits.prompts * max(min(joined, end) - begin, 0)
+        again = value[old:].repeat(end - max(joined, begin), *[1] * (value.ndim - 1)) if end > joined else value[old:]
         return torch.cat([value[:old], again]) if old else again
 
     return [
@@ -216,45 +230,38 @@ def _shared_attention(
     ]
 
 
+# ---- what is read off
+
+
 def _measure(
-    lm: LanguageModel, measure: Measure, clean: _Clean, edited: Tensor, p: int, prompt: int, chunk: int
+    lm: LanguageModel, plan: Plan, clean: Clean, edited: Tensor, p: int, prompt: int, alone: Alone
 ) -> Iterator[Tensor]:
     """(copies, ...) in pieces, from the last streams (copies, pos, d_model) of the p-th prompt of the group, the list's `prompt`."""
-    at = slice(0 if measure.every_position else -1, None)
-    watched = _read_out_watched(lm)
+    every = plan.measure.every_position
+    at = slice(0 if every else -1, None)
 
     def logits(streams: Tensor) -> Tensor:
-        found = lm.read_out(streams)[:, at] if watched else lm.read_out(streams[:, at])
-        found = found if measure.every_position else found[:, 0]
+        if alone.read_out:  # whole prompts, one by one, as in a pass
+            found = torch.cat([lm.read_out(one[None])[:, at] for one in streams])
+        else:
+            found = lm.read_out(streams[:, at])
+        found = found if every else found[:, 0]
         return found.float() if found.dtype in (torch.float16, torch.bfloat16) else found
 
-    streams = torch.cat(
-        [clean.streams[-1, p : p + 1], edited]
-    )  # one reading of the unembedding serves the clean run too
+    # One reading of the unembedding serves the clean run too.
+    streams = torch.cat([clean.streams[-1, p : p + 1], edited])
     before: Tensor | None = None
-    for some in _pieces(streams, max(3, chunk // (edited.shape[1] if measure.every_position else 1))):
+    for some in _pieces(streams, max(3, plan.chunk // (edited.shape[1] if every else 1))):
         found = logits(some)
         if before is None:
             before, found = found[0], found[1:]
-        value = measure.compute(Outcome(found, before, clean.ids[p], prompt))
+        value = plan.measure.compute(Outcome(found, before, clean.ids[p], prompt))
         if not isinstance(value, Tensor) or value.ndim < 1 or len(value) != len(found):
             got = f"one of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             raise errors.BadValue(
                 f"a measure must return a tensor with a row for each of {len(found)} copies, not {got}."
             )
         yield value
-
-
-def _read_out_watched(lm: LanguageModel) -> bool:
-    """A hook of the user's on the final norm or the unembedding shall see all positions, as in a pass."""
-    return any(hooks.has_other_hooks(module, []) for module in (lm.final_norm, lm.unembed))
-
-
-def _one_row(value: Any, prompts: int) -> Any:
-    """Masks and position embeddings of the first prompt, which broadcast: prompts of one length all have the same."""
-    if isinstance(value, Tensor) and value.ndim > 1 and len(value) == prompts:
-        return value[:1]
-    return type(value)(_one_row(one, prompts) for one in value) if isinstance(value, tuple | list) else value
 
 
 def _pieces(items: Any, most: int) -> list[Any]:
@@ -273,17 +280,3 @@ def groups(rows: list[Tensor], copies: int, tokens: int) -> Iterator[list[int]]:
             group = []
         group.append(i)
     yield group
-
-
-def _refuse_what_a_walk_cannot_see(lm: LanguageModel) -> None:
-    if lm.model.training:
-        raise errors.BadValue(
-            "the model is in train mode, where dropout makes every copy another experiment: call lm.model.eval() first."
-        )
-    steps = lm.parts.blocks.split(".")
-    for name in [".".join(steps[:n]) for n in range(len(steps) + 1)]:
-        if hooks.has_other_hooks(lm.model.get_submodule(name), [], inside=False):
-            raise errors.BadValue(
-                f"a hook hangs on {f'lm.model.{name}' if name else 'lm.model'} as a whole, and a sweep calls the blocks one by "
-                "one: take it off first, or hang it on a block."
-            )

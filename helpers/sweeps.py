@@ -10,10 +10,8 @@ a fraction of its work (helpers/staircase.py explains how). All share the argume
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -31,13 +29,16 @@ from .edits import (
     skip_mlp,
 )
 from .measures import Measure, Outcome, Targets, log_prob_change, predictions, text_damage
-from .models import LanguageModel, Tokens
-from .staircase import Copy
-from .tracing import trace
+from .models import LanguageModel
+from .progress import Progress, bar
+from .replacements import CHUNK, Prompts, Replacement, head_values, mean_heads, prompt_rows
+from .staircase import Copy, Plan, for_prompts
 
 __all__ = [
     "Measure",
     "Outcome",
+    "Progress",
+    "Replacement",
     "mean_heads",
     "predictions",
     "sweep_block_pairs",
@@ -49,13 +50,8 @@ __all__ = [
     "windows",
 ]
 
-Prompts = str | Sequence[str] | Tensor | Tokens
 Measured = Measure | Callable[[Outcome], Tensor] | None
 Part = Literal["block", "attention", "mlp"]
-Replacement = Literal["zero", "mean", "resample"]
-Progress = bool | Callable[[int, int], object] | None
-
-CHUNK = 768  # tokens in a block at once: enough to read weights rarely, few enough for what the MLP computes with
 
 _SKIP: dict[str, Callable[[int], Edit]] = {"block": skip_block, "attention": skip_attention, "mlp": skip_mlp}
 _SCALE: dict[str, Callable[[int, float], Edit]] = {
@@ -78,6 +74,7 @@ def sweep_edits(
     """Any interventions, each an edit or several at once, on each prompt: (n_prompts, len(edits), ...) on the CPU.
 
     prompts: one text, or ids (pos,): the result then has no prompt axis; or several texts, ids (n_prompts, pos), Tokens.
+    edits: a value such as `patch_block`'s may have a row for each prompt, (n_prompts, pos, d_model); each prompt gets its own.
     target: one text or token id for all prompts, or a list with one for each. The result is log p(target) at the last
     token, after − before, in nats. measure: instead of a target, a Measure such as `predictions` or `text_damage`, or a
     function of an Outcome that returns (copies, ...). chunk: tokens, copies × positions, that go through a block at once;
@@ -86,14 +83,20 @@ def sweep_edits(
     notebook); True or False decides; a function is called with (done, total).
 
     Raises what `edit` and `lm.encode` raise, TargetIsNotOneToken, and BadValue in train mode, where dropout would make
-    every copy another experiment, or when a hook hangs on the whole model, which a walk over its blocks does not call.
+    every copy another experiment, or when the model does more than its blocks and its read-out (a hook on the whole model,
+    a replaced forward), which a walk over the blocks would not do. Where a live edit, a hook of yours or weights of 8
+    bits might look at several rows of a batch, rows run one by one: as right, and slower.
     """
     if isinstance(edits, Edit) or not isinstance(edits, Sequence) or not edits:
         raise errors.BadEdit(
             "give a list of edits, for example [skip_block(0), skip_block(1)]; each may be a list itself."
         )
     copies = [_copy(lm, one) for one in edits]
-    return _sweep(lm, prompts, lambda chosen: copies, (len(copies),), target, measure, chunk, progress)
+    rows = prompt_rows(lm, prompts)
+    _check_values_per_prompt(copies, len(rows))
+    copies_of = lambda chosen: for_prompts(copies, chosen, len(rows))  # noqa: E731
+    found = _sweep(lm, rows, copies_of, (len(copies),), target, measure, chunk, progress)
+    return found[0] if _single(prompts) else found
 
 
 def sweep_heads(
@@ -112,23 +115,25 @@ def sweep_heads(
     """Every head of every block ablated, one at a time: (n_prompts, n_blocks, n_heads, ...); no prompt axis for one text.
 
     blocks: only these, in this order; the block axis is then as long as the list. replacement: what the head's output
-    becomes (Wang et al. 2022 and Li & Janson 2024 compare them). "zero"; "mean", its mean over the real tokens of the
-    reference prompts; "resample", its output on another prompt, drawn once for each prompt with `generator`, positions
-    counted back from the last token (where the other prompt is shorter, its first token's output stands in); or a tensor
-    that broadcasts to (n_blocks, n_heads, d_head). reference: prompts for mean and resample; without it the swept ones,
+    becomes (Wang et al. 2022 and Li & Janson 2024 compare them). "zero"; "mean", its mean at each position over the
+    reference prompts; "pooled mean", one mean over all their tokens (`mean_heads` gives both); "resample", its output on
+    another prompt, drawn once for each prompt with `generator`; or a tensor that broadcasts to (n_blocks, n_heads, d_head)
+    or (n_blocks, pos, n_heads, d_head). Positions are counted back from the last token; where the other prompt is
+    shorter, its first token's output stands in. reference: prompts for means and resample; without it the swept ones,
     and resample never gives a prompt to itself. All else as in `sweep_edits`.
     """
     chosen_blocks = _blocks(lm, blocks)
     sites = [(block, head) for block in chosen_blocks for head in range(lm.n_heads)]
-    pool = prompts if reference is None else reference
-    if isinstance(replacement, str) and replacement == "resample":
-        copies_of = _resampled(lm, _rows(lm, prompts), _rows(lm, pool), reference is None, generator, sites)
-    else:
-        mean = isinstance(replacement, str) and replacement == "mean"
-        value = mean_heads(lm, pool, chunk=chunk) if mean else _heads_tensor(lm, replacement)
-        copies = [_copy(lm, replace_heads(block, head, value[block, head])) for block, head in sites]
-        copies_of = lambda chosen: copies  # noqa: E731
-    return _sweep(lm, prompts, copies_of, (len(chosen_blocks), lm.n_heads), target, measure, chunk, progress)
+    rows = prompt_rows(lm, prompts)
+    pool = None if reference is None else prompt_rows(lm, reference)
+    values_of = head_values(lm, rows, replacement, pool, generator, chunk)
+
+    def copies_of(chosen: list[int]) -> list[Copy]:
+        values = values_of(chosen)
+        return [(replace_heads(block, head, values[block, :, :, head : head + 1]),) for block, head in sites]
+
+    found = _sweep(lm, rows, copies_of, (len(chosen_blocks), lm.n_heads), target, measure, chunk, progress)
+    return found[0] if _single(prompts) else found
 
 
 def sweep_blocks(
@@ -143,7 +148,9 @@ def sweep_blocks(
 ) -> Tensor:
     """Each block skipped, or its attention or MLP alone: (n_prompts, n_blocks, ...). All else as in `sweep_edits`."""
     copies = [(_of_part(_SKIP, part)(block),) for block in range(lm.n_blocks)]
-    return _sweep(lm, prompts, lambda chosen: copies, (lm.n_blocks,), target, measure, chunk, progress)
+    rows = prompt_rows(lm, prompts)
+    found = _sweep(lm, rows, lambda chosen: copies, (lm.n_blocks,), target, measure, chunk, progress)
+    return found[0] if _single(prompts) else found
 
 
 def sweep_block_pairs(
@@ -163,10 +170,12 @@ def sweep_block_pairs(
     skips = [_of_part(_SKIP, part)(block) for block in range(lm.n_blocks)]
     pairs = [(a, b) for a in range(lm.n_blocks) for b in range(a, lm.n_blocks)]
     copies: list[Copy] = [(skips[a],) if a == b else (skips[a], skips[b]) for a, b in pairs]
-    found = _sweep(lm, prompts, lambda chosen: copies, (len(pairs),), target, measure, chunk, progress)
+    rows = prompt_rows(lm, prompts)
+    found = _sweep(lm, rows, lambda chosen: copies, (len(pairs),), target, measure, chunk, progress)
     number = {pair: k for k, pair in enumerate(pairs)}
     square = [[number[min(a, b), max(a, b)] for b in range(lm.n_blocks)] for a in range(lm.n_blocks)]
-    return found[torch.tensor(square)] if _single(prompts) else found[:, torch.tensor(square)]
+    found = found[:, torch.tensor(square)]
+    return found[0] if _single(prompts) else found
 
 
 def sweep_factors(
@@ -192,17 +201,6 @@ def sweep_factors(
     )
 
 
-@torch.no_grad()
-def mean_heads(lm: LanguageModel, prompts: Prompts, *, chunk: int = CHUNK) -> Tensor:
-    """(n_blocks, n_heads, d_head): each head's output, averaged over the real tokens of all prompts. chunk: tokens at once."""
-    rows = _rows(lm, prompts)
-    total = torch.zeros(lm.n_blocks, lm.n_heads, lm.d_head, device=lm.device, dtype=torch.float64)
-    for chosen in staircase.groups(rows, 1, chunk):
-        heads = trace(lm, torch.stack([rows[i] for i in chosen]), stop_after=lm.n_blocks - 1).heads
-        total += heads.sum((1, 2), dtype=torch.float64)
-    return (total / sum(len(row) for row in rows)).to(lm.dtype)
-
-
 def windows(lm: LanguageModel, text: str, length: int, most: int | None = None) -> Tensor:
     """(n_windows, length) token ids: a text cut into windows that do not overlap; what remains at its end is left out.
 
@@ -225,7 +223,7 @@ def windows(lm: LanguageModel, text: str, length: int, most: int | None = None) 
 
 def _sweep(
     lm: LanguageModel,
-    prompts: Prompts,
+    rows: list[Tensor],
     copies_of: Callable[[list[int]], Sequence[Copy]],
     shape: tuple[int, ...],
     target: Targets | None,
@@ -233,7 +231,7 @@ def _sweep(
     chunk: int,
     progress: Progress,
 ) -> Tensor:
-    rows = _rows(lm, prompts)
+    """(n_prompts, *shape, ...). The door where what all sweeps share is checked; behind it the plan is right."""
     if (target is None) == (measure is None):
         raise errors.BadValue("give a target, for example ' Germany', or a measure, and not both.")
     if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
@@ -247,20 +245,13 @@ def _sweep(
         raise errors.BadValue(
             f"there are {len(rows)} prompts and {measure.prompts} targets: give one target, or one for each prompt."
         )
-    number = torch.Size(shape).numel()
-    with _bar(len(rows) * number * lm.n_blocks, progress) as done:
-        found = staircase.run(lm, rows, copies_of, number, measure, chunk, done)
-    return found[0].unflatten(0, shape) if _single(prompts) else torch.stack(found).unflatten(1, shape)
+    plan = Plan(rows, copies_of, torch.Size(shape).numel(), measure, chunk)
+    with bar(len(rows) * plan.number * lm.n_blocks, progress) as done:
+        return torch.stack(staircase.run(lm, plan, done)).unflatten(1, shape)
 
 
 def _single(prompts: Prompts) -> bool:
     return isinstance(prompts, str) or (isinstance(prompts, Tensor) and prompts.ndim == 1)
-
-
-def _rows(lm: LanguageModel, prompts: Prompts) -> list[Tensor]:
-    """(pos,) ids of each prompt, without padding."""
-    tokens = lm.encode(prompts)
-    return [ids[mask] for ids, mask in zip(tokens.ids, tokens.mask, strict=True)]
 
 
 def _copy(lm: LanguageModel, one: Edit | Sequence[Edit]) -> Copy:
@@ -271,119 +262,23 @@ def _copy(lm: LanguageModel, one: Edit | Sequence[Edit]) -> Copy:
     return tuple(sorted(copy, key=lambda e: e.block))
 
 
+def _check_values_per_prompt(copies: Sequence[Copy], prompts: int) -> None:
+    for one in (one for copy in copies for one in copy):
+        if one.prompts not in (None, prompts):
+            raise errors.BadValue(
+                f"{one!r} has values for {one.prompts} prompts, and {prompts} are swept: give one row for each, or one for all."
+            )
+
+
 def _blocks(lm: LanguageModel, blocks: Sequence[int] | None) -> list[int]:
     if blocks is None:
         return list(range(lm.n_blocks))
-    if isinstance(blocks, str) or not isinstance(blocks, Sequence) or not blocks:
+    if isinstance(blocks, str | int) or not isinstance(blocks, Iterable) or not (found := list(blocks)):
         raise errors.BadValue(f"blocks {blocks!r} cannot be used: give a list of block numbers, for example [5].")
-    return [lm.check_block(block) for block in blocks]
+    return [lm.check_block(block) for block in found]
 
 
 def _of_part(table: dict[str, Callable[..., Edit]], part: str) -> Callable[..., Edit]:
     if part not in table:
         raise errors.BadValue(f"part {part!r} is unknown: choose 'block', 'attention' or 'mlp'.")
     return table[part]
-
-
-def _heads_tensor(lm: LanguageModel, replacement: object) -> Tensor:
-    shape = (lm.n_blocks, lm.n_heads, lm.d_head)
-    if isinstance(replacement, str) and replacement == "zero":
-        replacement = torch.zeros(())
-    if not isinstance(replacement, Tensor):
-        raise errors.BadValue(
-            f"replacement {replacement!r} is unknown: choose 'zero', 'mean', 'resample', or a tensor."
-        )
-    try:
-        return replacement.to(device=lm.device, dtype=lm.dtype).broadcast_to(shape)
-    except RuntimeError:
-        raise errors.BadValue(
-            f"the replacement has shape {tuple(replacement.shape)}, which does not broadcast to "
-            f"(n_blocks, n_heads, d_head) = {shape}."
-        ) from None
-
-
-def _resampled(
-    lm: LanguageModel,
-    rows: list[Tensor],
-    pool: list[Tensor],
-    same: bool,
-    generator: torch.Generator | None,
-    sites: list[tuple[int, int]],
-) -> Callable[[list[int]], Sequence[Copy]]:
-    """For some of the prompts, the copies in which a head comes from another prompt. Partners are drawn now, once."""
-    if not isinstance(generator, torch.Generator):
-        raise errors.BadValue(
-            "resample draws other prompts: pass generator=torch.Generator().manual_seed(0), so that it can be repeated."
-        )
-    if same and len(pool) < 2:
-        raise errors.BadValue("resample needs other prompts: sweep two or more, or pass some as reference=.")
-    drawn = torch.randint(int(same), len(pool), (len(rows),), generator=generator)
-    partner = ((torch.arange(len(rows)) + drawn) % len(pool) if same else drawn).tolist()
-
-    def copies_of(chosen: list[int]) -> list[Copy]:
-        moved = []
-        for i in chosen:
-            heads = trace(lm, pool[partner[i]], stop_after=lm.n_blocks - 1).heads[:, 0]
-            position = torch.arange(len(rows[i])) + heads.shape[1] - len(rows[i])  # last tokens meet
-            moved.append(heads[:, position.clamp(min=0).to(lm.device)])
-        values = torch.stack(moved, dim=1)
-        return [(replace_heads(block, head, values[block][:, :, head : head + 1]),) for block, head in sites]
-
-    return copies_of
-
-
-def _somebody_watches() -> bool:
-    """A terminal, or a notebook cell that a person runs: programs that execute notebooks let no cell ask for input."""
-    if sys.stderr.isatty():
-        return True
-    kernel = _kernel()
-    return kernel is not None and bool(kernel.get_parent("shell").get("content", {}).get("allow_stdin", False))
-
-
-def _kernel() -> Any:
-    """The notebook's kernel, or None where there is none."""
-    return getattr(getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)(), "kernel", None)
-
-
-class _UnderTheCell:
-    """A file for tqdm: each line takes the place of the one before, and blanks take it away.
-
-    Written to stderr instead, a bar that is gone leaves a red box under the cell and blanks in the saved notebook.
-    """
-
-    encoding = "utf-8"  # tqdm asks: it draws blocks then, else hash signs
-    shown: Any = None
-
-    def write(self, text: str) -> None:
-        from IPython.display import display
-
-        line = {"text/plain": text.strip()}
-        if self.shown is not None:
-            self.shown.update(line, raw=True)
-        elif line["text/plain"]:
-            self.shown = display(line, raw=True, display_id=True)
-
-    def flush(self) -> None:
-        """Nothing waits."""
-
-
-@contextmanager
-def _bar(total: int, progress: Progress) -> Iterator[Callable[[int], object]]:
-    if callable(progress):
-        count = 0
-
-        def tell(more: int) -> None:
-            nonlocal count
-            count += more
-            progress(count, total)
-
-        yield tell
-    elif progress or (progress is None and _somebody_watches()):
-        from tqdm import tqdm
-
-        file = sys.stderr if _kernel() is None else _UnderTheCell()
-        look = "sweep {percentage:3.0f} % |{bar}| {elapsed} passed, {remaining} to go"
-        with tqdm(total=total, delay=1.5, leave=False, file=file, ncols=72, miniters=1, bar_format=look) as shown:
-            yield shown.update
-    else:
-        yield lambda more: None

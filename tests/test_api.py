@@ -23,7 +23,7 @@ def test_every_public_name_is_documented(name):
 @pytest.mark.parametrize("name", [n for m in ("edits", "metrics", "tracing") for n in helpers._WHERE[m]])
 def test_core_docstrings_say_shapes_or_errors(name):
     text = inspect.getdoc(getattr(helpers, name))
-    assert any(word in text for word in ("Raises", "raises", "(batch", "(n_points", "(…", "pos")), name
+    assert any(word in text for word in ("Raises", "raises", "(batch", "(n_points", "(…", "pos", "shapes as in")), name
 
 
 def test_all_is_complete():
@@ -32,7 +32,7 @@ def test_all_is_complete():
         name for name, value in vars(module).items()
         if (inspect.isfunction(value) or inspect.isclass(value)) and value.__module__ == module.__name__ and name[0] != "_"
     }  # fmt: skip
-    inner = {"check_indices", "check_model", "whole", "whole_numbers", "chosen_positions", "applied", "Family"}
+    inner = {"check_indices", "check_model", "whole", "whole_numbers", "chosen_columns", "applied", "Family"}
     for module in ("models", "edits", "tracing", "metrics"):
         missing = public(importlib.import_module(f"helpers.{module}")) - set(helpers._WHERE[module]) - inner
         assert not missing, f"{module} has public names that helpers does not offer: {missing}"

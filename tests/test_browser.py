@@ -15,7 +15,10 @@ import time
 import urllib.request
 from pathlib import Path
 
+import nbformat
 import pytest
+
+from helpers import smollm2
 
 playwright_api = pytest.importorskip("playwright.sync_api")
 
@@ -41,13 +44,27 @@ SETTINGS = {
     "apputils-extension/notification": '{"fetchNews": "false", "checkForUpdates": false}',
 }
 REDRAWS = 15
+BOTH = "two_models.ipynb"
+SET_UP = """from functools import cache
+from helpers import load_model
+
+models = {"pocket": load_model(), "smollm2": cache(lambda: load_model("smollm2"))}
+prompt = "Paris is the capital of France. Berlin is the capital of"
+"""
+PANELS = [
+    "from helpers.lesson1.panel import scaling_panel\nscaling_panel(models, prompt)",
+    "from helpers.lesson2.panel import hidden_states_panel\nhidden_states_panel(models, prompt)",
+    "from helpers.lesson3.panel import components_panel\ncomponents_panel(models, prompt)",
+    "from helpers.lesson4.panel import head_panel\nhead_panel(models, prompt, ' Germany', ' France')",
+    "from helpers.lesson5.panel import skipping_panel\nskipping_panel(models, prompt)",
+]
 NEEDS = {  # controls that matter for one choice only: what to choose first from the widget's first list
     "head (for K)": "K of a head",
     "mean of the noise (for neurons)": "MLP neurons",
     "noise before the activation function": "MLP neurons",
     "factor (for hidden states)": "hidden states",
 }
-CONTROLS = ".noUi-handle, select, input[type=checkbox], input[type=text], .widget-toggle-button, textarea"
+CONTROLS = ".noUi-handle, select, button:not([disabled]), input[type=checkbox], input[type=text], .widget-toggle-button, textarea"
 # In the page: the time from a key press to the moment at which the new picture is decoded.
 WATCH = """panel => {
     let pressed = null, last = panel.querySelector('img').src;
@@ -75,6 +92,11 @@ def server(tmp_path_factory):
     lessons.mkdir()
     for lesson in LESSONS:
         shutil.copy(lesson, lessons)
+    cells = [nbformat.v4.new_code_cell(source) for source in (SET_UP, *PANELS)]
+    kernel = {
+        "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
+    }  # else JupyterLab asks
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), lessons / BOTH)
     for name, content in SETTINGS.items():
         path = settings / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -157,6 +179,58 @@ def test_lesson(server, page, lesson, tmp_path, note):
     page.screenshot(path=pictures / f"{lesson.stem}-dark.png")
 
 
+@pytest.mark.skipif(not smollm2.is_here(), reason="the real model is not in the cache: make real brings it")
+def test_panels_on_two_models(server, page, tmp_path, note):
+    run_all(page, f"{server}/lab/tree/{BOTH}?reset")
+    pictures = Path(os.environ.get("SCREENSHOTS", tmp_path))
+    pictures.mkdir(parents=True, exist_ok=True)
+    page.evaluate("jupyterapp.commands.execute('application:toggle-left-area')")
+    panels = page.locator(".widget-vbox:has(> .widget-html [role=status])")
+    assert panels.count() == len(PANELS)
+    shots = []
+    for number, panel in enumerate(panels.all(), 1):
+        panel.scroll_into_view_if_needed()
+        panel.evaluate(WATCH)
+        choose(page, select_named(panel, "model"), "smollm2")
+        every_control_has_a_label(panel)
+        tab_reaches_every_control(page, panel)
+        button = panel.get_by_role("button", name="map all heads")
+        if button.count():
+            button.focus()
+            press(page, "Enter")
+            assert button.is_disabled()
+        panel.screenshot(path=pictures / f"lesson{number}-smollm2-light.png")
+        times = work_controls(page, panel)
+        note(f"lesson {number} on smollm2: redraw {statistics.median(times):.0f} ms (median of {len(times)}; goal 300)")
+        if number == 1:
+            note(f"eight quick steps on smollm2: {quick_steps(page, panel)} pictures")
+        choose(page, select_named(panel, "model"), "pocket")
+        shots.append(panel)
+    page.evaluate("jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+    page.wait_for_selector("body[data-jp-theme-light=false]", state="attached")
+    page.wait_for_selector("#jupyterlab-splash", state="detached")
+    for number, panel in enumerate(shots, 1):
+        panel.scroll_into_view_if_needed()
+        panel.screenshot(path=pictures / f"lesson{number}-pocket-dark.png")
+
+
+def quick_steps(page, panel):
+    """Press a key eight times without waiting: the last position must come out. Returns how many pictures that took."""
+    block = panel.locator(".noUi-handle").first
+    block.focus()
+    for _ in range(28):
+        if float(block.get_attribute("aria-valuenow")) <= 10:
+            break
+        press(page, "ArrowLeft")
+    known = page.evaluate("window.redraws.length")
+    for _ in range(8):
+        page.keyboard.press("ArrowRight")
+    last = int(float(block.get_attribute("aria-valuenow")))
+    panel.locator("[role=status]", has_text=f" after block {last}, ").wait_for()
+    assert panel.locator(".widget-readout").first.inner_text() == str(last)
+    return page.evaluate("window.redraws.length") - known
+
+
 def run_all(page, url):
     """Open a notebook, run every cell, and wait until none is waiting: all are done, or one has failed."""
     page.goto(url)
@@ -192,17 +266,17 @@ def has_focus(control):
 
 
 def work_controls(page, panel):
-    """Work every slider with arrow keys and every box with the space bar; the picture must follow each key press, and
-    the line of numbers each slider. Returns times in milliseconds."""
+    """Work every slider with arrow keys and every box (the first six) with the space bar; the picture must follow each key
+    press, and the line of numbers each slider. Returns times in milliseconds."""
     panel.evaluate(WATCH)
-    boxes, sliders = panel.locator("input[type=checkbox]").all(), panel.locator(".noUi-handle").all()
+    boxes, sliders = panel.locator("input[type=checkbox]").all()[:6], panel.locator(".noUi-handle").all()
     controls = boxes + sliders  # in this order: a factor that has come to 1 would leave the boxes nothing to change
     for control in controls:
         label = (
             control.locator("xpath=ancestor::div[contains(@class, 'widget-inline-hbox')]").inner_text().split("\n")[0]
         )
         if label.strip() in NEEDS:
-            choose(page, panel.locator("select").first, NEEDS[label.strip()])
+            choose(page, select_named(panel, "component"), NEEDS[label.strip()])
         slider = control.get_attribute("role") == "slider"
         control.focus()
         lines = {panel.locator("[role=status]").inner_text()}
@@ -232,6 +306,10 @@ def choose(page, select, option):
     if steps:
         select.focus()
         press(page, "Space", *(["ArrowDown" if steps > 0 else "ArrowUp"] * abs(steps)), "Enter")
+
+
+def select_named(panel, label):
+    return panel.locator(".widget-dropdown", has_text=label).locator("select").first
 
 
 def a_bad_prompt_is_explained(page, panel):

@@ -26,7 +26,7 @@ from helpers import (
     zero_heads,
     zero_keys,
 )  # fmt: skip
-from helpers.edits import chosen_positions
+from helpers.edits import chosen_columns
 
 
 def draw(*shape, seed=3):
@@ -263,9 +263,9 @@ def test_numbers_of_numpy_and_torch_are_numbers():
 
 
 def test_positions_choose_columns():
-    assert chosen_positions(None, 3).tolist() == [True] * 3
-    assert chosen_positions([0, -1], 4).tolist() == [True, False, False, True]
-    assert chosen_positions(slice(None, None, -2), 4).tolist() == [False, True, False, True]
+    assert chosen_columns(None, 3) == [0, 1, 2]
+    assert chosen_columns([0, -1], 4) == [0, 3]
+    assert chosen_columns(slice(None, None, -2), 4) == [3, 1]
 
 
 def test_edits_show_in_the_models_repr_and_say_where():

@@ -20,8 +20,10 @@ from helpers import (
     edits,
     hooks,
     noise_neurons,
+    passes,
     scale_block,
     scale_mlp,
+    sites,
     skip_attention,
     skip_block,
     sweeps,
@@ -69,11 +71,11 @@ some_edits = st.one_of(
     st.builds(zero_keys, blocks, st.integers(0, 3)),
     st.builds(lambda block: add_to_block(block, torch.ones(24)), blocks),
     st.builds(lambda block: noise_neurons(block, [0, 1], 0, 1, torch.Generator().manual_seed(0)), blocks),
-    st.builds(lambda site, block: change(site, block, torch.Tensor.neg_), st.sampled_from(hooks.SITES), blocks),
+    st.builds(lambda site, block: change(site, block, torch.Tensor.neg_), st.sampled_from(sites.SITES), blocks),
 )
 failing = st.builds(
     lambda site, block, error: change(site, block, raising(error)),
-    st.sampled_from(hooks.SITES), blocks, st.sampled_from([Mistake, KeyboardInterrupt, MemoryError]),
+    st.sampled_from(sites.SITES), blocks, st.sampled_from([Mistake, KeyboardInterrupt, MemoryError]),
 )  # fmt: skip
 
 
@@ -174,7 +176,7 @@ class Life(RuleBasedStateMachine):
             generator.close()
         for one in self.open:  # outermost first: the wrong way round, as generators may do
             one.__exit__(None, None, None)
-        assert self.lm.live_edits == [] and self.lm.edit_handles == []
+        assert self.lm.live_edits == [] and self.lm.edit_handles == [] and self.lm.passes == {}
         # Every hook that was there is there, and no other.
         found = [key for _, after, before in hooks_of(self.lm) for key in (*after, *before)]
         assert sorted(found) == sorted(handle.id for handle in self.own)
@@ -206,7 +208,7 @@ def first_of_exit(frame):
 @pytest.mark.parametrize("family", LMS)
 def test_an_interrupt_at_any_line_of_ours_leaves_nothing_behind(family):
     lm = LMS[family]
-    ours = {module.__file__ for module in (edits, hooks, tracing)}
+    ours = {module.__file__ for module in (edits, hooks, passes, sites, tracing)}
     start = hooks_of(lm)
 
     def work():

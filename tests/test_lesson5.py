@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from helpers import held_out_passages, load_model, sweep_blocks, text_damage, windows
-from helpers.claims.lesson5 import WINDOW, held_out_windows
+from helpers.course.exercise import tiny_model
 from helpers.errors import BadPrompt
-from helpers.exercises.core import tiny_model
+from helpers.lesson5.claims import WINDOW, held_out_windows
 
 GPT2_WORDS = re.compile(r"'(?:[stdm]|ll|ve|re)| ?\w+| ?[^\s\w]+")  # a token of GPT-2 never reaches over one of these
 

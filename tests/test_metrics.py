@@ -7,7 +7,9 @@ import torch
 from hypothesis import given, settings
 from tiny import tiny
 
-from helpers import metrics
+from helpers import errors, metrics, predictions, sweep_blocks, text_damage
+from helpers.errors import BadValue, BlockOutOfRange
+from helpers.measures import Outcome
 
 SOME = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 
@@ -106,3 +108,72 @@ def test_the_interval_covers_as_often_as_it_says():
         _, low, high = metrics.bootstrap_interval(values, generator, draws=300)
         hits += low <= 1 <= high
     assert 0.90 <= hits / 200 <= 0.98
+
+
+def test_survival_is_the_component_along_the_injected_error():
+    clean = torch.randn(4, 2, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    error = torch.zeros_like(clean)
+    injected = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    across = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    across -= injected * (across * injected).sum() / (injected * injected).sum()
+    error[2], error[3] = injected, -0.25 * injected + 7 * across  # what is added at right angles does not count
+    found = metrics.survival(clean, clean + error, block=1)
+    assert torch.allclose(found, torch.tensor([0, 0, 1, -0.25], dtype=torch.float64), atol=1e-12)
+    kept = metrics.survival(clean, clean + error, block=1, include_first=False)
+    by_hand = (error[3, :, 1:] * injected[:, 1:]).sum() / (injected[:, 1:] ** 2).sum()
+    assert float(kept[3]) == pytest.approx(float(by_hand))
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    masked = metrics.survival(clean, clean + error, block=1, mask=mask)
+    real = mask[:, :, None]
+    assert float(masked[3]) == pytest.approx(float((error[3] * injected * real).sum() / (injected**2 * real).sum()))
+
+
+def test_survival_of_nothing_is_told():
+    clean = torch.ones(4, 1, 3, 5)
+    with pytest.raises(BadValue, match="nothing changed right after block 1"):
+        metrics.survival(clean, clean.clone(), 1)
+    for block in (3, -1, 1.5):
+        with pytest.raises(BlockOutOfRange, match="blocks 0 to 2"):
+            metrics.survival(clean, clean + 1, block)
+
+
+def test_what_is_impossible_gives_no_nan():
+    """Logits of minus infinity, as masked vocabularies have them: the same numbers as without those tokens."""
+    from tiny import tiny
+
+    lm, g = tiny("gpt2"), torch.Generator().manual_seed(0)
+    clean, edited = (torch.randn(n, 6, 97, dtype=torch.float64, generator=g) for n in (1, 3))
+    clean = clean.expand(3, 6, 97)
+    allowed = torch.arange(97) % 3 > 0
+    masked = [logits.masked_fill(~allowed, -torch.inf) for logits in (clean, edited)]
+    assert (
+        torch.allclose(metrics.kl(masked[0], masked[1]), metrics.kl(clean[..., allowed], edited[..., allowed]))
+        and metrics.kl(masked[0], masked[0]).eq(0).all()
+    )
+    assert metrics.kl(clean, masked[1]).eq(torch.inf).all()  # what was possible is impossible now
+
+    ids = torch.tensor([1, 4, 7, 8, 10, 11])
+    small = Outcome(edited[..., allowed], clean[0][..., allowed], allowed.cumsum(0)[ids] - 1, 0)
+    assert torch.allclose(text_damage().compute(Outcome(masked[1], masked[0][0], ids, 0)), text_damage().compute(small))
+    at = Outcome(masked[1][:, -1], masked[0][0, -1], ids, 0)
+    found = predictions(lm, 4, 5).compute(at)
+    reduced = predictions(lm, 2, 3).compute(Outcome(small.edited[:, -1], small.clean[-1], ids, 0))  # their places there
+    assert torch.allclose(found, reduced)
+    impossible = predictions(lm, 3, 6).compute(at)
+    assert (impossible[:, [0, 4, 5]] == 0).all() and not impossible.isnan().any()
+
+
+@pytest.mark.parametrize("target", [torch.tensor(5), np.int64(5), torch.tensor([5])])
+def test_targets_are_numbers_of_any_library(target):
+    from tiny import tiny
+
+    lm, ids = tiny("gpt2"), torch.arange(2, 8)[None]
+    assert sweep_blocks(lm, ids, target).equal(sweep_blocks(lm, ids, 5))
+
+
+@pytest.mark.parametrize("target", [True, torch.tensor(5.0), 2.5, [True], torch.tensor(True)])
+def test_what_is_no_token_is_no_target(target):
+    from tiny import tiny
+
+    with pytest.raises(errors.TargetIsNotOneToken, match=r"must be text.*or a token id"):
+        sweep_blocks(tiny("gpt2"), torch.arange(2, 8)[None], target)

@@ -1,6 +1,7 @@
 """Loading, wrapping and encoding: what a learner gets, and the sentence when it cannot be had."""
 
 import contextlib
+import copy
 import json
 import math
 import os
@@ -183,8 +184,12 @@ DAMAGES = {
     ),
     "config of no JSON": (lambda f, w: (f / "config.json").write_text("{"), "DamagedWeights", "do not belong together"),
     "another family": (
+        lambda f, w: rewrite(f / "config.json", lambda c: c.update(model_type="mpt")), "UnsupportedFamily",
+        "'mpt' models are not in the table.*gpt2, gpt_neo, .*llama, .*gpt_oss. Choose.*family=Family",
+    ),
+    "an encoder": (
         lambda f, w: rewrite(f / "config.json", lambda c: c.update(model_type="bert")), "UnsupportedFamily",
-        "'bert' models are not in the table.*gpt2, gpt_neo, gpt_neox, opt, llama, mistral, qwen2, qwen3, gemma2, gemma3_text",
+        "'bert' is an encoder, and the helpers work on decoder-only transformers",
     ),
     "no family": (lambda f, w: (f / "config.json").write_text("{}"), "UnsupportedFamily", "it has gpt2, gpt_neo"),
     "broken tokenizer": (lambda f, w: (f / "tokenizer.json").write_text("{}"), "DamagedWeights", "do not belong together"),
@@ -350,11 +355,16 @@ def test_prompts_that_cannot_be_used_say_why(words):
 
 def test_targets_are_one_token(words):
     assert words.token_id(" Germany") == 11
-    sentence = r"' Berlin Germany' is 2 tokens here \(' Berlin', ' Germany'\); choose a target of one token, for example ' Germany'\.$"
+    sentence = r"' Berlin Germany' is 2 tokens here \(' Berlin', ' Germany'\); choose a target of one token.*' Germany'\.(\n|$)"
     with pytest.raises(errors.TargetIsNotOneToken, match=sentence):
         words.token_id(" Berlin Germany")
     with pytest.raises(errors.TargetIsNotOneToken, match=r"A word inside a sentence begins with a space\."):
         words.token_id("Germany Germany")
+    unknown = copy.copy(words)
+    unknown.tokenizer = copy.deepcopy(words.tokenizer)
+    unknown.tokenizer.unk_token = words.tokenizer.convert_ids_to_tokens(words.token_id(" Germany"))
+    with pytest.raises(errors.TargetIsNotOneToken, match=r"does not know ' Germany'.*choose another target"):
+        unknown.token_id(" Germany")
     with pytest.raises(errors.TargetIsNotOneToken, match=r"'' is 0 tokens here \(none\)"):
         words.token_id("")
     with pytest.raises(errors.BadPrompt, match="without a tokenizer"):
@@ -367,6 +377,18 @@ def test_a_tokenizer_that_puts_a_token_first():
     assert lm.token_id(" Germany") == 11
     with pytest.raises(errors.BadPrompt, match="the prompt is empty"):
         lm.encode("")
+
+
+def test_a_text_that_begins_with_the_first_token_does_not_get_it_twice():
+    """As texts from a chat template do."""
+    lm = wrap(tiny("llama").model, words_tokenizer(bos=True))
+    lm.tokenizer.chat_template = "{{ bos_token }}{{ messages[0]['content'] }}"
+    text = lm.tokenizer.apply_chat_template([{"role": "user", "content": "Berlin is"}], tokenize=False)
+    assert text == "<s>Berlin is" and lm.tokenizer(text)["input_ids"] == [0, 0, 1, 7]
+    assert lm.encode(text).ids.tolist() == lm.encode("Berlin is").ids.tolist() == [[0, 1, 7]]
+    assert lm.encode("<s><s>Berlin").ids.tolist() == [[0, 0, 1]]  # two that somebody wrote stay two
+    plain = wrap(tiny("llama").model, words_tokenizer())
+    assert plain.encode("<s>Berlin is").ids.tolist() == [[0, 1, 7]]
 
 
 def test_a_tokenizer_that_puts_a_space_in_front_by_itself():

@@ -220,7 +220,105 @@ def numbers_are_rounded(nb, number):
             yield f"{cell.id} prints {found.group()!r}, which differs between CPUs: round it, or print a comparison"
 
 
+# ---- the second edition: lessons that say what was found
+
+
+def findings(nb):
+    return [cell for cell in nb.cells if cell.cell_type == "markdown" and cell.id.endswith(("-finding", "-recap"))]
+
+
+def second_edition(nb):
+    return any(cell.id.endswith("-finding") for cell in nb.cells)
+
+
+def words(nb):
+    """Words of prose: without code, formulas' signs, links' addresses and what is folded away."""
+    text = "\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
+    text = re.sub(r"```.*?```|<details>.*?</details>|\]\([^)]*\)|<[^>]+>", " ", text, flags=re.S)
+    return len(re.findall(r"\w[\w'’.-]*", text))
+
+
+def is_short(nb, number):
+    if not second_edition(nb):
+        return
+    if len(nb.cells) > 40:
+        yield f"{len(nb.cells)} cells; a lesson has 25 to 40"
+    if words(nb) > 2400:
+        yield f"{words(nb)} words of prose; a lesson has 2,400 at most"
+    for cell in code(nb):
+        lines = [line for line in cell.source.splitlines() if line.strip()]
+        if len(lines) > 15:
+            yield f"{cell.id} has {len(lines)} lines; a code cell has 15 at most: display code lives in the room"
+
+
+def one_import(nb, number):
+    if not second_edition(nb):
+        return
+    for cell in code(nb):
+        lines = [line for line in cell.source.splitlines() if re.match(r"\s*(from|import) .*helpers", line)]
+        if lines and (cell is not code(nb)[0] or len(lines) > 1):
+            yield f"{cell.id} imports helpers again: a notebook imports its room once"
+
+
+NUMBER = re.compile(r"(?<![\w.,])[−-]?\d+(?:,\d{3})*(?:\.\d+)?(?![\w])")
+NAMES = "blocks?|heads?|tokens?|coordinates?|dimensions?|neurons?|layers?|lessons?|sections?|claims?"
+NAME_BEFORE = re.compile(rf"(?:\b(?:{NAMES})\s|×\s?)$", re.I)
+
+
+def values(text):
+    """Numbers as people and programs write them: 9,736, −6.11, 2e-05."""
+    found = re.findall(r"(?<![\w.])[−-]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?", text)
+    return [abs(float(number.replace(",", "").replace("−", "-"))) for number in found]
+
+
+def stands_in(number, seen, percent=False):
+    """Whether a number is the rounding of one that is seen; without its sign, which a verb may carry."""
+    plain = number.replace(",", "").replace("−", "-")
+    digits, wanted = len(plain.partition(".")[2]), abs(float(plain))
+    scales = (1, 100) if percent else (1,)
+    return any(abs(value * scale - wanted) <= 0.5 * 10**-digits * (1 + 1e-9) for value in seen for scale in scales)
+
+
+def findings_are_measured(nb, number):
+    """Each number in a finding is in the outputs above it in its section; in the recap, anywhere above."""
+    for place, cell in enumerate(nb.cells):
+        if cell not in findings(nb):
+            continue
+        start = 0
+        if cell.id.endswith("-finding"):
+            heads = [
+                i
+                for i, one in enumerate(nb.cells[:place])
+                if one.cell_type == "markdown" and re.search(r"^## ", one.source, re.M)
+            ]
+            start = heads[-1] if heads else 0
+        above = [one for one in nb.cells[start:place] if one.cell_type == "code"]
+        seen = values("\n".join(text_of(out) for one in above for out in one.outputs))
+        named = seen + values("\n".join(one.source for one in [*above, code(nb)[0]]))
+        text = re.sub(r"```.*?```|\]\([^)]*\)|^#.*$|SmolLM2-135M|GPT-2", " ", cell.source, flags=re.S | re.M)
+        for match in NUMBER.finditer(text):
+            name = NAME_BEFORE.search(text[: match.start()])
+            percent = text[match.end() :].lstrip().startswith("%")
+            if not stands_in(match.group(), named if name else seen, percent):
+                yield f"{cell.id} says {match.group()!r}, which no output above it in its section shows"
+
+
+def findings_say_it(nb, number):
+    """A finding begins with the sentence to remember, in bold, with its number, and names the model that it is about."""
+    for cell in nb.cells:
+        if cell.id.endswith("-finding"):
+            bold = re.match(r"\*\*(.+?)\*\*", cell.source.strip(), re.S)
+            if not bold or not NUMBER.search(bold.group(1)):
+                yield f"{cell.id} does not begin with a bold sentence that has a number"
+            if not re.search(r"SmolLM2|pocket model|both models", cell.source):
+                yield f"{cell.id} does not say which model it is about"
+
+
 RULES = [
+    is_short,
+    one_import,
+    findings_are_measured,
+    findings_say_it,
     counts_run_in_order,
     no_cell_is_empty,
     no_errors,
@@ -306,7 +404,26 @@ def add_output(output):
     return lambda nb: nb.cells[4].outputs.append(output)
 
 
+def finding(source="**On SmolLM2 it is 24.**", more=lambda nb: None, name="l1-depth-finding"):
+    """A notebook that states a finding, with whatever else is broken."""
+
+    def change(nb):
+        nb.cells.append(nbformat.v4.new_markdown_cell(source, id=name))
+        more(nb)
+
+    return change
+
+
 BREAKS = [
+    (is_short, finding(more=lambda nb: nb.cells.extend([nb.cells[-1]] * 16))),
+    (is_short, finding("**On SmolLM2 it is 24.** " + "word " * 2400)),
+    (is_short, finding(more=edit_source(3, "print(3)\n" * 16))),
+    (one_import, finding(more=edit_source(3, "from helpers.lesson1 import edit"))),
+    (findings_are_measured, finding("**On SmolLM2 it is 240.**")),
+    (findings_are_measured, finding("**On SmolLM2 it is 23.9.**")),
+    (findings_are_measured, finding("Three things: 25.", name="l1-recap")),
+    (findings_say_it, finding("On SmolLM2 it is **24**.")),
+    (findings_say_it, finding("**It is 24.**")),
     (counts_run_in_order, lambda nb: nb.cells[3].update(execution_count=None)),
     (counts_run_in_order, lambda nb: nb.cells[3].update(execution_count=30)),
     (no_cell_is_empty, edit_source(3, " \n")),
@@ -357,6 +474,37 @@ def test_every_rule_is_shown_a_broken_notebook():
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_a_good_notebook_passes(rule):
     assert list(rule(good(), 1)) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["**On SmolLM2 it is 24.**", "**SmolLM2 loses 24, at block 5.**", "**11 on the pocket model, 11.0 at the end.**"],
+)
+def test_a_true_finding_passes(text):
+    nb = broken(finding(text, edit_source(4, "print(4, 5)")))
+    assert [list(rule(nb, 1)) for rule in (is_short, one_import, findings_are_measured, findings_say_it)] == [[]] * 4
+
+
+@pytest.mark.parametrize(
+    ("number", "seen", "percent", "right"),
+    [
+        ("134", [133.6], False, True),
+        ("134", [134.6], False, False),
+        ("9,736", [9736.2], False, True),
+        ("−6.11", [6.108], False, True),
+        ("6.1", [6.108], False, True),
+        ("6.110", [6.108], False, False),
+        ("99", [0.99], True, True),
+        ("99", [0.99], False, False),
+        ("0.94", [], False, False),
+    ],
+)
+def test_a_number_stands_for_what_rounds_to_it(number, seen, percent, right):
+    assert stands_in(number, seen, percent) == right
+
+
+def test_numbers_are_read_as_they_are_written():
+    assert values("Δ 9,736 (2e-05), −6.11 and 23.4; block12 is a name") == [9736, 2e-05, 6.11, 23.4]
 
 
 @pytest.mark.parametrize(("rule", "change"), BREAKS, ids=[f"{i}-{rule.__name__}" for i, (rule, _) in enumerate(BREAKS)])

@@ -23,6 +23,7 @@ def used(monkeypatch):
         return product(x, weight, bias)
 
     monkeypatch.setattr(products, "_by_onednn", lambda: counted)
+    monkeypatch.setattr(products, "_is_intel", lambda: False)
     return found
 
 
@@ -75,6 +76,33 @@ def test_outside_the_block_nothing_is_changed(used, monkeypatch):
     with quick_products():
         F.linear(x, weight)
     assert not used
+
+
+@torch.no_grad()
+def test_on_an_intel_processor_mkl_keeps_the_products(used, monkeypatch):
+    monkeypatch.setattr(products, "_is_intel", lambda: True)
+    x, weight = torch.randn(3, 6), torch.randn(4, 6)
+    with quick_products():
+        assert F.linear(x, weight).equal(x @ weight.T)
+    assert not used
+
+
+@pytest.mark.parametrize(
+    ("file", "processor", "intel"),
+    [
+        ("vendor_id : GenuineIntel", "", True),
+        ("vendor_id : AuthenticAMD", "", False),
+        (None, "Intel64 Family 6 Model 143 Stepping 8, GenuineIntel", True),
+        (None, "AMD64 Family 25 Model 80 Stepping 0, AuthenticAMD", False),
+        (None, "arm", False),
+    ],
+)
+def test_the_processors_maker_is_read(monkeypatch, tmp_path, file, processor, intel):
+    if file:
+        (tmp_path / "cpuinfo").write_text(file)
+    monkeypatch.setattr(products, "Path", lambda _: tmp_path / "cpuinfo")
+    monkeypatch.setattr(products.platform, "processor", lambda: processor)
+    assert products._is_intel.__wrapped__() is intel
 
 
 @pytest.mark.parametrize("wrong", [AttributeError, "zeros"])

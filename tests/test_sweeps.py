@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from reference import reference
 from tiny import CONFIGS, tiny
 from torch.nn.functional import cross_entropy, kl_div
 
@@ -27,9 +28,9 @@ from helpers import (
     zero_keys,
 )  # fmt: skip
 from helpers.measures import Measure, predictions, text_damage
+from helpers.progress import somebody_watches
+from helpers.replacements import mean_heads
 from helpers.sweeps import (
-    _somebody_watches,
-    mean_heads,
     sweep_block_pairs,
     sweep_blocks,
     sweep_edits,
@@ -99,7 +100,7 @@ def test_heads_equal_the_loop_in_every_family(family, attention):
     torch.testing.assert_close(alone, expected[1], rtol=0, atol=tolerance(lm))
 
 
-@pytest.mark.parametrize("replacement", ["zero", "mean", "resample"])
+@pytest.mark.parametrize("replacement", ["zero", "mean", "pooled mean", "resample"])
 def test_some_blocks_give_their_rows_of_the_whole_map(replacement):
     lm = tiny("gpt2")
     blocks = [lm.n_blocks - 1, 0]
@@ -111,7 +112,7 @@ def test_some_blocks_give_their_rows_of_the_whole_map(replacement):
     prompts = torch.stack(texts(5, 5, 5))
     whole = swept(prompts)
     assert torch.allclose(swept(prompts, blocks=blocks), whole[:, blocks], atol=1e-12)
-    if replacement != "resample":
+    if replacement in ("zero", "pooled mean"):
         assert torch.allclose(swept(prompts[0], blocks=range(1)), swept(prompts[0])[:1], atol=1e-12)
 
 
@@ -253,24 +254,65 @@ def test_hidden_states_asked_for_before_make_no_difference():
 # ---- replacements
 
 
-def test_mean_ablation_uses_the_mean_over_real_tokens():
+def by_hand(lm, prompt, block, head, value):
+    """log p(target) after − before by the forward pass in plain PyTorch, with one head's output replaced by (pos, d_head)."""
+
+    def at(site, index, old, stream):
+        if (site, index) != ("heads", block):
+            return old
+        new = old.clone()
+        new[0, :, head] = value
+        return new
+
+    after, before = reference(lm.model, prompt[None], at=at), reference(lm.model, prompt[None])
+    after, before = (run.logits[0, -1].log_softmax(-1)[TARGET] for run in (after, before))
+    return (after - before).item()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@torch.no_grad()
+def test_mean_ablation_takes_the_mean_of_each_position_from_the_end(family):
+    lm, within = tiny(family), 1e-12 if family == "gpt2" else 1e-5  # Llama's softmax runs in float32 whatever its dtype
+    prompts = texts(4, 9, 6)
+    heads = [reference(lm.model, prompt[None]).heads[:, 0] for prompt in prompts]  # (blocks, pos, heads, d_head)
+    means = torch.zeros(4, 9, 4, lm.d_head, dtype=torch.float64)
+    for back in range(1, 10):  # 1 is the last token
+        there = [one[:, max(len(one[0]) - back, 0)] for one in heads]
+        means[:, 9 - back] = sum(there) / 3
+    torch.testing.assert_close(mean_heads(lm, as_tokens(prompts), chunk=10), means, rtol=0, atol=within)
+    found = sweep_heads(lm, as_tokens(prompts), TARGET, replacement="mean")
+    for i, block, head in ((0, 0, 1), (1, 3, 3), (2, 2, 0)):
+        expected = by_hand(lm, prompts[i], block, head, means[block, 9 - len(prompts[i]) :, head])
+        assert found[i, block, head].item() == pytest.approx(expected, abs=within) and abs(expected) > 10 * within
+    of_others = sweep_heads(lm, prompts[0], TARGET, replacement="mean", reference=as_tokens(prompts))
+    torch.testing.assert_close(of_others, found[0], rtol=0, atol=1e-12)
+    given = sweep_heads(lm, as_tokens(prompts), TARGET, replacement=means)
+    torch.testing.assert_close(given, found, rtol=0, atol=within)
+
+
+@torch.no_grad()
+def test_a_prompt_longer_than_all_references_takes_the_mean_of_their_first_tokens():
+    lm = tiny("gpt2")
+    (prompt,), others = texts(7), texts(4, 3, seed=2)
+    found = sweep_heads(lm, prompt, TARGET, replacement="mean", reference=as_tokens(others))
+    first, second = (reference(lm.model, other[None]).heads[1, 0, :, 2] for other in others)  # (pos, d_head)
+    value = torch.stack([first[0] + second[0]] * 4 + [first[p + 1] + second[p] for p in range(3)]) / 2
+    assert found[1, 2].item() == pytest.approx(by_hand(lm, prompt, 1, 2, value), abs=1e-12)
+
+
+@torch.no_grad()
+def test_the_pooled_mean_runs_over_all_real_tokens():
     lm = tiny("gpt2")
     prompts = texts(4, 9, 6)
-    heads = torch.cat([trace(lm, prompt).heads[:, 0] for prompt in prompts], dim=1).mean(1)
-    torch.testing.assert_close(mean_heads(lm, as_tokens(prompts), chunk=10), heads, rtol=0, atol=1e-12)
-    copies = [(replace_heads(b, h, heads[b, h]),) for b in range(4) for h in range(4)]
-    expected = loop(lm, prompts, copies).view(3, 4, 4)
-    found = sweep_heads(lm, as_tokens(prompts), TARGET, replacement="mean")
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
-    torch.testing.assert_close(
-        sweep_heads(lm, prompts[0], TARGET, replacement="mean", reference=as_tokens(prompts)),
-        found[0],
-        rtol=0,
-        atol=1e-12,
-    )
-    torch.testing.assert_close(
-        sweep_heads(lm, as_tokens(prompts), TARGET, replacement=heads), found, rtol=0, atol=1e-12
-    )
+    heads = torch.cat([reference(lm.model, prompt[None]).heads[:, 0] for prompt in prompts], dim=1).mean(1)
+    torch.testing.assert_close(mean_heads(lm, as_tokens(prompts), pooled=True, chunk=10), heads, rtol=0, atol=1e-12)
+    found = sweep_heads(lm, as_tokens(prompts), TARGET, replacement="pooled mean")
+    assert found[1, 3, 2].item() == pytest.approx(by_hand(lm, prompts[1], 3, 2, heads[3, 2]), abs=1e-12)
+    given = sweep_heads(lm, as_tokens(prompts), TARGET, replacement=heads)
+    torch.testing.assert_close(given, found, rtol=0, atol=1e-12)
+    alone = sweep_heads(lm, prompts[0], TARGET, replacement="pooled mean")  # its own tokens, averaged
+    own = reference(lm.model, prompts[0][None]).heads[2, 0, :, 1].mean(0)
+    assert alone[2, 1].item() == pytest.approx(by_hand(lm, prompts[0], 2, 1, own), abs=1e-12)
 
 
 def test_resampled_heads_come_from_another_prompt_last_tokens_aligned():
@@ -374,16 +416,20 @@ def test_a_function_is_a_measure():
 # ---- as little work as promised
 
 
-def test_each_block_runs_for_the_copies_that_need_it():
+def test_each_block_runs_for_the_copies_that_need_it(monkeypatch):
     lm = tiny("gpt2")
     (prompt,) = texts(6)
     rows = {block: [] for block in range(4)}
     shapes = []
-    calls = [module.forward for module in lm.blocks]
-    mlp = lm.mlp(3).forward
-    for block, module in enumerate(lm.blocks):
-        module.forward = lambda x, *args, _b=block, **named: (rows[_b].append(len(x)), calls[_b](x, *args, **named))[1]
-    lm.mlp(3).forward = lambda x: (shapes.append(x.shape[1]), mlp(x))[1]
+
+    def watch(kind, see):  # on the class: what hangs on one module makes a sweep careful
+        forward = kind.forward
+        monkeypatch.setattr(
+            kind, "forward", lambda self, x, *a, **named: (see(self, x), forward(self, x, *a, **named))[1]
+        )
+
+    watch(type(lm.blocks[0]), lambda module, x: rows[lm.blocks.index(module)].append(len(x)))
+    watch(type(lm.mlp(3)), lambda module, x: shapes.append(x.shape[1]) if module is lm.mlp(3) else None)
     sweep_heads(lm, prompt, TARGET)
     assert {block: sum(sizes) - 1 for block, sizes in rows.items()} == {0: 4, 1: 8, 2: 12, 3: 16}  # − 1: the clean pass
     assert shapes == [6, 1]  # the last MLP: the clean pass, and the last token of all copies
@@ -466,6 +512,8 @@ MISUSE = [
     (lambda lm: sweep_heads(lm, "one", 3, chunk=0), errors.BadValue, "chunk 0"),
     (lambda lm: sweep_heads(lm, "one", 3, replacement="median"), errors.BadValue, "'median' is unknown"),
     (lambda lm: sweep_heads(lm, "one", 3, replacement=torch.zeros(5, 6)), errors.BadValue, "n_blocks, n_heads, d_head"),
+    (lambda lm: sweep_heads(lm, "one", 3, replacement=torch.zeros(4, 9, 5, 6)), errors.BadValue, "pos, n_heads, d_head"),
+    (lambda lm: sweep_heads(lm, "one two", 3, replacement="mean"), errors.BadValue, "that prompt's own output"),
     (lambda lm: sweep_heads(lm, ["one", "two"], 3, replacement="resample"), errors.BadValue, "generator"),
     (
         lambda lm: sweep_heads(lm, "one", 3, replacement="resample", generator=torch.Generator()),
@@ -499,8 +547,8 @@ MISUSE = [
         errors.BadValue, "lm.model.transformer as a whole",
     ),
     (
-        lambda lm: (lm.model.transformer.h.__setitem__(1, Mine(lm.blocks[1])), sweep_blocks(lm, "one", 3)),
-        errors.BadValue, "3 of 4 blocks",
+        lambda lm: (lm.model.transformer.h.__setitem__(1, Mine(lm.blocks[1])), sweep_heads(lm, "one", 3)),
+        errors.DidNotRun, "block 1 is of class Mine now",
     ),
 ]  # fmt: skip
 
@@ -512,6 +560,14 @@ def test_a_mistake_gets_its_sentence(act, kind, says):
     with pytest.raises(kind, match=says):
         act(lm)
     assert not lm.live_edits and not lm.edit_handles
+
+
+def test_a_block_of_another_class_can_be_skipped_in_a_sweep_as_in_the_loop():
+    lm = tiny("gpt2")
+    ids = torch.tensor([[3, 5, 8]])
+    plain = sweep_blocks(lm, ids, 3)
+    lm.model.transformer.h[1] = Mine(lm.blocks[1])
+    torch.testing.assert_close(sweep_blocks(lm, ids, 3), plain, rtol=0, atol=1e-12)
 
 
 def test_texts_and_lists_of_texts():
@@ -604,6 +660,6 @@ def test_in_a_notebook_only_a_person_gets_a_bar(monkeypatch, content, watched):
     kernel = SimpleNamespace(get_parent=lambda channel: {"content": content})
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=kernel)))
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    assert _somebody_watches() is watched
+    assert somebody_watches() is watched
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: None))
-    assert not _somebody_watches()
+    assert not somebody_watches()

@@ -3,9 +3,9 @@
     python tools/bench.py              # the table of docs/speed.md; --device cuda on a machine that has one
 
 GPT-2 small's size with random weights (no download), float32, eager attention and GELU in one kernel as `load_model`
-sets them, a prompt of 12 tokens, one thread. Every figure is a median of rounds; each round times the plain pass before
-and after, so that a busy machine slows down both. On the CPU the process's own time is read, not the clock, which others
-on the machine disturb.
+sets them; then the real model, if it is here (`make real` brings it). A prompt of 12 tokens, one thread. What is compared
+runs in turns, round by round, and the smallest time of each counts: what others do on the machine only ever adds. On the
+CPU the process's own time is read, not the clock.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ def seconds(work: Callable[[], object], device: str, repeats: int = 1) -> float:
 
 
 def ratio(work: Callable[[], object], plain: Callable[[], object], device: str, rounds: int, repeats: int = 1) -> float:
-    """Cost of `work` in plain passes: the median of `rounds`, each between timings of the plain pass."""
-    found = []
+    """Cost of `work` in plain passes: the smallest time of each, in `rounds` turns."""
+    costs, passes = [], []
     for _ in range(rounds):
-        before = seconds(plain, device, 3)
-        cost = seconds(work, device, repeats)
-        found.append(cost / ((before + seconds(plain, device, 3)) / 2))
-    return median(found)
+        passes += [seconds(plain, device) for _ in range(3)]
+        costs.append(seconds(work, device, repeats))
+        passes.append(seconds(plain, device))
+    return min(costs) / min(passes)
 
 
 def gpt2_small(device: str, attention: str = "eager") -> Any:
@@ -94,7 +94,7 @@ def costs(device: str, rounds: int) -> Iterator[tuple[str, str]]:
         return f"{ratio(work, plain, device, rounds) / by:.1f}"
 
     few = max(1, rounds // 3)
-    yield "plain pass, ms", f"{1000 * median(seconds(plain, device) for _ in range(2 + rounds)):.0f}"
+    yield "plain pass, ms", f"{1000 * min(seconds(plain, device) for _ in range(3 + rounds)):.0f}"
     swept = sweep_heads(lm, one, 7).flatten().tolist()
     yield "all 144 heads, `sweep_heads`", passes(lambda: sweep_heads(lm, one, 7))
     if device == "cpu":
@@ -113,6 +113,66 @@ def costs(device: str, rounds: int) -> Iterator[tuple[str, str]]:
     )
     yield "12 blocks and their 66 pairs, `sweep_block_pairs`", passes(lambda: sweep_block_pairs(lm, one, 7))
     yield "full `trace`", f"{ratio(lambda: trace(lm, one), plain, device, 3 * rounds, 3):.2f}"
+
+
+def real_model(rounds: int) -> Iterator[tuple[str, str]]:
+    """The same for SmolLM2-135M in float32, on one thread; one row that says so where it is not on this machine."""
+    import torch
+
+    from helpers import (
+        edit,
+        load_model,
+        log_prob,
+        scale_block,
+        sweep_block_pairs,
+        sweep_blocks,
+        sweep_heads,
+        trace,
+        zero_heads,
+    )
+    from helpers.smollm2 import is_here
+
+    if not is_here():
+        yield "SmolLM2-135M", "not measured: it is not on this machine; load_model('smollm2') brings it"
+        return
+    start = time.perf_counter()
+    lm = load_model("smollm2", threads=1)
+    loading = time.perf_counter() - start
+    lm.model.float()
+    many = torch.randint(0, lm.vocabulary, (PROMPTS, TOKENS), generator=torch.Generator().manual_seed(1))
+    one = many[0]
+    edited = scale_block(2, 0.5)
+
+    def plain() -> object:
+        return lm.logits(one)
+
+    def step() -> object:
+        with edit(lm, edited):
+            return trace(lm, one).last_logits
+
+    def passes(work: Callable[[], object], by: int = 1, rounds: int = rounds) -> str:
+        return f"{ratio(work, plain, 'cpu', rounds) / by:.1f}"
+
+    few = max(1, rounds // 3)
+    name = "SmolLM2-135M"
+    yield f"{name}: loading it, s by the clock", f"{loading:.1f}"
+    yield f"{name}: plain pass, ms", f"{1000 * min(seconds(plain, 'cpu') for _ in range(3 + rounds)):.0f}"
+    yield f"{name}: all 270 heads, `sweep_heads`", passes(lambda: sweep_heads(lm, one, 7))
+    swept, before = sweep_heads(lm, one, 7), log_prob(lm.logits(one)[0, -1], 7)
+    apart = []
+    for block, head in ((0, 0), (2, 8), (11, 4), (16, 4), (29, 1)):
+        with edit(lm, zero_heads(block, [head])):
+            apart.append(abs((log_prob(lm.logits(one)[0, -1], 7) - before - swept[block, head]).item()))
+    yield f"{name}: largest difference to the plain loop in five heads, in nats", f"{max(apart):.0e}"
+    eight = passes(lambda: sweep_heads(lm, many, 7), PROMPTS, few)
+    yield f"{name}: 270 heads for {PROMPTS} prompts at once, per prompt", eight
+    yield f"{name}: 30 blocks skipped, `sweep_blocks`", passes(lambda: sweep_blocks(lm, one, 7), 1, few)
+    yield (
+        f"{name}: 30 blocks and their 435 pairs, `sweep_block_pairs`",
+        passes(lambda: sweep_block_pairs(lm, one, 7), 1, few),
+    )
+    yield f"{name}: full `trace`", f"{ratio(lambda: trace(lm, one), plain, 'cpu', 3 * rounds):.2f}"
+    yield f"{name}: a slider's step, one edited trace", f"{ratio(step, plain, 'cpu', 3 * rounds):.2f}"
 
 
 def one_edit(rounds: int) -> tuple[str, str]:
@@ -194,6 +254,7 @@ def rows(device: str, rounds: int) -> Iterator[tuple[str, str]]:
     yield from costs(device, rounds)
     if device != "cpu":
         return
+    yield from real_model(rounds)
     one, many = elsewhere("memory")
     yield "peak memory beyond a plain pass, 144 heads, MB", f"{one:.0f}"
     yield f"the same for {PROMPTS} prompts, MB", f"{many:.0f}"
@@ -206,7 +267,7 @@ def rows(device: str, rounds: int) -> Iterator[tuple[str, str]]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--rounds", type=int, default=9, help="rounds behind each median")
+    parser.add_argument("--rounds", type=int, default=9, help="turns behind each figure")
     parser.add_argument("--only", choices=["memory", "import"], help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     import torch

@@ -1,111 +1,245 @@
-"""Measure and judge every claim of the five reports on one model: python tools/claims.py [--model gpt2]
+"""Measure and judge every claim of the five reports: python tools/claims.py [--model gpt2]
 
-Runs the ledgers of all lessons, prints one table and saves it: for the pocket model docs/claims.md, docs/claims.csv and
-the README's table (all three are committed), for any other model claims-NAME.md and claims-NAME.csv in the folder that
-you call it from.
+Without an argument, on the pocket model and on the real one: that writes docs/claims.md, helpers/data/claims.csv and the count in the
+README (all three are committed). With a model, on that one alone: claims-NAME.md and claims-NAME.csv in the folder that you
+call it from. What is measured is kept in .cache/claims, so that a run which was stopped goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import csv
+import hashlib
+import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import transformers
 
 from helpers import HelpersError, LanguageModel, load_model
-from helpers.claims.core import Claim, Verdict, ledger_table
+from helpers.course.ledger import Claim, Kept, Verdict, in_order
 
 ROOT = Path(__file__).resolve().parent.parent
+BOTH = ("pocket", "smollm2")
+TITLES = {"pocket": "the pocket model", "smollm2": "SmolLM2-135M"}
 WATER = "There is a lot of liquid water on planet Earth"
-PROMPTS = {1: WATER, 2: WATER, 3: WATER, 4: "Berlin is the capital of", 5: WATER}  # of each lesson, as in its notebook
+LESSONS = {
+    1: ("01_downstream_scaling", "Downstream scaling"),
+    2: ("02_hooks_vs_hidden_states", "Hooks and hidden states"),
+    3: ("03_multi_component_challenge", "The multi-component challenge"),
+    4: ("04_head_ablation", "Head ablation"),
+    5: ("05_skip_layer", "Skipping a layer"),
+}
 BEGIN, END = "<!-- claims: begin (make claims writes this part) -->", "<!-- claims: end -->"
+HOW = """\
+A claim about a model is judged on many prompts. It is split into parts, and each part says with its threshold what must be true
+of a prompt. The claim *holds* if all parts are true together on at least 90 % of the prompts. It *does not hold* if its core,
+the first part, is true on fewer than half. Between the two it *holds in part*. A claim that is judged at two places fails only
+if its core fails at both. A median is taken over the prompts.
+
+*Significant* means: the exact sign test over prompts, two-sided, corrected for the number of heads, blocks or pairs by Holm's
+method (Holm 1979) at the level of 5 % for each row. KL is KL(clean ‖ edited), in nats. A mean that replaces a head is taken at
+each position, over other prompts of the same length (Wang et al. 2022). The strongest heads are found on some prompts and
+judged on others. Prompts are those of the lessons and the first sentences of 24 held-out passages; in lesson 4, capitals that
+the model knows (all of them, if it knows too few), after a first sentence that shows the pattern where it needs one."""
 
 
-def measure(lm: LanguageModel, lessons: Sequence[int] = tuple(PROMPTS)) -> list[Claim]:
-    """Run the ledgers of these lessons on `lm`, in order."""
+class Run(NamedTuple):
+    """How a ledger was measured."""
+
+    seconds: float
+    threads: int
+    dtype: str
+
+    def __str__(self) -> str:
+        took = f"{self.seconds / 60:.0f} min" if self.seconds >= 90 else f"{self.seconds:.0f} s"
+        return f"{took} in {self.dtype} on {self.threads} thread{'s' if self.threads > 1 else ''}"
+
+
+def measure(lm: LanguageModel, model: str, kept: Path) -> tuple[list[Claim], float]:
+    """Run the ledgers of all lessons on `lm`; returns the claims and the seconds that their measurements took."""
     claims: list[Claim] = []
-    for lesson in lessons:
+    seconds, weights = 0.0, fingerprint(lm)
+    for lesson in LESSONS:
         print(f"lesson {lesson} …", file=sys.stderr, flush=True)
-        claims += import_module(f"helpers.claims.lesson{lesson}").ledger(lm, PROMPTS[lesson])
-    return claims
+        keep = Kept(kept_file(model, lesson, weights, kept))
+        ledger = import_module(f"helpers.lesson{lesson}.claims").ledger
+        claims += ledger(lm, keep=keep) if lesson == 4 else ledger(lm, WATER, keep=keep)
+        seconds += keep.seconds
+    return claims, seconds
+
+
+# ---- what is kept
+
+
+def fingerprint(lm: LanguageModel) -> str:
+    """Of the weights and of what computes with them."""
+    key = hashlib.sha256(f"{torch.__version__} {transformers.__version__} {lm.dtype}".encode())
+    for parameter in lm.model.state_dict().values():
+        key.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return key.hexdigest()
+
+
+def kept_file(model: str, lesson: int, weights: str, folder: Path) -> Path:
+    """The file of what one lesson measured on one model, with these versions and this code. Verdict functions don't count: they
+    only read the numbers, so a sentence can be changed without measuring again."""
+    key = hashlib.sha256(weights.encode())
+    for file in [*sorted((ROOT / "helpers").glob("*.py")), ROOT / "helpers" / f"lesson{lesson}" / "claims.py"]:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        tree.body = [one for one in tree.body if not getattr(one, "name", "").startswith("verdict_")]
+        key.update(ast.unparse(tree).encode())
+    for file in sorted((ROOT / "helpers" / "data").glob("*.t*")):  # prompts and texts
+        key.update(file.read_bytes())
+    return folder / f"{plain(model)}-lesson{lesson}-{key.hexdigest()[:12]}.jsonl"
+
+
+def plain(name: str) -> str:
+    """A model's name as part of a file's."""
+    return re.sub(r"[^\w.-]+", "-", Path(name).name if Path(name).is_dir() else name).strip("-")
+
+
+# ---- the page
 
 
 def counted(claims: Sequence[Claim]) -> str:
     """One line that counts the verdicts."""
     counts = Counter(claim.verdict for claim in claims)
-    return f"Verdicts on {len(claims)} claims: {', '.join(f'{verdict} {counts[verdict]}' for verdict in Verdict)}."
+    return ", ".join(f"{verdict} {counts[verdict]}" for verdict in Verdict if counts[verdict])
 
 
-def body(claims: Sequence[Claim]) -> str:
-    """The count and the table, as markdown."""
-    return f"{counted(claims)}\n\n{ledger_table(claims).to_markdown()}\n"
+def cell(claim: Claim) -> str:
+    """The verdict first, then the reason, then further numbers."""
+    numbers = f"<br><sub>{claim.measured}</sub>" if claim.measured else ""
+    return f"**{claim.verdict_text}**<br>{claim.why}.{numbers}".replace("|", "\\|")
 
 
-def page(claims: Sequence[Claim], model: str) -> str:
-    """The table as a page of its own: which model, which versions, how to measure again."""
-    again = "make claims" + ("" if model == "pocket" else f" MODEL={model}")
-    return (
-        f"# The claims of the five reports, measured on {'the pocket model' if model == 'pocket' else model}\n\n"
-        f"Written by `{again}`, with transformers {transformers.__version__} and torch {torch.__version__.split('+')[0]}. "
-        f"Each verdict is computed from the numbers beside it.\n\n{body(claims)}"
-    )
+def table(ledgers: Mapping[str, Sequence[Claim]], software: bool, link: Callable[[str], str]) -> str:
+    """One row for each claim, one column for each model, as markdown."""
+    rows = [f"| claim | the report says | {' | '.join(TITLES.get(model, model) for model in ledgers)} |"]
+    rows.append("| --- | --- |" + " --- |" * len(ledgers))
+    for claims in zip(*(in_order(claims) for claims in ledgers.values()), strict=True):
+        if claims[0].software == software:
+            says = claims[0].says.replace("|", "\\|")
+            rows.append(f"| {link(claims[0].number)} | {says} | {' | '.join(map(cell, claims))} |")
+    return "\n".join(rows)
 
 
-def save_csv(claims: Sequence[Claim], path: Path) -> None:
-    """One row for each claim, in the order of the table."""
-    table = ledger_table(claims)
+def page(ledgers: Mapping[str, Sequence[Claim]], runs: Mapping[str, Run], command: str, folder: str) -> str:
+    """The ledger as a page: the count, how a verdict is reached, claims about models, claims about software. folder: of the
+    notebooks, as seen from the page."""
+
+    def link(number: str) -> str:
+        return f"[{number}]({folder}{LESSONS[int(number[0])][0]}.ipynb)"
+
+    took = ", ".join(f"{TITLES.get(model, model)} took {runs[model]}" for model in ledgers)
+    counts = "\n".join(f"- **{TITLES.get(model, model)}**: {counted(claims)}." for model, claims in ledgers.items())
+    number = len(next(iter(ledgers.values())))
+    return f"""# The claims of the five reports, measured
+
+The reports make {number} claims. A function computes each verdict from the numbers beside it.
+
+{counts}
+
+Written by `{command}` with transformers {transformers.__version__} and torch {torch.__version__.split("+")[0]}: {took}.
+A run that was stopped goes on where it was.
+
+## How a verdict is reached
+
+{HOW}
+
+## Claims about models
+
+{table(ledgers, False, link)}
+
+## Claims about software and arithmetic
+
+They would come out alike on any model of the family, or depend on a library rather than on what a model has learned.
+
+{table(ledgers, True, link)}
+"""
+
+
+def save_csv(ledgers: Mapping[str, Sequence[Claim]], path: Path) -> None:
+    """One row for each claim and model."""
+    header = ["claim", "about", "the report says", "model", "verdict", "true on", "of prompts", "why", "measured"]
     with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([table.header, *table.rows])
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        for claims in zip(*(in_order(claims) for claims in ledgers.values()), strict=True):
+            for model, c in zip(ledgers, claims, strict=True):
+                about = "software" if c.software else "model"
+                writer.writerow([c.number, about, c.says, model, c.verdict, *(c.over or ("", "")), c.why, c.measured])
 
 
-def with_claims(readme: str, claims: Sequence[Claim]) -> str:
-    """The README with the present table in its marked place, folded away under its count.
-
-    Raises ValueError if the marks are not there once each.
-    """
+def with_count(readme: str, ledgers: Mapping[str, Sequence[Claim]]) -> str:
+    """The README with the present count in its marked place. Raises ValueError if the marks are not there once each."""
     if readme.count(BEGIN) != 1 or readme.count(END) != 1:
         raise ValueError(f"the README must hold the marks {BEGIN!r} and {END!r} once each")
     before, rest = readme.split(BEGIN)
-    folded = f"<details>\n<summary>{counted(claims)}</summary>\n\n{ledger_table(claims).to_markdown()}\n\n</details>"
-    return f"{before}{BEGIN}\n\n{folded}\n\n{END}{rest.split(END)[1]}"
+    rows = [
+        f"| {v} | {' | '.join(str(sum(c.verdict == v for c in claims)) for claims in ledgers.values())} |"
+        for v in Verdict
+    ]
+    number = len(next(iter(ledgers.values())))
+    head = (
+        f"| of {number} claims | {' | '.join(TITLES[model] for model in ledgers)} |\n| --- |{' ---: |' * len(ledgers)}"
+    )
+    return f"{before}{BEGIN}\n\n{head}\n" + "\n".join(rows) + f"\n\n{END}{rest.split(END)[1]}"
 
 
-def save(claims: Sequence[Claim], model: str, root: Path = ROOT, folder: Path | None = None) -> list[Path]:
-    """Write the page and the CSV, and for the pocket model the README's table; returns what was written."""
-    if model == "pocket":
-        readme = root / "README.md"
-        readme.write_text(with_claims(readme.read_text(encoding="utf-8"), claims), encoding="utf-8")
-        stem = root / "docs" / "claims"
-        written = [readme]
+def save(
+    ledgers: Mapping[str, Sequence[Claim]], runs: Mapping[str, Run], root: Path = ROOT, folder: Path | None = None
+) -> list[Path]:
+    """Write the page and the CSV, and for the course's two models the README's count; returns what was written."""
+    if tuple(ledgers) == BOTH:
+        readme, markdown, numbers = (
+            root / "README.md",
+            root / "docs" / "claims.md",
+            root / "helpers" / "data" / "claims.csv",
+        )
+        readme.write_text(with_count(readme.read_text(encoding="utf-8"), ledgers), encoding="utf-8")
+        written, command, notebooks = [readme], "make claims", "../notebooks/"
     else:
-        name = re.sub(r"[^\w.-]+", "-", Path(model).name if Path(model).is_dir() else model).strip("-")
-        stem = (folder or Path.cwd()) / f"claims-{name}"
-        written = []
-    markdown, table = stem.parent / f"{stem.name}.md", stem.parent / f"{stem.name}.csv"
-    markdown.parent.mkdir(exist_ok=True)
-    markdown.write_text(page(claims, model), encoding="utf-8")
-    save_csv(claims, table)
-    return [markdown, table, *written]
+        (model,) = ledgers
+        markdown, numbers = ((folder or Path.cwd()) / f"claims-{plain(model)}.{ending}" for ending in ("md", "csv"))
+        written, command = [], f"make claims MODEL={model}"
+        notebooks = f"{Path(os.path.relpath(ROOT / 'notebooks', markdown.parent)).as_posix()}/"
+    for file in (markdown, numbers):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    markdown.write_text(page(ledgers, runs, command, notebooks), encoding="utf-8")
+    save_csv(ledgers, numbers)
+    return [markdown, numbers, *written]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", default="pocket", help="'pocket', a name on the model hub, or a local folder")
-    model = parser.parse_args(arguments).model
+    parser.add_argument(
+        "--model", help="only this one: 'pocket', 'smollm2', a name on the model hub, or a local folder"
+    )
+    chosen = parser.parse_args(arguments).model
+    ledgers: dict[str, list[Claim]] = {}
+    runs: dict[str, Run] = {}
     try:
-        claims = measure(load_model(model))
+        for model in [chosen] if chosen else BOTH:
+            print(f"{model}:", file=sys.stderr, flush=True)
+            lm = load_model(model)
+            ledgers[model], seconds = measure(lm, model, ROOT / ".cache" / "claims")
+            runs[model] = Run(seconds, torch.get_num_threads(), str(lm.dtype).removeprefix("torch."))
+            del lm
     except HelpersError as mistake:
         print(f"{type(mistake).__name__}: {mistake}", file=sys.stderr)
         return 1
-    print(page(claims, model))
-    print("saved:", ", ".join(path.name for path in save(claims, model)), file=sys.stderr)
+    for path in save(ledgers, runs):
+        print("saved:", path.name, file=sys.stderr)
+    for model, claims in ledgers.items():
+        print(f"{TITLES.get(model, model)}: {counted(claims)}")
     return 0
 
 

@@ -47,8 +47,9 @@ class Packed(LanguageModel):
         self.mask = torch.zeros(seen.shape, dtype=lm.dtype).masked_fill(~seen, torch.finfo(lm.dtype).min)[None, None]
 
     def inputs(self, tokens: Tokens) -> dict[str, Tensor | bool]:
-        found = {"input_ids": tokens.ids, "use_cache": False}
-        return {**found, "attention_mask": self.mask, "position_ids": torch.tensor([self.position])}
+        found: dict[str, Tensor | bool] = {"input_ids": tokens.ids, "use_cache": False}
+        found |= {"attention_mask": self.mask, "position_ids": torch.tensor([self.position])}
+        return {**found, "logits_to_keep": torch.tensor(self.ends)}
 
     def read_out(self, stream: Tensor) -> Tensor:
         return super().read_out(stream[:, self.ends])

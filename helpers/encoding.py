@@ -1,0 +1,182 @@
+"""Text to token ids and back: what a LanguageModel's tokenizer side does, and the sentence when a prompt cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import errors
+from .checks import kind_of
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Encoded prompts: ids (batch, pos) and mask (batch, pos), False where a shorter prompt is padded."""
+
+    ids: Tensor
+    mask: Tensor
+
+    @property
+    def padded(self) -> bool:
+        return not bool(self.mask.all())
+
+    @property
+    def last(self) -> Tensor:
+        """(batch,) the position of each prompt's last real token."""
+        return self.mask.shape[1] - 1 - self.mask.flip(1).int().argmax(dim=1)
+
+
+class Encoder:
+    """A tokenizer, and the model's limits that prompts must keep."""
+
+    tokenizer: Any
+    vocabulary: int  # tokens
+    context: int  # positions
+
+    @property
+    def device(self) -> torch.device:
+        """Where ids go."""
+        raise NotImplementedError
+
+    def encode(self, prompt: str | Sequence[str] | Tensor | Tokens, padding: str = "right") -> Tokens:
+        """Token ids (batch, pos) of one prompt, of several (padded on the `padding` side), or of a tensor of ids, and their mask.
+
+        Raises BadPrompt, PromptTooLong or BadValue.
+        """
+        if isinstance(prompt, Tokens):
+            return self._checked(prompt)
+        if type(prompt).__module__ == "numpy" and hasattr(prompt, "tolist"):
+            array: Any = prompt
+            prompt = array.tolist() if array.dtype.kind in "UO" else torch.as_tensor(array)
+        if isinstance(prompt, Tensor):
+            return self._from_ids(prompt)
+        if padding not in ("left", "right"):
+            raise errors.BadValue(f"padding {padding!r} is not a side: choose 'left' or 'right'.")
+        texts = [prompt] if isinstance(prompt, str) else prompt
+        if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+            raise errors.BadPrompt(
+                f"a prompt must be text, a list of texts or a tensor of token ids, but this is {kind_of(prompt)}."
+            )
+        if not texts:
+            raise errors.BadPrompt("the list of prompts is empty: give at least one text.")
+        rows = []
+        for text in texts:
+            ids = self.token_ids(text)
+            if not text or not ids:  # some tokenizers put a token of their own in front of nothing
+                raise errors.BadPrompt(
+                    "the prompt is empty: type at least one word, for example 'Berlin is the capital of'."
+                )
+            self._check_length(len(ids))
+            if max(ids) >= self.vocabulary:
+                raise errors.BadPrompt(
+                    f"the tokenizer made token {max(ids)}, but this model has tokens 0 to {self.vocabulary - 1}: "
+                    "it belongs to another model. Pass this model's own."
+                )
+            rows.append(torch.tensor(ids, device=self.device))
+        length = max(len(row) for row in rows)
+        padded = torch.zeros(len(rows), length, dtype=torch.long, device=self.device)
+        mask = torch.zeros(len(rows), length, dtype=torch.bool, device=self.device)
+        for i, row in enumerate(rows):
+            where = slice(length - len(row), length) if padding == "left" else slice(0, len(row))
+            padded[i, where], mask[i, where] = row, True
+        return Tokens(padded, mask)
+
+    def _from_ids(self, ids: Tensor) -> Tokens:
+        if ids.dtype.is_floating_point or ids.dtype == torch.bool or ids.ndim not in (1, 2) or ids.numel() == 0:
+            raise errors.BadPrompt(
+                f"token ids must be whole numbers of shape (pos,) or (batch, pos), but this is {tuple(ids.shape)} {ids.dtype}: "
+                "pass one row of ids for each prompt, for example torch.tensor([[5, 3, 8]])."
+            )
+        ids = ids.reshape(-1, ids.shape[-1]).long().to(self.device)
+        if ids.min() < 0 or ids.max() >= self.vocabulary:
+            wrong = ids[(ids < 0) | (ids >= self.vocabulary)][0].item()
+            raise errors.BadPrompt(
+                f"token id {wrong} does not exist: this model has tokens 0 to {self.vocabulary - 1}; "
+                "use ids that its own tokenizer made."
+            )
+        self._check_length(ids.shape[1])
+        return Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
+
+    def _checked(self, tokens: Tokens) -> Tokens:
+        ids, mask = self._from_ids(tokens.ids).ids, tokens.mask
+        if mask.dtype != torch.bool or mask.shape != ids.shape or not mask.any(dim=1).all():
+            raise errors.BadPrompt(
+                f"the mask must be bool, of the ids' shape {tuple(ids.shape)}, with a real token in each row, but this is "
+                f"{tuple(mask.shape)} {mask.dtype}: make tokens with lm.encode(...)."
+            )
+        return Tokens(ids, mask.to(ids.device))
+
+    def _check_length(self, length: int) -> None:
+        if length > self.context:
+            raise errors.PromptTooLong(
+                f"the prompt has {length} tokens, but this model has {self.context} positions: "
+                f"shorten it by at least {length - self.context}."
+            )
+
+    def _need_tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise errors.BadPrompt(
+                "this model was wrapped without a tokenizer, so it knows token ids only: pass a tensor of ids, or "
+                "wrap(model, tokenizer)."
+            )
+        return self.tokenizer
+
+    def token_ids(self, text: str) -> list[int]:
+        """The ids of one text, with the special tokens that the tokenizer adds, of any length. Raises BadPrompt.
+
+        A text that already begins with those that go in front, as `apply_chat_template(..., tokenize=False)` gives, does
+        not get them twice.
+        """
+        tokenizer = self._need_tokenizer()
+        ids = list(tokenizer(text, verbose=False)["input_ids"])
+        if any(text.startswith(special) for special in getattr(tokenizer, "all_special_tokens", ())):
+            bare = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+            front = next((n for n in range(len(ids) - len(bare) + 1) if ids[n : n + len(bare)] == bare), 0)
+            if bare[:front] == ids[:front]:
+                return ids[front:]
+        return ids
+
+    def token_id(self, text: str) -> int:
+        """The id of a text that is exactly one token, as " Germany"; special tokens that a tokenizer adds don't count.
+
+        Raises TargetIsNotOneToken.
+        """
+        if not isinstance(text, str):
+            raise errors.TargetIsNotOneToken(
+                f"a target must be text, for example ' Germany', but this is {kind_of(text)}."
+            )
+
+        def split(text: str) -> list[int]:
+            return list(self._need_tokenizer()(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+        ids = split(text)
+        if len(ids) != 1 and text.startswith(" "):  # some tokenizers put a space in front by themselves: don't give two
+            without = split(text[1:])
+            if len(without) == 1 and self.tokenizer.convert_ids_to_tokens(without)[0].startswith("▁"):
+                ids = without
+        if len(ids) != 1:
+            pieces = ", ".join(repr(self.tokenizer.decode([i])) for i in ids)
+            hint = "" if text.startswith(" ") else " A word inside a sentence begins with a space."
+            raise errors.TargetIsNotOneToken(
+                f"{text!r} is {len(ids)} tokens here ({pieces or 'none'}); choose a target of one token, for example ' Germany'.{hint}"
+            )
+        unknown = getattr(self.tokenizer, "unk_token", None)
+        if unknown is not None and ids[0] == self.tokenizer.unk_token_id and text.strip() != unknown:
+            raise errors.TargetIsNotOneToken(
+                f"this tokenizer does not know {text!r} and makes it {unknown!r}: choose another target, or give "
+                "its id."
+            )
+        return ids[0]
+
+    def token_strings(self, prompt: str | Tensor) -> list[str]:
+        """The text of each token of one prompt. Raises BadPrompt."""
+        tokenizer, ids = self._need_tokenizer(), self.encode(prompt).ids
+        if len(ids) != 1:
+            raise errors.BadPrompt(
+                f"token_strings reads one prompt, but these are {len(ids)}: pass them one at a time."
+            )
+        return [tokenizer.decode([i]) for i in ids[0].tolist()]

@@ -1,0 +1,16 @@
+"""Lesson 1's room, downstream scaling: what its notebook imports, and all that belongs to it.
+
+exercises.py its exercises and their checks; claims.py what the ledger measures and judges; plots.py its figures; panel.py its widget.
+"""
+
+from helpers.course import offers
+from helpers.lazy import lazy
+
+_OWN = {
+    "exercises": ["check_1_1", "check_1_2", "check_1_3", "check_1_4", "check_1_5"],
+    "plots": ["plot_measure", "plot_first_token", "plot_token_norms", "plot_growth", "plot_end"],
+    "panel": ["draw_curve", "scaling_curve", "scaling_panel"],
+    "claims": ["ledger"],
+}
+
+__all__, __getattr__, __dir__ = lazy(__name__, offers(__name__, _OWN))

@@ -1,0 +1,578 @@
+"""Lesson 2's exercises: hooks and hidden states. Checks run on small random models and numbers that the learner has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from helpers import hooks
+from helpers.correlations import correlation, within_percentile
+from helpers.course.exercise import Almost, Exercise, NotTried, checker, hooks_on, tiny_model
+from helpers.edits import edit, skip_attention, skip_block, skip_mlp
+from helpers.metrics import delta_norm, relative_error
+from helpers.models import LanguageModel
+from helpers.tracing import trace
+
+# ---- 2.1
+
+
+def _check_2_1(answer: Any) -> str | None:
+    if not isinstance(answer, dict) or set(answer) != {7, 11}:
+        return "write a dictionary with the two blocks as keys: {7: …, 11: …}."
+    if ... in answer.values():
+        raise NotTried
+    seven, eleven = (tuple(pair) if isinstance(pair, list) else pair for pair in (answer[7], answer[11]))
+    if seven == (6, 7):
+        return "(6, 7) for block 7: hidden state 0 is the embedding, so hidden state 7 is what *enters* block 7 (block 6 made it)."
+    if seven == (8, 9):
+        return "(8, 9) for block 7: you added one too many; hidden state 8 is what block 7 hands on."
+    if seven == (8, 7):
+        return "(8, 7) for block 7: the right two in the wrong order; the state before the block comes first."
+    if not isinstance(seven, tuple) or len(seven) != 2:
+        return f"{seven!r} for block 7: write a pair of numbers, (before, after)."
+    if seven != (7, 8):
+        return f"{seven!r} for block 7: look for the state that enters block 7, and for the one that it hands on."
+    if eleven == (11, 12):
+        return (
+            "(11, 12) for block 11: in a model of 12 blocks hidden state 12 is not what block 11 hands on. "
+            "What comes between the last block and the logits?"
+        )
+    if eleven == (10, 11):
+        return "(10, 11) for block 11: this is the step of block 10, and its own deltas fit there."
+    if eleven is not None:
+        return f"{eleven!r} for block 11: write a pair (before, after) between which its deltas fit, or None if there is none."
+    return None
+
+
+solution_2_1 = {7: (7, 8), 11: None}
+
+# ---- 2.2
+
+
+def r_without_outliers(before: Tensor, after: Tensor, percentile: float) -> Any:
+    return ...
+
+
+def _check_2_2(answer: Callable[..., Any]) -> str | None:
+    generator = torch.Generator().manual_seed(5)
+    before = 0.5 + torch.randn(1, 9, 40, generator=generator, dtype=torch.float64)
+    after = before + 0.6 * torch.randn(1, 9, 40, generator=generator, dtype=torch.float64)
+    before[0, 0, 3], after[0, 0, 3] = 60.0, 63.0  # an outlier in both
+    before[0, 0, 7], after[0, 0, 7] = -45.0, -40.0  # a negative one
+    after[0, 4, 9] = 30.0  # one that is large only afterwards
+    percentile = 97.0
+    size = torch.maximum(before.abs(), after.abs())
+    keep = within_percentile(before, after, percentile)
+    got = _number(answer(before.clone(), after.clone(), percentile))
+    signed = torch.maximum(before, after)
+    alone = before.abs() <= torch.quantile(before.abs(), percentile / 100)
+    known = {
+        "you kept all values; mask those above the percentile first.": correlation(before, after),
+        "you kept the outliers and left the rest out: turn the comparison round.": correlation(
+            before[~keep], after[~keep]
+        ),
+        "you compared signed values, so large negative ones stayed: take the size, |value|.": correlation(
+            *(x[signed <= torch.quantile(signed, percentile / 100)] for x in (before, after))
+        ),
+        "you looked at `before` alone; a value can be an outlier in `after` only: use the larger of both sizes.": correlation(
+            before[alone], after[alone]
+        ),
+        "you set outliers to 0 instead of leaving them out: 0 is a value too, and it counts.": correlation(
+            before * keep, after * keep
+        ),
+        "this is the cosine: Pearson's r takes the mean off each side first.": float(
+            torch.nn.functional.cosine_similarity(before[keep], after[keep], dim=0)
+        ),
+        "percentile 97 means that 97 % stay; you left out 97 %.": correlation(
+            *(x[size > torch.quantile(size, 1 - percentile / 100)] for x in (before, after))
+        ),
+    }
+    if abs(got - correlation(before[keep], after[keep])) < 1e-6:
+        return None
+    for sentence, value in known.items():
+        if abs(got - value) < 1e-6:
+            return sentence
+    return f"r = {got:.4f} on the hidden example, where {correlation(before[keep], after[keep]):.4f} was expected."
+
+
+def solution_2_2(before, after, percentile):
+    size = torch.maximum(before.abs(), after.abs())
+    keep = size <= torch.quantile(size.flatten(), percentile / 100)
+    return torch.corrcoef(torch.stack([before[keep], after[keep]]))[0, 1].item()
+
+
+def _wrong_2_2() -> tuple[Callable[..., Any], ...]:
+    def all_values(before, after, percentile):
+        return correlation(before, after)
+
+    def only_outliers(before, after, percentile):
+        keep = within_percentile(before, after, percentile)
+        return correlation(before[~keep], after[~keep])
+
+    def signed(before, after, percentile):
+        size = torch.maximum(before, after)
+        keep = size <= torch.quantile(size, percentile / 100)
+        return correlation(before[keep], after[keep])
+
+    def zeroed(before, after, percentile):
+        keep = within_percentile(before, after, percentile)
+        return correlation(before * keep, after * keep)
+
+    def before_alone(before, after, percentile):
+        keep = before.abs() <= torch.quantile(before.abs(), percentile / 100)
+        return correlation(before[keep], after[keep])
+
+    def cosine(before, after, percentile):
+        keep = within_percentile(before, after, percentile)
+        return torch.nn.functional.cosine_similarity(before[keep], after[keep], dim=0)
+
+    return all_values, only_outliers, signed, zeroed, before_alone, cosine
+
+
+# ---- 2.3
+
+
+def deltas(model: Any, ids: Tensor, block: int) -> Any:
+    return ...
+
+
+def _check_2_3(answer: Callable[..., Any]) -> str | None:
+    lm = tiny_model(3)
+    ids = torch.tensor([[3, 14, 15, 9, 2, 6], [5, 35, 8, 9, 7, 9]])
+    block, passes = 2, []
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def see(value: Tensor, _: Tensor | None = None) -> None:
+            seen[name] = value.detach().clone()
+
+        return see
+
+    lm.model(ids, output_hidden_states=True)  # transformers 5 now installs its recorders, which are not the learner's
+    lm.model.train()  # GPT-2's own dropout, p = 0.1
+    before = hooks_on(lm.model)
+    ours = [hooks.on_input(lm.blocks[0], lambda _: passes.append(1))]
+    for at in range(lm.n_blocks):
+        ours += hooks.on_site(lm, "attention", at, keep(f"attention {at}"))
+        ours += hooks.on_site(lm, "mlp", at, keep(f"mlp {at}"))
+        ours.append(hooks.on_output(lm.part(at, "attn.c_proj"), keep(f"attention c_proj {at}")))
+        ours.append(hooks.on_output(lm.part(at, "mlp.c_proj"), keep(f"mlp c_proj {at}")))
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            result = answer(lm.model, ids, block)
+    finally:
+        hooks.remove(ours)
+    if not passes:
+        return "the model never ran: call model(ids) while your hooks are on."
+    if len(passes) > 1:
+        return f"you ran the model {len(passes)} times; each pass in train mode draws new dropout, so record both deltas in one."
+    if not lm.model.training:
+        return "you switched the model to eval mode; the question is what happens in the mode that it is in."
+    if not isinstance(result, tuple | list) or len(result) != 2:
+        return "return two things, attention's delta and the MLP's: (attention, mlp)."
+    for name, value in zip(("attention", "mlp"), result, strict=True):
+        if isinstance(value, tuple | list):
+            return f"{name} is a {type(value).__name__}: an attention module returns (delta, weights); keep its first element."
+        if not isinstance(value, Tensor):
+            return f"{name} is a {type(value).__name__}, not a tensor."
+        if value.shape != seen[f"mlp {block}"].shape:
+            return (
+                f"{name} has shape {tuple(value.shape)} instead of {tuple(seen[f'mlp {block}'].shape)}: "
+                "`[0]` takes the first element of a tuple, but on a tensor it takes the first row of the batch."
+            )
+    attention, mlp = result
+    if _same(attention, seen[f"mlp {block}"]) and _same(mlp, seen[f"attention {block}"]):
+        return "the two deltas are swapped: attention first, then the MLP."
+    for name, value in (("attention", attention), ("mlp", mlp)):
+        if _same(value, seen[f"{name} c_proj {block}"]):
+            return (
+                f"{name}: c_proj's output is not yet what is added to the stream; in train mode dropout comes after it. "
+                "Hook the dropout, or the whole module."
+            )
+        for other in range(lm.n_blocks):
+            if other != block and _same(value, seen[f"{name} {other}"]):
+                return f"{name}: this is the delta of block {other}, and block {block} was asked for."
+        if not _same(value, seen[f"{name} {block}"]):
+            return f"{name}: this is not what block {block} adds to the stream."
+    if attention.requires_grad or mlp.requires_grad:
+        return "the numbers are right, but they still carry the graph of the pass: detach what you keep."
+    left = hooks_on(lm.model) - before
+    if left:
+        return (
+            f"the numbers are right, but hooks are still on the model ({left} of them): remove each handle when done."
+        )
+    return None
+
+
+def solution_2_3(model, ids, block):
+    part = model.transformer.h[block]
+    kept = {}
+
+    def keep(name):
+        def hook(module, args, output):
+            kept[name] = output.detach()
+
+        return hook
+
+    handles = [
+        part.attn.resid_dropout.register_forward_hook(keep("attention")),
+        part.mlp.dropout.register_forward_hook(keep("mlp")),
+    ]
+    try:
+        model(ids)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return kept["attention"], kept["mlp"]
+
+
+def _recorded(
+    model: Any, ids: Tensor, modules: list[nn.Module], keep: Callable[[Any], Any], leave: bool = False
+) -> Any:
+    """What wrong answers to 2.3 do: hook these modules, run, return what was kept."""
+    kept: list[Any] = []
+    handles = [m.register_forward_hook(lambda module, args, output: kept.append(keep(output))) for m in modules]
+    model(ids)
+    if not leave:
+        hooks.remove(handles)
+    return tuple(kept)
+
+
+def _wrong_2_3() -> tuple[Callable[..., Any], ...]:
+    def at_c_proj(model, ids, block):
+        part = model.transformer.h[block]
+        return _recorded(model, ids, [part.attn.c_proj, part.mlp.c_proj], lambda o: o.detach())
+
+    def not_detached(model, ids, block):
+        part = model.transformer.h[block]
+        return _recorded(model, ids, [part.attn.resid_dropout, part.mlp.dropout], lambda o: o)
+
+    def hooks_left(model, ids, block):
+        part = model.transformer.h[block]
+        return _recorded(model, ids, [part.attn.resid_dropout, part.mlp.dropout], lambda o: o.detach(), leave=True)
+
+    def first_row(model, ids, block):
+        part = model.transformer.h[block]
+        return _recorded(model, ids, [part.attn, part.mlp], lambda o: o[0].detach())
+
+    def whole_tuple(model, ids, block):
+        part = model.transformer.h[block]
+        return _recorded(model, ids, [part.attn, part.mlp], lambda o: o)
+
+    def swapped(model, ids, block):
+        return solution_2_3(model, ids, block)[::-1]
+
+    def block_before(model, ids, block):
+        return solution_2_3(model, ids, block - 1)
+
+    def two_passes(model, ids, block):
+        return solution_2_3(model, ids, block)[0], solution_2_3(model, ids, block)[1]
+
+    def in_eval_mode(model, ids, block):
+        return solution_2_3(model.eval(), ids, block)
+
+    return (
+        at_c_proj, not_detached, hooks_left, first_row, whole_tuple, swapped, block_before, two_passes, in_eval_mode,
+    )  # fmt: skip
+
+
+# ---- 2.4
+
+
+class _Plain(nn.Module):
+    """A block as transformers 5 writes it: a tensor in, a tensor out."""
+
+    def forward(self, state: Tensor) -> Tensor:
+        return 2 * state
+
+
+class _Paired(nn.Module):
+    """A block as transformers 4 writes it: a tuple out."""
+
+    def forward(self, state: Tensor) -> tuple[Tensor, str]:
+        return 2 * state, "attention weights"
+
+
+def scale_output(block: nn.Module, factor: float) -> Any:
+    return ...
+
+
+def _check_2_4(answer: Callable[..., Any]) -> str | None:
+    state = torch.arange(1.0, 25.0, dtype=torch.float64).view(2, 3, 4)
+    for block, kind in ((_Plain(), "a tensor"), (_Paired(), "a tuple")):
+        recorded: list[Tensor] = []
+
+        def record(module: nn.Module, args: Any, output: Any, recorded: list[Tensor] = recorded) -> None:
+            value = hooks.first(output)
+            recorded[:] = [value, value.clone()]
+
+        block.register_forward_hook(record)
+        handle = answer(block, 0.25)
+        if not hasattr(handle, "remove"):
+            return "return the handle that register_forward_hook gives you, so that the edit can be taken off again."
+        if len(block._forward_hooks) < 2:
+            return "no forward hook was registered on the block."
+        try:
+            output = block(state.clone())
+        except Exception as error:
+            said = str(error).strip().split("\n")[0]
+            return f"on a block that returns {kind} your hook raised {type(error).__name__}: {said}"
+        if isinstance(output, tuple) != (kind == "a tuple"):
+            return f"a block that returned {kind} returns a {type(output).__name__} under your hook: keep its form."
+        value = hooks.first(output)
+        if kind == "a tuple" and output[1:] != ("attention weights",):
+            return "the rest of the tuple was lost: return (new, *output[1:])."
+        if not isinstance(value, Tensor) or value.shape != state.shape:
+            return (
+                f"a batch of shape {tuple(state.shape)} came out as {tuple(getattr(value, 'shape', ()))}: on a block that returns "
+                "a tensor, `output[0]` is the first row of the batch."
+            )
+        if torch.equal(value, 2 * state):
+            return (
+                f"the output of a block that returns {kind} did not change: what a hook does not return has no effect."
+            )
+        if torch.equal(value[0], 0.5 * state[0]) and torch.equal(value[1], 2 * state[1]):
+            return "only the first row of the batch was scaled: `output[0]` of a tensor is a row, not the state."
+        if not torch.equal(value, 0.5 * state):
+            return f"with factor 0.25 the output of a block that returns {kind} is not a quarter of what it was."
+        if torch.equal(recorded[0], value) and not torch.equal(recorded[1], value):
+            return (
+                "the recorder shows your edit only because you edited its tensor in place, under its hands; it recorded the old "
+                "values. Return a new tensor, and see to it that your hook runs first."
+            )
+        if not torch.equal(recorded[1], value):
+            return (
+                "the edit works, but a recorder that was on the block before you still shows the state from before it. "
+                "Your hook must run ahead of it."
+            )
+        handle.remove()
+        if not torch.equal(hooks.first(block(state.clone())), 2 * state):
+            return "after handle.remove() the block is still edited: return the handle of the hook that scales."
+    return None
+
+
+def solution_2_4(block, factor):
+    def scale(module, args, output):
+        if isinstance(output, tuple):
+            return (output[0] * factor, *output[1:])
+        return output * factor
+
+    return block.register_forward_hook(scale, prepend=True)
+
+
+def _wrong_2_4() -> tuple[Callable[..., Any], ...]:
+    def after_the_recorder(block, factor):
+        def scale(module, args, output):
+            return (output[0] * factor, *output[1:]) if isinstance(output, tuple) else output * factor
+
+        return block.register_forward_hook(scale)
+
+    def in_place(block, factor):
+        def scale(module, args, output):
+            (output[0] if isinstance(output, tuple) else output).mul_(factor)
+
+        return block.register_forward_hook(scale)
+
+    def always_a_tuple(block, factor):
+        return block.register_forward_hook(lambda m, a, output: (output[0] * factor, *output[1:]), prepend=True)
+
+    def always_a_tensor(block, factor):
+        def scale(module, args, output):
+            return (output[0] if isinstance(output, tuple) else output) * factor
+
+        return block.register_forward_hook(scale, prepend=True)
+
+    def first_row(block, factor):
+        def scale(module, args, output):
+            output = output if isinstance(output, tuple) else output.clone()
+            output[0][:] *= factor
+            return output
+
+        return block.register_forward_hook(scale, prepend=True)
+
+    def nothing_returned(block, factor):
+        def scale(module, args, output):
+            output = (output[0] if isinstance(output, tuple) else output) * factor
+
+        return block.register_forward_hook(scale, prepend=True)
+
+    def no_handle(block, factor):
+        after_the_recorder(block, factor)
+        return True
+
+    return after_the_recorder, in_place, always_a_tuple, always_a_tensor, first_row, nothing_returned, no_handle
+
+
+# ---- 2.5
+
+
+def mlp_effects(lm: LanguageModel, prompt: Any) -> Any:
+    return ...
+
+
+def _check_2_5(answer: Callable[..., Any]) -> str | None:
+    lm = tiny_model(11, n_blocks=5)
+    ids = torch.tensor([[7, 21, 3, 40, 9, 12, 30]])
+    lm.model(ids, output_hidden_states=True)
+    before = hooks_on(lm.model)
+    try:
+        got = answer(lm, ids)
+        left = hooks_on(lm.model) - before
+    finally:
+        lm.live_edits.clear()
+        hooks.remove(lm.edit_handles)
+    if left:
+        return f"hooks are still on the model ({left} of them): edits belong in a `with edit(...)` block."
+    values = got.detach().double().flatten() if isinstance(got, Tensor) else _listed(got)
+    if len(values) != lm.n_blocks:
+        return (
+            f"this model has {lm.n_blocks} blocks, and you returned {len(values)} numbers: one per block is asked for."
+        )
+    clean = trace(lm, ids)
+    assert clean.final is not None
+    after_norm = clean.final
+
+    def effects(make: Callable[[int], Any], measure: Callable[[Any, int], Any]) -> Tensor:
+        found = []
+        for block in range(lm.n_blocks):
+            with edit(lm, make(block)):
+                found.append(float(measure(trace(lm, ids), block)))
+        return torch.tensor(found, dtype=torch.float64)
+
+    def at_the_end(run: Any, block: int) -> Any:
+        return relative_error(clean.resid, run.resid, include_first=False)[-1]
+
+    if _same(values, effects(skip_mlp, at_the_end)):
+        return None
+    known = {
+        "you skipped the whole block; its attention shall stay.": effects(skip_block, at_the_end),
+        "you skipped the attention; the MLP was asked for.": effects(skip_attention, at_the_end),
+        "the first token is included: leave it out.": effects(
+            skip_mlp, lambda run, _: relative_error(clean.resid, run.resid)[-1]
+        ),
+        "this is Δ itself: divide it by the length of the clean stream.": effects(
+            skip_mlp, lambda run, _: delta_norm(clean.resid, run.resid, include_first=False)[-1]
+        ),
+        "this is the error right after the edited block; follow it to the end of the stream.": effects(
+            skip_mlp, lambda run, block: relative_error(clean.resid, run.resid, include_first=False)[block + 1]
+        ),
+        "this is measured after the final norm; take the stream before it, resid[-1].": effects(
+            skip_mlp, lambda run, _: relative_error(after_norm[None], run.final[None], include_first=False)[0]
+        ),
+        "this is the error before the last block has run; resid[-1] is the end of the stream.": effects(
+            skip_mlp, lambda run, _: relative_error(clean.resid, run.resid, include_first=False)[-2]
+        ),
+    }
+    for sentence, expected in known.items():
+        if _same(values, expected):
+            return sentence
+    return (
+        "the numbers differ from the reference on a small model: skip_mlp(block), relative error, last point of resid."
+    )
+
+
+def solution_2_5(lm, prompt):
+    clean = trace(lm, prompt)
+    effects = []
+    for block in range(lm.n_blocks):
+        with edit(lm, skip_mlp(block)):
+            without = trace(lm, prompt)
+        effects.append(relative_error(clean.resid, without.resid, include_first=False)[-1])
+    return torch.stack(effects)
+
+
+def _wrong_2_5() -> tuple[Callable[..., Any], ...]:
+    def loop(make: Callable[[int], Any], measure: Callable[..., Any]) -> Callable[..., Any]:
+        def answer(lm, prompt):
+            clean, found = trace(lm, prompt), []
+            for block in range(lm.n_blocks):
+                with edit(lm, make(block)):
+                    found.append(measure(clean, trace(lm, prompt), block))
+            return torch.stack(found)
+
+        return answer
+
+    def whole_curve(lm, prompt):
+        clean = trace(lm, prompt)
+        with edit(lm, skip_mlp(0)):
+            return relative_error(clean.resid, trace(lm, prompt).resid, include_first=False)
+
+    def edits_stay(lm, prompt):
+        for block in range(lm.n_blocks):
+            edit(lm, skip_mlp(block)).__enter__()
+        return torch.zeros(lm.n_blocks)
+
+    return (
+        loop(skip_block, lambda c, r, b: relative_error(c.resid, r.resid, include_first=False)[-1]),
+        loop(skip_attention, lambda c, r, b: relative_error(c.resid, r.resid, include_first=False)[-1]),
+        loop(skip_mlp, lambda c, r, b: relative_error(c.resid, r.resid)[-1]),
+        loop(skip_mlp, lambda c, r, b: delta_norm(c.resid, r.resid, include_first=False)[-1]),
+        loop(skip_mlp, lambda c, r, b: relative_error(c.resid, r.resid, include_first=False)[b + 1]),
+        loop(skip_mlp, lambda c, r, b: relative_error(c.final[None], r.final[None], include_first=False)[0]),
+        whole_curve,
+        edits_stay,
+    )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a.detach().to(b), b, rtol=1e-6, atol=1e-9)
+
+
+def _listed(values: Any) -> Tensor:
+    try:
+        return torch.tensor([float(value) for value in values], dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise Almost("one number per block is asked for: return a list of numbers or a tensor (n_blocks,).") from None
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise Almost(f"one number is asked for, and you returned a tensor of shape {tuple(value.shape)}.")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise Almost(f"one number is asked for, and you returned a {type(value).__name__}.") from None
+
+
+EXERCISES = (
+    Exercise(
+        "2.1", "Which two states?", 1, 3, ..., _check_2_1,
+        "hidden_states[0] is the embedding, before any block, so a list of 12 blocks gives 13 states. And remember what the last "
+        "of the 13 went through.",
+        solution_2_1,
+        wrong=(
+            {7: (6, 7), 11: (10, 11)}, {7: (8, 9), 11: None}, {7: (7, 8), 11: (11, 12)}, {7: (7, 8), 11: 12}, (7, 8),
+            {7: 7, 11: None}, {7: (8, 7), 11: None}, {7: (7, 9), 11: None}, {7: [7, 8], 11: (10, 11)},
+        ),
+    ),
+    Exercise(
+        "2.2", "r without the outliers", 2, 8, r_without_outliers, _check_2_2,
+        "size = torch.maximum(before.abs(), after.abs()); torch.quantile wants a share between 0 and 1; index both tensors with "
+        "the same mask; torch.corrcoef of the two stacked rows has r at [0, 1].",
+        solution_2_2, wrong=_wrong_2_2(),
+    ),
+    Exercise(
+        "2.3", "Deltas that are true in any mode", 2, 10, deltas, _check_2_3,
+        "The picture of the block at the start shows two places for a hook. In train mode only one of them is what is added: "
+        "attn.resid_dropout and mlp.dropout. Keep output.detach(), run the model once, remove both handles.",
+        solution_2_3, wrong=_wrong_2_3(),
+    ),
+    Exercise(
+        "2.4", "An edit that every recorder sees", 2, 8, scale_output, _check_2_4,
+        "Ask isinstance(output, tuple) inside the hook and return the same form with a new tensor. register_forward_hook has an "
+        "argument that puts your hook in front of those that are there already.",
+        solution_2_4, wrong=_wrong_2_4(),
+    ),
+    Exercise(
+        "2.5", "Design your own: one MLP at a time", 3, 12, mlp_effects, _check_2_5,
+        "One clean trace, then a loop over blocks with `with edit(lm, skip_mlp(block)):` around a second trace. relative_error(…, "
+        "include_first=False) has one number per point of the stream; the last one is the end, before the final norm.",
+        solution_2_5, wrong=_wrong_2_5(),
+    ),
+)  # fmt: skip
+
+check_2_1, check_2_2, check_2_3, check_2_4, check_2_5 = (checker(exercise) for exercise in EXERCISES)

@@ -1,0 +1,143 @@
+"""Lesson 3's widget: one edit of one component, the spread of the stream along the model, and the next token.
+
+components_panel(lm, prompt)     # the last line of a cell
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from helpers.course.panels import Models, Panel, block_slider, choice, factor_slider, index_slider, prompt_box, tick
+from helpers.course.words import Words, next_words, words_table
+from helpers.edits import Edit, noise_neurons, scale_block, zero_keys
+from helpers.lesson3.plots import plot_shift, plot_spread, spread_finding
+from helpers.models import LanguageModel
+from helpers.plots.style import DPI, panel_axes, settle
+from helpers.readings import spread
+from helpers.replay import Replay
+from helpers.tables import format_number
+
+COMPONENTS = ("K of a head", "MLP neurons", "hidden states")
+TOP = 5
+
+
+@dataclass(frozen=True)
+class Shift:
+    """What one edit did to one prompt: spreads (n_blocks + 1,) and after the final norm, and next-token probabilities."""
+
+    block: int
+    mark: str
+    clean: Tensor
+    edited: Tensor
+    clean_final: float
+    edited_final: float
+    tokens: dict[str, tuple[float, float]]  # the five most probable of both runs, joined: text -> (clean, edited)
+    top: tuple[list[str], list[str]]  # the five most probable, clean and edited
+    words: Words  # the same tokens, the clean run's first
+
+    @property
+    def series(self) -> dict[str, Tensor]:
+        return {"clean": self.clean, "edited": self.edited}
+
+    @property
+    def final(self) -> dict[str, float]:
+        return {"clean": self.clean_final, "edited": self.edited_final}
+
+
+def component_edit(
+    component: str, block: int, head: int = 2, factor: float = 0.1, mean: float = 10.0, before_activation: bool = False,
+    activation: str = "GELU",
+) -> tuple[Edit, str]:  # fmt: skip
+    """Return the edit that the controls ask for and its label. component: one of COMPONENTS.
+
+    activation: the name of the MLP's activation function, for the label.
+    Noise goes into the even neurons, with standard deviation 1 and always the same seed, so that only what you change changes.
+    """
+    if component == "K of a head":
+        return zero_keys(block, [head]), f"block {block}, K of head {head} → 0"
+    if component == "MLP neurons":
+        generator = torch.Generator().manual_seed(0)
+        side = "before" if before_activation else "after"
+        made = noise_neurons(block, slice(0, None, 2), mean, 1.0, generator, before_activation)
+        return made, f"block {block}, noise {format_number(mean)} {side} {activation}"
+    return scale_block(block, factor), f"block {block} × {format_number(factor)}"
+
+
+def component_shift(
+    model: LanguageModel | Replay, prompt: str, component: str = "hidden states", block: int = 9, head: int = 2, factor: float = 0.1,
+    mean: float = 10.0, before_activation: bool = False, include_first: bool = True,
+) -> Shift:  # fmt: skip
+    """Make one edit and measure it. Raises BadPrompt, PromptTooLong, BlockOutOfRange, HeadOutOfRange, BadFactor, and
+    BadValue for a prompt of one token without its first."""
+    replay = model if isinstance(model, Replay) else Replay(model)
+    lm = replay.lm
+    made, mark = component_edit(component, block, head, factor, mean, before_activation, _activation(lm))
+    if component == "K of a head" and lm.n_key_heads < lm.n_heads:  # grouped-query attention
+        share = lm.n_heads // lm.n_key_heads
+        served = [str(one) for one in range(head * share, (head + 1) * share)]
+        mark += f" (serves heads {', '.join(served[:-1])} and {served[-1]})"
+    clean, edited = replay(prompt, made)
+    logits = clean.last_logits[0], edited.last_logits[0]
+    words = next_words(lm, *logits, most=TOP)
+    joined = sorted(zip(words.names, words.clean, words.edited, strict=True), key=lambda row: -max(row[1:]))
+    tops = [[lm.tokenizer.decode([i]) for i in one.topk(min(TOP, len(one))).indices.tolist()] for one in logits]
+    first = 0 if include_first else 1
+    assert clean.final is not None
+    return Shift(
+        block,
+        mark,
+        spread(clean.resid, include_first),
+        spread(edited.resid, include_first),
+        float(clean.final[:, first:].std()),
+        float(edited.final[:, first:].std()),
+        {text: (a, b) for text, a, b in joined},
+        (tops[0], tops[1]),
+        words,
+    )
+
+
+def _activation(lm: LanguageModel) -> str:
+    config = lm.model.config
+    name = str(getattr(config, "activation_function", None) or getattr(config, "hidden_act", None) or "the activation")
+    return "GELU" if name.startswith("gelu") else {"silu": "SiLU", "relu": "ReLU"}.get(name, name)
+
+
+def draw_shift(shift: Shift, dpi: int = DPI) -> Figure:
+    """Draw a shift in the style of the course."""
+    return plot_shift(shift.series, shift.final, shift.tokens, shift.block, shift.mark, dpi)
+
+
+def describe_shift(shift: Shift) -> str:
+    """Return the line of numbers under the controls."""
+    before, after = (", ".join(f"{t!r} {format_number(shift.tokens[t][i], 2)}" for t in shift.top[i]) for i in (0, 1))
+    return f"{shift.mark}: {spread_finding(shift.series, shift.final, shift.block)}. Next token, clean: {before}; edited: {after}."
+
+
+def components_panel(models: Models, prompt: str, component: str = "hidden states", block: int = 9) -> Panel:
+    """Return the widget of lesson 3: component, block, head, factor, noise, first token and prompt.
+
+    models: one, or several by name, to choose from (see `Panel`). With grouped-query attention heads are key heads.
+    """
+    return Panel(
+        "Edit one component",
+        models,
+        {
+            "component": choice(COMPONENTS, component, "component"),
+            "block": block_slider(block),
+            "head": index_slider(2, "head (for K)"),
+            "factor": factor_slider(0.1, 0.0, 10.0, 0.1, "factor (for hidden states)"),
+            "mean": factor_slider(10.0, -10.0, 20.0, 1.0, "mean of the noise (for neurons)"),
+            "before_activation": tick(False, "noise before the activation function"),
+            "include_first": tick(True, "include the first token in the standard deviation"),
+            "prompt": prompt_box(prompt),
+        },
+        sizes=lambda lm: {"block": lm.n_blocks, "head": lm.n_key_heads},
+        compute=component_shift,
+        draw=lambda shift: settle(plot_spread(shift.series, shift.final, shift.block, shift.mark, panel_axes())),
+        summary=describe_shift,
+        words=lambda shift: words_table(shift.words),
+    )

@@ -1,0 +1,582 @@
+"""Lesson 4's claims about head ablation, 4.1 to 4.8: measured over many countries, then judged.
+
+    show_ledger(ledger(lm, "Berlin is the capital of"))
+
+Changes are in nats, without the head minus with it. They are looked at where the report looks, in block 5, and where the
+effect lives: a sweep over all heads finds the strongest on some prompts, and others judge them, so that no head is chosen
+and judged by the same numbers. Tables are [prompt][head], for each of these sites; an interval is (mean, low, high).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from helpers.countries import TEMPLATE, CapitalPrompt, capital_prompts, read_countries
+from helpers.course.ledger import (
+    UNTESTED,
+    Claim,
+    Keep,
+    Part,
+    Table2,
+    columns_of,
+    compute_now,
+    directions,
+    holm,
+    judge,
+    middle,
+    sign_test,
+)
+from helpers.edits import replace_heads
+from helpers.errors import TargetIsNotOneToken
+from helpers.measures import Measure, Outcome, predictions
+from helpers.metrics import bootstrap_interval
+from helpers.models import LanguageModel
+from helpers.staircase import groups
+from helpers.sweeps import CHUNK, Replacement, sweep_edits, sweep_heads
+from helpers.tracing import trace
+
+Interval = tuple[float, float, float]
+Sites = Mapping[str, Table2]
+REPLACEMENTS: tuple[Replacement, ...] = ("zero", "mean", "resample")
+# An instruction-tuned model may need to see the pattern before it answers in one word.
+TEMPLATES = (TEMPLATE, "Paris is the capital of France. {capital} is the capital of")
+FIND, JUDGE = 20, 24  # prompts on which the strongest heads are found, and at most so many on which they are judged
+ENOUGH = 10  # prompts of one length: as many as a mean at each position needs here
+FEW = 0.25  # of the heads: where fewer hold half of all change, the work is not distributed
+FURTHER = 1.5  # a replacement moves the prediction further than another if its KL is that many times as large
+COLUMNS = ("target", "kl", "same top-1", "target is top-1", "contrast", "logit difference", "same region", "clean target",
+           "clean is target")  # fmt: skip
+
+
+def verdict_4_1(zero: Sites, mean: Sites, strongest: Sequence[str]) -> Claim:
+    """zero, mean: site -> change of log p(target) with each head at zero, or at its mean. strongest: their names, "8.4"."""
+    parts = [
+        Part(f"it falls for more than half of {site}", [2 * sum(v < 0 for v in row) > len(row) for row in rows])
+        for site, rows in zero.items()
+    ]
+    measured = (
+        f"{_significant(zero, 'zero')}; {_significant(mean, 'mean')}; strongest (block.head): {', '.join(strongest)}"
+    )
+    return judge("4.1", "log p(target) falls for most heads", parts, measured, cores=len(parts))
+
+
+def verdict_4_2(zero: Sites, beyond: Mapping[str, Sequence[float]]) -> Claim:
+    """zero: site -> change of log p(contrast) with each head at zero; beyond: its change among the tokens that are not the
+    target, log p(contrast | not the target), a mean over the site's heads for each prompt."""
+    parts = [
+        Part(f"it rises for more than half of {site}", [2 * sum(v > 0 for v in row) > len(row) for row in rows])
+        for site, rows in zero.items()
+    ]
+    shares = ", ".join(f"{site} {middle(values)}" for site, values in beyond.items())
+    measured = f"{_significant(zero, 'zero')}; beyond what any other token gains from the target's loss, median in nats: {shares}"
+    return judge("4.2", "log p(contrast) rises", parts, measured, cores=len(parts))
+
+
+def verdict_4_3(first: Mapping[str, Sequence[Sequence[bool]]], right: int, tried: int) -> Claim:
+    """first: site -> for each prompt whose clean top token is the target, whether it still is, head by head. right of `tried`
+    prompts are such."""
+    says = "the target stays top-1 whichever head of block 5 is removed"
+    measured = f"without any edit the target is top-1 on {right} of {tried} prompts"
+    rows = next(iter(first.values()))
+    if not rows:
+        return Claim(
+            "4.3", says, UNTESTED, "the target is top-1 on none of the prompts, even with every head", measured
+        )
+    parts = [
+        Part(f"it stays top-1 without each of {site}", [all(row) for row in table]) for site, table in first.items()
+    ]
+    kept = ", ".join(
+        f"{sum(map(sum, table))} of {sum(map(len, table))} removals of {site}" for site, table in first.items()
+    )
+    return judge("4.3", says, parts, f"{measured}; kept by {kept}", cores=len(parts))
+
+
+def verdict_4_4(changes: Table2, kept: Sequence[Sequence[bool]]) -> Claim:
+    """changes: of the logit difference without each head of the whole model; kept: whether the top token stayed the same."""
+    says = "continuous measures show what the top-1 hides"
+    number, flips = len(changes) * len(changes[0]), sum(not stays for row in kept for stays in row)
+    sure = directions(columns_of(changes))
+    never = [all(column) for column in columns_of(kept)]
+    unseen = sum(side != 0 and quiet for side, quiet in zip(sure, never, strict=True))
+    measured = (
+        f"the top token changes at {flips} of {number} removals; the shift is significant (sign test, Holm) for "
+        f"{len(sure) - sure.count(0)} of {len(sure)} heads, and for {unseen} of them the top token never changes"
+    )
+    if not flips:
+        return Claim(
+            "4.4", says, UNTESTED, f"the top token changes at 0 of {number} removals: it hides everything", measured
+        )
+    share = [
+        sum(abs(v) for v, stays in zip(row, quiet, strict=True) if stays) / (sum(map(abs, row)) or 1.0)
+        for row, quiet in zip(changes, kept, strict=True)
+    ]
+    measured += f"; median share of the movement that keeps the top token {middle(100 * s for s in share)} %"
+    what = "removals that keep the top token make up at least half of the movement of the logit difference"
+    return judge("4.4", says, [Part(what, [s >= 0.5 for s in share])], measured)
+
+
+def verdict_4_5(
+    single: Sites, together: Mapping[str, Sequence[float]], single_odds: Sites,
+    together_odds: Mapping[str, Sequence[float]], zero: Mapping[str, Sequence[float]],
+) -> Claim:  # fmt: skip
+    """single, together: site -> change of log p(target) with each head at its mean, and with all of them at once; *_odds: the same
+    of the logit difference, which knows no ceiling as a probability does; zero: `together` with zeros in place of means."""
+    cores, rest = [], []
+    for site, rows in single.items():
+        odds = zip(single_odds[site], together_odds[site], strict=True)
+        cores.append(Part(f"all of {site} at their mean lower log p(target)", [value < 0 for value in together[site]]))
+        rest += [
+            Part(
+                f"it takes a quarter or more of {site} to make up half of the single changes",
+                [_half(row) >= FEW * len(row) for row in rows],
+            ),
+            Part(
+                f"all of {site} at once cost more than the sum of single ones, in log p and in the logit difference",
+                [t < sum(row) and o < sum(r) for row, t, (r, o) in zip(rows, together[site], odds, strict=True)],
+            ),
+        ]
+    measured = "; ".join(
+        f"{site}: median change at once {middle(together[site])} nats with means, {middle(zero[site])} with zeros, sum of single "
+        f"ones {middle(sum(row) for row in rows)}"
+        for site, rows in single.items()
+    )
+    return judge("4.5", "heads act as distributed, redundant circuits", [*cores, *rest], measured, cores=len(cores))
+
+
+def verdict_4_6(
+    damage: Mapping[str, Mapping[str, Sequence[float]]], strongest: Mapping[str, Mapping[str, str]]
+) -> Claim:
+    """damage: site -> replacement -> KL(clean ‖ edited), a mean over the heads for each prompt; strongest: site -> replacement ->
+    the head with the largest mean KL."""
+    parts, measured = [], []
+    tests = {
+        (site, a, b): sign_test(x - y for x, y in zip(kinds[a], kinds[b], strict=True))
+        for site, kinds in damage.items()
+        for i, a in enumerate(kinds)
+        for b in list(kinds)[i + 1 :]
+    }
+    apart = [names for names, sure in zip(tests, holm(list(tests.values())), strict=True) if sure]
+    for site, kinds in damage.items():
+        pairs = list(zip(kinds["zero"], kinds["mean"], strict=True))
+        parts.append(
+            Part(
+                f"{site}: KL with zero and with the mean differ at least 1.5-fold",
+                [a != b and max(a, b) >= FURTHER * min(a, b) for a, b in pairs],
+            )
+        )
+        different = [f"{a} and {b}" for where, a, b in apart if where == site]
+        measured.append(
+            f"{site}: median KL {', '.join(f'{kind} {middle(values)}' for kind, values in kinds.items())}; significantly different "
+            f"(sign test, Holm): {', '.join(different) or 'none'}; strongest head "
+            f"{', '.join(f'{head} ({kind})' for kind, head in strongest[site].items())}"
+        )
+    return judge(
+        "4.6",
+        "open question: zero, mean, or something else? (tested: the choice matters)",
+        parts,
+        "; ".join(measured),
+        cores=len(parts),
+    )
+
+
+def verdict_4_7(gain: Sites) -> Claim:
+    """gain: site -> change of log p of the wrong countries of the target's region, minus that of all other regions' countries, a
+    mean over the countries, without each head."""
+    parts = [
+        Part(f"wrong countries of the region gain more than others, in the mean over {site}", [sum(row) > 0 for row in rows])
+        for site, rows in gain.items()
+    ]  # fmt: skip
+    sizes = ", ".join(f"{site} {middle(sum(row) / len(row) for row in rows)}" for site, rows in gain.items())
+    measured = (
+        f"median difference of the mean change of log p, in nats: {sizes}; {_significant(gain, 'zero', 'gain', 'lose')}"
+    )
+    return judge(
+        "4.7",
+        "the gain of wrong tokens is largest within the same group, such as Europe",
+        parts,
+        measured,
+        cores=len(parts),
+    )
+
+
+def verdict_4_8(first: Mapping[str, Sequence[Sequence[bool]]], together: Mapping[str, Sequence[bool]]) -> Claim:
+    """first: as in 4.3; together: whether the target is still top-1 with all heads of the site at zero."""
+    says = "small shifts add up to errors"
+    small = [
+        all(map(all, rows)) for rows in zip(*first.values(), strict=True)
+    ]  # of each prompt: no head alone costs it
+    if not any(small):
+        why = "the target is top-1 on none of the prompts, even with every head"
+        if small:
+            why = f"on each of {len(small)} prompts some head alone costs the target its first place: no shift is small"
+        return Claim("4.8", says, UNTESTED, why)
+    parts = [
+        Part(
+            f"all of {site} at once cost the target its first place, where no head alone does",
+            [not keeps for keeps, counts in zip(kept, small, strict=True) if counts],
+        )
+        for site, kept in together.items()
+    ]
+    return judge("4.8", says, parts, cores=len(parts))
+
+
+VERDICTS: dict[str, Callable[..., Claim]] = {
+    "4.1": verdict_4_1,
+    "4.2": verdict_4_2,
+    "4.3": verdict_4_3,
+    "4.4": verdict_4_4,
+    "4.5": verdict_4_5,
+    "4.6": verdict_4_6,
+    "4.7": verdict_4_7,
+    "4.8": verdict_4_8,
+}
+
+
+def _half(changes: Sequence[float]) -> int:
+    """How many of the changes, the largest first, make up half of the sum of their sizes."""
+    sizes = sorted(map(abs, changes), reverse=True)
+    gathered, number = 0.0, 0
+    while number < len(sizes) and gathered < sum(sizes) / 2:
+        gathered, number = gathered + sizes[number], number + 1
+    return max(number, 1)
+
+
+def _significant(sites: Sites, kind: str, up: str = "rise", down: str = "fall") -> str:
+    found = {site: directions(columns_of(rows)) for site, rows in sites.items()}
+    told = ", ".join(f"{sides.count(-1)} {down} and {sides.count(1)} {up} of {site}" for site, sides in found.items())
+    return f"significant (sign test, Holm), with each head at {kind}: {told}"
+
+
+# ---- measuring
+
+
+@dataclass(frozen=True)
+class Study:
+    """Some heads over many prompts.
+
+    heads: (block, head) of each. changes: replacement -> column -> (n_prompts, n_heads), the columns those of `predictions` and
+    "same region". together: replacement -> column -> (n_prompts,), with all of the heads at zero, or at their means. clean:
+    (n_prompts,) log p(target) without an edit. right: (n_prompts,) bool, the clean top token is the target.
+    """
+
+    heads: tuple[tuple[int, int], ...]
+    facts: tuple[CapitalPrompt, ...]
+    changes: Mapping[str, Mapping[str, Tensor]]
+    at_once: Mapping[str, Mapping[str, Tensor]]
+    clean: Tensor
+    right: Tensor
+
+    @property
+    def together(self) -> Mapping[str, Tensor]:
+        """column -> (n_prompts,), with all of the heads at zero."""
+        return self.at_once["zero"]
+
+    def share_of_the_rest(self) -> Tensor:
+        """(n_prompts, n_heads) change of log p(contrast | not the target), in nats, with heads at zero.
+
+        When the target loses, every other token gains, if only in proportion. This is what the contrast gains beyond that.
+        """
+        zero = self.changes["zero"]
+        before = torch.log1p(-self.clean.exp())[:, None]
+        after = torch.log1p(-(self.clean[:, None] + zero["target"]).exp())
+        return zero["contrast"] - (after - before)
+
+
+def study_heads(
+    lm: LanguageModel,
+    facts: Sequence[CapitalPrompt],
+    heads: int | Sequence[tuple[int, int]],
+    reference: Sequence[str] | None = None,
+    generator: torch.Generator | None = None,
+) -> Study:
+    """Put each head at zero, at its mean and at its value on another prompt, and all of them at once, on every prompt.
+
+    heads: a block, or (block, head) of each. The mean is taken at each position, counted from the end, over the reference
+    prompts (Wang et al. 2022), those of the study if None. Where they have the length of the prompt, a head's mean is what it
+    says at that place whatever the country. The other prompt is one of them, drawn with `generator` (seed 0 by default).
+    """
+    chosen = [(heads, head) for head in range(lm.n_heads)] if isinstance(heads, int) else list(heads)
+    return study_sites(lm, facts, {"": chosen}, reference, generator)[""]
+
+
+def study_sites(
+    lm: LanguageModel,
+    facts: Sequence[CapitalPrompt],
+    sites: Mapping[str, Sequence[tuple[int, int]]],
+    reference: Sequence[str] | None = None,
+    generator: torch.Generator | None = None,
+    keep: Keep = compute_now,
+) -> dict[str, Study]:
+    """`study_heads` of several sets of heads in one go."""
+    draw = torch.Generator().manual_seed(0) if generator is None else generator
+    texts = [fact.prompt for fact in facts] if reference is None else list(reference)
+    rows = [lm.encode(text).ids[0] for text in texts]
+    outputs = cache(lambda: outputs_of_heads(lm, rows))
+    countries = cache(lambda: _country_ids(lm))
+    means = cache(lambda length: position_means(outputs(), length))
+    found = []
+    for fact in facts:
+        ids = lm.encode(fact.prompt).ids[0]
+        others = [i for i, text in enumerate(texts) if text != fact.prompt and len(rows[i]) == len(ids)]
+        others = others or [i for i, text in enumerate(texts) if text != fact.prompt] or [0]
+        partner = others[int(torch.randint(len(others), (1,), generator=draw))]  # drawn also where the result is kept
+
+        def remove(fact: CapitalPrompt = fact, ids: Tensor = ids, partner: int = partner) -> list[Any]:
+            other = outputs()[partner]
+            other = other[:, (torch.arange(len(ids)) + other.shape[1] - len(ids)).clamp(min=0)]  # last tokens meet
+            measure = _country_measure(lm, fact, countries())
+            return _removals(lm, ids, sites.values(), means(len(ids)), other, measure)
+
+        found.append(keep(f"4 {fact} {sites} beside {texts[partner]} of {len(texts)}", remove))
+    table = torch.tensor(found, dtype=torch.float64)  # (n_prompts, copies, columns)
+    studies, begin = {}, 0
+    for site, heads in sites.items():
+        own = table[:, begin : begin + 3 * len(heads) + 2]
+        begin += own.shape[1]
+        parts = [own[:, k * len(heads) : (k + 1) * len(heads)] for k in range(3)]
+        changes: dict[str, dict[str, Tensor]] = {
+            kind: dict(zip(COLUMNS, part.unbind(-1), strict=True))
+            for kind, part in zip(REPLACEMENTS, parts, strict=True)
+        }
+        at_once = {
+            kind: dict(zip(COLUMNS, own[:, k].unbind(-1), strict=True)) for k, kind in ((-2, "zero"), (-1, "mean"))
+        }
+        clean, right = (at_once["zero"][name] for name in ("clean target", "clean is target"))
+        studies[site] = Study(tuple(heads), tuple(facts), changes, at_once, clean, right.bool())
+    return studies
+
+
+@torch.no_grad()
+def outputs_of_heads(lm: LanguageModel, rows: Sequence[Tensor]) -> list[Tensor]:
+    """(n_blocks, pos, n_heads, d_head) of each prompt of ids (pos,)."""
+    found: dict[int, Tensor] = {}
+    for chosen in groups(list(rows), 1, CHUNK // 2):
+        heads = trace(lm, torch.stack([rows[i] for i in chosen]), stop_after=lm.n_blocks - 1).heads
+        found |= {i: heads[:, k] for k, i in enumerate(chosen)}
+    return [found[i] for i in range(len(rows))]
+
+
+def position_means(outputs: Sequence[Tensor], length: int) -> Tensor:
+    """(n_blocks, length, n_heads, d_head): the mean of (n_blocks, pos, n_heads, d_head) at each position, counted from the end.
+
+    Over the outputs of just that length, if there are enough of them. Where none is long enough, the first position that has a
+    mean stands in.
+    """
+    same = [heads for heads in outputs if heads.shape[1] == length]
+    used = same if len(same) >= ENOUGH else outputs
+    reach = min(length, max(heads.shape[1] for heads in used))
+    places = [torch.stack([h[:, -back] for h in used if h.shape[1] >= back]).mean(0) for back in range(reach, 0, -1)]
+    return torch.stack([places[max(0, i + reach - length)] for i in range(length)], dim=1)
+
+
+def _removals(
+    lm: LanguageModel, ids: Tensor, sites: Iterable[Sequence[tuple[int, int]]], means: Tensor, other: Tensor, measure: Measure
+) -> list[Any]:  # fmt: skip
+    """For each site: each head at zero, at its mean, as on the other prompt; then all of them at zero, and at their means."""
+    tried: list[Any] = []
+    for heads in sites:
+        zero, mean, resample = (
+            [replace_heads(b, h, v[b][None, :, h : h + 1]) for b, h in heads] for v in (means * 0, means, other)
+        )
+        tried += [*zero, *mean, *resample, zero, mean]
+    return sweep_edits(lm, ids, tried, measure=measure, progress=False).tolist()
+
+
+def _country_ids(lm: LanguageModel) -> list[tuple[str, int]]:
+    """(region, token id) of each country whose name is one token."""
+    found = []
+    for country in read_countries():
+        try:
+            found.append((country.region, lm.token_id(" " + country.name)))
+        except TargetIsNotOneToken:
+            continue
+    return found
+
+
+def _country_measure(lm: LanguageModel, fact: CapitalPrompt, countries: Sequence[tuple[str, int]]) -> Measure:
+    """`predictions`; how much more the wrong countries of the target's region gain in log p than those of other regions; log p of
+    the target in the clean run, and whether it is its top token."""
+    plain, target = predictions(lm, fact.target, fact.contrast), lm.token_id(fact.target)
+    home = next((region for region, token in countries if token == target), None)
+    near = [token for region, token in countries if region == home and token != target]
+    far = [token for region, token in countries if region != home]
+
+    def compute(outcome: Outcome) -> Tensor:
+        clean = outcome.clean.log_softmax(-1)
+        change = outcome.edited.log_softmax(-1) - clean
+        gain = torch.full_like(change[:, 0], torch.nan)  # for a target that is no country, or has no neighbours
+        if near and far:
+            gain = change[:, near].mean(-1) - change[:, far].mean(-1)
+        same = torch.stack([clean[target], (clean.argmax() == target).to(clean)]).expand(len(change), 2)
+        return torch.cat([plain.compute(outcome), gain[:, None], same], dim=-1)
+
+    return Measure(compute, COLUMNS)
+
+
+def choose_prompts(
+    lm: LanguageModel, keep: Keep = compute_now
+) -> tuple[str, list[CapitalPrompt], list[CapitalPrompt], int]:
+    """(template, prompts to find the strongest heads on, prompts to judge them on, how many prompts the model answers right).
+
+    The template is the one on which the model names the right country most often. Where it does so often enough, the prompts
+    are those that it gets right. They have a length that `ENOUGH` prompts share, so that a mean at each position makes sense.
+    """
+    best: tuple[str, list[CapitalPrompt], list[bool]] | None = None
+    for template in TEMPLATES:
+        facts = capital_prompts(lm, template=template)
+        facts = [
+            fact for fact in facts if fact.prompt.count(fact.target.strip()) == 0
+        ]  # the pattern tells the answer for France
+        right = keep(f"4 right {template}", partial(_answered, lm, facts))
+        if best is None or sum(right) > sum(best[2]):
+            best = template, facts, right
+    assert best is not None
+    template, facts, right = best
+    lengths = [len(lm.token_ids(fact.prompt)) for fact in facts]
+    common = [lengths.count(length) >= ENOUGH for length in lengths]
+    fits = [f for f, often, known in zip(facts, common, right, strict=True) if often and known]
+    if len(fits) < 1.5 * FIND:
+        fits = [f for f, often in zip(facts, common, strict=True) if often] or facts
+    number = min(len(fits), FIND + JUDGE)
+    fits = [fits[i * len(fits) // number] for i in range(number)]
+    few = min(FIND, number - FIND) if number > 1.5 * FIND else max(1, number // 2)
+    finding = [fits[i * number // few] for i in range(few)]
+    return template, finding, [fact for fact in fits if fact not in finding], sum(right)
+
+
+def _map(lm: LanguageModel, fact: CapitalPrompt) -> list[list[float]]:
+    """[head of the whole model][column], with each head at zero."""
+    measure = predictions(lm, fact.target, fact.contrast)
+    return sweep_heads(lm, fact.prompt, measure=measure, progress=False).flatten(0, 1).tolist()
+
+
+def _answered(lm: LanguageModel, facts: Sequence[CapitalPrompt]) -> list[bool]:
+    """Whether the most probable next token is the target."""
+    rows = [lm.encode(fact.prompt).ids[0] for fact in facts]
+    top: dict[int, int] = {}
+    for chosen in groups(rows, 1, CHUNK // 2):
+        last = lm.logits(torch.stack([rows[i] for i in chosen]))[:, -1]
+        top |= dict(zip(chosen, last.argmax(-1).tolist(), strict=True))
+    return [top[i] == lm.token_id(fact.target) for i, fact in enumerate(facts)]
+
+
+def ledger(
+    lm: LanguageModel,
+    prompt: str | None = None,
+    target: str = " Germany",
+    contrast: str = " France",
+    block: int | None = None,
+    keep: Keep = compute_now,
+) -> list[Claim]:
+    """Measure lesson 4's claims on `lm` and judge them.
+
+    prompt: one more prompt to judge on, with its target and contrast; Berlin's if None. block: block 5, or the middle one of a
+    model with fewer. Raises TargetIsNotOneToken, BadPrompt, PromptTooLong, BlockOutOfRange.
+    """
+    block = lm.check_block(min(5, lm.n_blocks // 2) if block is None else block)
+    template, finding, judging, _ = choose_prompts(lm, keep)
+    first = CapitalPrompt(template.format(capital="Berlin") if prompt is None else prompt, target, contrast)
+    finding = [fact for fact in finding if fact.prompt != first.prompt]
+    judging = [first, *(fact for fact in judging if fact.prompt != first.prompt)]
+    maps = [keep(f"4 map {fact}", partial(_map, lm, fact)) for fact in [*finding, first]]
+    everywhere = dict(zip(COLUMNS, torch.tensor(maps, dtype=torch.float64).unbind(-1), strict=False))
+    size = everywhere["target"][: len(finding)].mean(0).abs()  # the first prompt is judged on
+    order = size.argsort(descending=True)[: lm.n_heads].tolist()
+    strongest = sorted(divmod(place, lm.n_heads) for place in order)
+    reference = [fact.prompt for fact in capital_prompts(lm, template=template)]
+    sites = {
+        f"the heads of block {block}": [(block, head) for head in range(lm.n_heads)],
+        f"the {lm.n_heads} strongest heads": strongest,
+    }
+    studies = study_sites(lm, judging, sites, reference, keep=keep)
+
+    def table(column: str, kind: str = "zero") -> dict[str, list[list[float]]]:
+        return {site: study.changes[kind][column].tolist() for site, study in studies.items()}
+
+    def at_once(column: str, kind: str) -> dict[str, list[float]]:
+        return {site: study.at_once[kind][column].tolist() for site, study in studies.items()}
+
+    def of_right(values: Tensor, study: Study) -> list[Any]:
+        return values[study.right].bool().tolist()
+
+    one = next(iter(studies.values()))
+    stays = {site: of_right(study.changes["zero"]["target is top-1"], study) for site, study in studies.items()}
+    regional = {
+        site: [row for row in rows if row[0] == row[0]] for site, rows in table("same region").items()
+    }  # NaN: the target is no country
+    damage = {
+        site: {kind: columns["kl"].mean(1).tolist() for kind, columns in study.changes.items()}
+        for site, study in studies.items()
+    }
+    largest = {
+        site: {
+            kind: "{}.{}".format(*study.heads[int(columns["kl"].mean(0).argmax())])
+            for kind, columns in study.changes.items()
+        }
+        for site, study in studies.items()
+    }
+    return [
+        verdict_4_1(table("target"), table("target", "mean"), [f"{b}.{h}" for b, h in strongest]),
+        verdict_4_2(table("contrast"), {site: study.share_of_the_rest().mean(1).tolist() for site, study in studies.items()}),
+        verdict_4_3(stays, int(one.right.sum()), len(judging)),
+        verdict_4_4(everywhere["logit difference"].tolist(), everywhere["same top-1"].bool().tolist()),
+        verdict_4_5(table("target", "mean"), at_once("target", "mean"), table("logit difference", "mean"),
+                    at_once("logit difference", "mean"), at_once("target", "zero")),
+        verdict_4_6(damage, largest),
+        verdict_4_7(regional),
+        verdict_4_8(stays, {site: of_right(study.at_once["zero"]["target is top-1"], study) for site, study in studies.items()}),
+    ]  # fmt: skip
+
+
+# ---- what the lesson shows of a study
+
+
+def intervals(values: Tensor, seed: int = 0) -> list[Interval]:
+    """(mean, low, high) of each column of (n_prompts, n): the mean over prompts and its 95 % bootstrap interval."""
+    generator = torch.Generator().manual_seed(seed)
+    return [bootstrap_interval(column, generator) for column in values.unbind(1)]
+
+
+def interval(values: Tensor, seed: int = 0) -> Interval:
+    """(mean, low, high) of (n_prompts,) values."""
+    return bootstrap_interval(values, torch.Generator().manual_seed(seed))
+
+
+def hidden_movement(changes: Tensor, kept: Tensor) -> tuple[float, float]:
+    """(silent, hidden): the share of removals that keep the top token, and their share of all movement, the sum of |change|.
+
+    changes, kept: of one shape, nats and bool.
+    """
+    size = changes.abs()
+    return float(kept.double().mean()), float(size[kept].sum() / size.sum()) if float(size.sum()) else 0.0
+
+
+def cooperation(study: Study) -> dict[str, Any]:
+    """How the study's heads share their work, with heads at zero: half (how many hold half of all change), heads (of how many),
+    and the intervals of the change together, and of what it has beyond the sum of single ones in log p and in the logit difference."""
+    single, together = study.changes["zero"], study.together
+    return {
+        "half": _half(single["target"].mean(0).tolist()),
+        "heads": len(study.heads),
+        "together": interval(together["target"]),
+        "extra": interval(together["target"] - single["target"].sum(1)),
+        "extra_logits": interval(together["logit difference"] - single["logit difference"].sum(1)),
+    }
+
+
+def compare_replacements(study: Study) -> dict[str, Any]:
+    """How much each replacement disturbs the prediction: the damage and its interval, the gaps between two, the strongest head."""
+    divergence = {name: columns["kl"] for name, columns in study.changes.items()}
+    names = list(divergence)
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+    return {
+        "damage": {name: interval(values.mean(1)) for name, values in divergence.items()},
+        "gaps": {f"{a} − {b}": interval((divergence[a] - divergence[b]).mean(1)) for a, b in pairs},
+        "strongest": {name: int(values.mean(0).argmax()) for name, values in divergence.items()},
+    }

@@ -1,0 +1,297 @@
+"""Lesson 4's widget: switch off any head, see all heads on a map and what happens to the next token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ipywidgets as widgets
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from helpers.countries import capital_prompts
+from helpers.course.panels import Models, Panel, block_slider, choice, index_slider, prompt_box
+from helpers.course.words import Words, these_words, words_table
+from helpers.edits import Edit, edit, replace_heads
+from helpers.errors import BadValue
+from helpers.lesson4.plots import attention_finding, plot_head_and_attention, plot_head_panel
+from helpers.measures import predictions
+from helpers.models import LanguageModel
+from helpers.plots.style import DPI
+from helpers.readings import attention_patterns
+from helpers.replacements import from_the_end, mean_heads
+from helpers.replay import Replay
+from helpers.sweeps import Progress, sweep_edits
+from helpers.tables import format_number
+from helpers.tracing import trace
+
+REPLACEMENTS = {  # and how a sentence begins
+    "zero": "Without",
+    "mean": "With the mean in place of",
+    "resample": "With another prompt's output in place of",
+}
+REFERENCE = 24  # country prompts that the mean runs over, and that a resampled head comes from
+TOP = 10
+SMALL = 50_000_000  # parameters: below this all heads are mapped in a moment, without being asked
+
+Question = tuple[str, str, str, str]  # prompt, target, contrast, replacement
+
+
+@dataclass(frozen=True)
+class HeadMap:
+    """All heads of one model on one prompt. Changes are in nats, (n_blocks, n_heads), with the replacement minus without."""
+
+    prompt: str
+    target: str
+    contrast: str
+    replacement: str
+    on_target: Tensor  # change of log p(target)
+    on_contrast: Tensor
+    edits: tuple[Edit, ...]  # one for each head, block by block
+    clean: Tensor  # (vocabulary,) logits
+
+
+@dataclass(frozen=True)
+class HeadView:
+    """A map with one head chosen. tokens: the TOP most probable next tokens of the clean run, and target and contrast where
+    they are not among them; clean, edited: their probabilities, (len(tokens),), with the head and without it.
+    """
+
+    map: HeadMap
+    block: int
+    head: int
+    tokens: tuple[str, ...]
+    clean: Tensor
+    edited: Tensor
+    same_top: bool  # the most probable of all tokens is the same in both runs
+
+
+def head_map(
+    lm: LanguageModel, prompt: str, target: str, contrast: str, replacement: str = "zero", progress: Progress = False
+) -> HeadMap:
+    """Ablate every head of every block, one at a time, in one sweep.
+
+    replacement: "zero"; "mean", over 24 country prompts, one for each position; or "resample", the head's output on one
+    of them. Positions are counted back from the last token. Raises TargetIsNotOneToken, BadPrompt, PromptTooLong, BadValue.
+    """
+    measure = predictions(lm, target, contrast)
+    edits = _edits(lm, prompt, replacement)
+    found = sweep_edits(lm, prompt, edits, measure=measure, progress=progress).unflatten(0, (lm.n_blocks, lm.n_heads))
+    on_target, on_contrast = (found[..., measure.columns.index(name)] for name in ("target", "contrast"))
+    clean = trace(lm, prompt).last_logits[0].cpu()
+    return HeadMap(prompt, target, contrast, replacement, on_target, on_contrast, edits, clean)
+
+
+def _edits(lm: LanguageModel, prompt: str, replacement: str) -> tuple[Edit, ...]:
+    """One edit for each head, block by block."""
+    values = _values(lm, prompt, replacement)
+    return tuple(_edit(values, block, head) for block in range(lm.n_blocks) for head in range(lm.n_heads))
+
+
+def _edit(values: Tensor, block: int, head: int) -> Edit:
+    return replace_heads(block, head, values[block, :, head : head + 1])
+
+
+def _values(lm: LanguageModel, prompt: str, replacement: str) -> Tensor:
+    """(n_blocks, pos or 1, n_heads, d_head): what each head's output becomes."""
+    length = lm.encode(prompt).ids.shape[1]
+    if replacement == "zero":
+        return torch.zeros(lm.n_blocks, 1, lm.n_heads, lm.d_head, dtype=lm.dtype, device=lm.device)
+    if replacement not in REPLACEMENTS:
+        raise BadValue(f"replacement {replacement!r} is unknown: choose {', '.join(REPLACEMENTS)}.")
+    others = [fact.prompt for fact in capital_prompts(lm) if fact.prompt != prompt][:REFERENCE]
+    if replacement == "mean":
+        return from_the_end(mean_heads(lm, others), length)
+    return from_the_end(trace(lm, others[len(others) // 2]).heads[:, 0], length)
+
+
+def head_view(lm: LanguageModel, found: HeadMap, block: int, head: int) -> HeadView:
+    """Choose one head of a map; costs one pass. Raises BlockOutOfRange, HeadOutOfRange."""
+    block, (head,) = lm.check_block(block), lm.check_heads([head])
+    with edit(lm, found.edits[block * lm.n_heads + head]):
+        after = trace(lm, found.prompt).last_logits[0].cpu().softmax(-1)
+    before = found.clean.softmax(-1)
+    shown = before.topk(min(TOP, len(before))).indices.tolist()
+    shown += [i for i in map(lm.token_id, (found.target, found.contrast)) if i not in shown]
+    tokens = tuple(lm.tokenizer.decode([i]) for i in shown)
+    same_top = bool(before.argmax() == after.argmax())
+    return HeadView(found, block, head, tokens, before[shown], after[shown], same_top)
+
+
+def draw_view(view: HeadView, dpi: int = DPI) -> Figure:
+    """Draw the map with the chosen head in a frame, and the shift of the most probable next tokens."""
+    name, place = f"log p({view.map.target!r})", (view.block, view.head)
+    return plot_head_panel(
+        view.map.on_target, place, view.tokens, view.clean, view.edited, name, view.map.replacement, dpi
+    )
+
+
+@dataclass(frozen=True)
+class HeadEffect:
+    """One ablated head: what the widget shows. Changes are in nats, with the replacement minus without."""
+
+    block: int
+    head: int
+    replacement: str
+    target: str
+    contrast: str
+    on_target: float  # change of log p(target)
+    on_contrast: float
+    words: Words  # the TOP most probable tokens of the clean run, target and contrast
+    same_top: bool  # the most probable of all tokens is the same in both runs
+    tokens: list[str]  # of the prompt
+    pattern: Tensor | None  # (pos, pos) the head's attention; None where the model does not tell it
+    shape: tuple[int, int]  # (n_blocks, n_heads)
+    map: Tensor | None  # (n_blocks, n_heads) change of log p(target) of every head, if it has been computed
+
+
+def summarize(effect: HeadEffect) -> str:
+    """Say in one line what the chosen head's replacement does to target and contrast, and whom the head looks at."""
+    first = "stays the top token" if effect.same_top else "is no longer the top token"
+    looks = "" if effect.pattern is None else f" In it {attention_finding(effect.pattern, effect.tokens)}."
+    return (
+        f"{REPLACEMENTS[effect.replacement]} head {effect.head} of block {effect.block}: "
+        f"log p({effect.target!r}) changes by {_n(effect.on_target)} nats, "
+        f"log p({effect.contrast!r}) by {_n(effect.on_contrast)}, "
+        f"their difference by {_n(effect.on_target - effect.on_contrast)}; {effect.words.names[0]!r} {first}.{looks}"
+    )
+
+
+class HeadLab:
+    """One model's maps, replacements and attention patterns, each computed when it is first asked for, and again when the
+    model has changed."""
+
+    def __init__(self, replay: Replay) -> None:
+        self.replay = replay
+        self.progress: Progress = False  # told while a map is computed
+        self._version = -1
+        self.maps: dict[Question, Tensor] = {}
+        self._values: dict[tuple[str, str], Tensor] = {}
+        self._patterns: dict[str, Tensor | None] = {}
+
+    def effect(
+        self, block: int, head: int, replacement: str, prompt: str, target: str, contrast: str, mapped: bool = False
+    ) -> HeadEffect:
+        """Ablate one head: costs the blocks from `block` on; with `mapped` the map too, unless it is there.
+
+        Raises TargetIsNotOneToken, BadPrompt, PromptTooLong, BadValue.
+        """
+        lm = self.replay.lm
+        wanted, other = lm.token_id(target), lm.token_id(contrast)
+        self._refresh(prompt)
+        question = (prompt, target, contrast, replacement)
+        if mapped and question not in self.maps:
+            self.maps[question] = head_map(lm, *question, progress=self.progress).on_target
+        values = self._latest(self._values, (prompt, replacement), lambda: _values(lm, prompt, replacement))
+        clean, edited = self.replay(prompt, _edit(values, block, head))
+        before, after = clean.last_logits[0], edited.last_logits[0]
+        change = after.log_softmax(-1) - before.log_softmax(-1)
+        patterns = self._latest(self._patterns, prompt, lambda: _patterns(lm, prompt))
+        return HeadEffect(
+            block, head, replacement, target, contrast, float(change[wanted]), float(change[other]),
+            these_words(lm, before, after, [*before.topk(min(TOP, len(before))).indices.tolist(), wanted, other]),
+            bool(before.argmax() == after.argmax()),
+            lm.token_strings(prompt),
+            None if patterns is None else patterns[block, 0, head],
+            (lm.n_blocks, lm.n_heads),
+            self.maps.get(question),
+        )  # fmt: skip
+
+    def _refresh(self, prompt: str) -> None:
+        self.replay.clean(prompt)  # tells whether the model is still what it was
+        if self._version != self.replay.version:
+            self._version = self.replay.version
+            for kept in (self.maps, self._values, self._patterns):
+                kept.clear()
+
+    @staticmethod
+    def _latest(kept: dict, key: Any, make: Callable[[], Any]) -> Any:
+        """What belongs to `key`, made if need be; what belonged to other prompts goes."""
+        if key not in kept:
+            made = make()
+            kept.clear()
+            kept[key] = made
+        return kept[key]
+
+
+def _patterns(lm: LanguageModel, prompt: str) -> Tensor | None:
+    try:
+        return attention_patterns(lm, prompt)
+    except BadValue:  # attention by a fused kernel
+        return None
+
+
+def head_panel(models: Models, prompt: str, target: str, contrast: str, block: int = 5, head: int = 0) -> Panel:
+    """Return the widget of lesson 4: block, head, replacement, prompt, target and contrast.
+
+    models: one, or several by name, to choose from (see `Panel`). One head's effect is there at once. The map of all
+    heads is computed once for each question and kept in this panel: by itself for a small model, for others, which take
+    seconds, when the button is pressed.
+    """
+    labs: dict[int, HeadLab] = {}
+    button = widgets.Button(description="map all heads", layout=widgets.Layout(width="160px"))
+
+    asked_for = False  # the button was pressed
+
+    def compute(replay: Replay, **asked: Any) -> HeadEffect:
+        lab = labs.setdefault(id(replay), HeadLab(replay))  # a panel keeps its replays, so an id stays one's own
+        small = replay.lm.model.num_parameters() < SMALL
+        lab.progress = False if small else tell
+        effect = lab.effect(**asked, mapped=small or asked_for)
+        button.disabled = effect.map is not None
+        return effect
+
+    told = -1
+
+    def tell(done: int, total: int) -> None:
+        nonlocal told
+        if told != (now := 10 * (10 * done // total)):
+            told = now
+            panel.say(f"Mapping {panel.replay.lm.n_blocks} × {panel.replay.lm.n_heads} heads: {now} % …")
+
+    def press(_: Any) -> None:
+        nonlocal asked_for
+        asked_for = True
+        try:
+            panel.update()
+        finally:
+            asked_for = False
+
+    panel = Panel(
+        "Switch off a head",
+        models,
+        {
+            "block": block_slider(block),
+            "head": index_slider(head, "head"),
+            "replacement": choice(list(REPLACEMENTS), label="replacement"),
+            "prompt": prompt_box(prompt),
+            "target": prompt_box(target, "target"),
+            "contrast": prompt_box(contrast, "contrast"),
+        },
+        sizes=lambda lm: {"block": lm.n_blocks, "head": lm.n_heads},
+        compute=compute,
+        draw=draw_effect,
+        summary=summarize,
+        words=lambda effect: words_table(effect.words, change=True),
+        below=[button],
+    )
+    button.on_click(press)
+    return panel
+
+
+def draw_effect(effect: HeadEffect) -> Figure:
+    """Draw the map with the chosen head in a frame, and whom that head looks at."""
+    return plot_head_and_attention(
+        effect.map,
+        effect.shape,
+        (effect.block, effect.head),
+        effect.pattern,
+        effect.tokens,
+        f"log p({effect.target!r})",
+    )
+
+
+def _n(value: float) -> str:
+    return format_number(value, 3)

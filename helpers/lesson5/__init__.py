@@ -1,0 +1,16 @@
+"""Lesson 5's room, skipping a layer: what its notebook imports, and all that belongs to it.
+
+exercises.py its exercises and their checks; claims.py what the ledger measures and judges; plots.py its figures; panel.py its widget.
+"""
+
+from helpers.course import offers
+from helpers.lazy import lazy
+
+_OWN = {
+    "exercises": ["check_5_1", "check_5_2", "check_5_3", "check_5_4", "check_5_5"],
+    "plots": ["plot_steps", "plot_costs", "plot_pairs", "surplus", "plot_chainsaw"],
+    "panel": ["draw_skipped", "skip_effect", "skipping_panel"],
+    "claims": ["ledger"],
+}
+
+__all__, __getattr__, __dir__ = lazy(__name__, offers(__name__, _OWN))

@@ -1,0 +1,326 @@
+"""The proof that what was asked for happened: what runs in one pass of a model, and why something did not.
+
+While edits are live, two pairs of hooks mark where a pass begins and ends: on `lm.model` itself, and on the module inside
+it that holds the blocks (which runs too when somebody calls the model without its head, or through another wrapper).
+Between the two, each edit counts itself. At the end each must have run exactly once, else the pass raises DidNotRun: so an
+edit that hangs on a module that is compiled, replaced, left out or stepped around is never silently nothing. A pass knows
+where in the text it begins, too: with a cache, its first column is the first new token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import get_ident
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from . import errors
+
+if TYPE_CHECKING:
+    from .models import LanguageModel
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A position that the text did not have yet when it had `end` tokens; it may come while text is generated."""
+
+    end: int
+    error: errors.PositionOutOfRange
+
+
+class Live(list):
+    """The edits of one `with`, and what has become of them so far. Equal only to itself."""
+
+    __eq__, __hash__ = object.__eq__, object.__hash__  # type: ignore[assignment]
+
+    def __init__(self, edits: Iterable[Any]) -> None:
+        super().__init__(edits)
+        self.on = True  # False from the end of the `with`: a copy of the model may still carry the hooks
+        self.hung = False  # True once its hooks may hang on the model
+        self.thread = get_ident()
+        self.fired = [0] * len(self)  # how often each has run
+        self.waiting: dict[tuple[int, int | None], Waiting] = {}  # by edit, and position or None for a slice
+        self.known: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # caches that these edits saw filled, up to where
+
+
+@dataclass(eq=False)
+class Pass:
+    """One run of the model under edits, in one thread."""
+
+    model: nn.Module  # whose call this is
+    groups: list[Live]  # the edits that were live when it began
+    single: bool  # the helpers' own pass of one whole prompt: no more text will come
+    stack: nn.Module | None = None  # the module with the blocks, once it has begun
+    start: int = 0  # tokens of the text before the first column: those in the cache
+    cache: Any = None
+    fired: dict[tuple[int, int], int] = field(default_factory=dict)
+    checked: bool = False
+
+    def count(self, group: Live, index: int) -> None:
+        key = id(group), index
+        self.fired[key] = self.fired.get(key, 0) + 1
+
+    def knows(self, group: Live) -> bool:
+        """Whether all tokens in the cache ran under these edits."""
+        return not self.start or (self.cache is not None and group.known.get(self.cache, 0) >= self.start)
+
+
+def stack_of(lm: LanguageModel) -> nn.Module:
+    """The module that holds the list of blocks and calls them one by one."""
+    return lm.model.get_submodule(lm.parts.blocks.rpartition(".")[0])
+
+
+def current(lm: LanguageModel) -> Pass | None:
+    """The pass that this thread is in, as far as edits watch it."""
+    running = lm.passes.get(get_ident())
+    return running[-1] if running and isinstance(running[-1], Pass) else None
+
+
+@contextmanager
+def single_pass(lm: LanguageModel) -> Iterator[None]:
+    """Around one pass of ours over whole prompts. Raises BadEdit if another thread's `with` began or ended meanwhile."""
+    running = lm.passes.setdefault(get_ident(), [])
+    depth, groups = len(running), list(lm.live_edits)
+    try:
+        running.append(None)  # marks the pass that comes next as ours
+        yield
+        if len(groups) != len(lm.live_edits) or any(a is not b for a, b in zip(groups, lm.live_edits, strict=True)):
+            raise errors.BadEdit(
+                "edits were put on or taken off while this pass ran, so it is edited in part: another thread uses the same "
+                "model. Give each thread its own copy, or take turns."
+            )
+    finally:
+        del running[depth:]
+        if not running:
+            lm.passes.pop(get_ident(), None)
+
+
+# ---- what the two pairs of hooks do
+
+
+def begin(lm: LanguageModel, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    if module.__dict__.get("_compiled_call_impl") is not None:
+        refuse_compiled(module)  # since the `with` began
+    refuse_checkpointing(lm)
+    running = lm.passes.setdefault(get_ident(), [])
+    now = running[-1] if running else None
+    if not (isinstance(now, Pass) and now.model is lm.model and now.stack is None and module is not lm.model):
+        now = Pass(module, list(lm.live_edits), single=bool(running) and now is None)
+        running.append(now)
+    if module is not lm.model or stack_of(lm) is lm.model:
+        now.stack = module
+        now.cache, now.start = _cached((*args, *kwargs.values()))
+
+
+def end(lm: LanguageModel, module: nn.Module, output: Any) -> None:
+    running = lm.passes.get(get_ident(), [])
+    numbers = [n for n, one in enumerate(running) if isinstance(one, Pass) and module in (one.model, one.stack)]
+    if not numbers:
+        return  # the first edit was put on while this pass ran
+    now = running[numbers[-1]]
+    if output is None:  # an exception; a pass of ours that stops early is looked at by check_stopped
+        if not now.single:
+            del running[numbers[-1] :]
+        if not running:
+            lm.passes.pop(get_ident(), None)
+        return
+    missing = None if now.checked else not_run(lm, now)
+    now.checked = True
+    if missing or now.model is module:
+        del running[numbers[-1] :]
+        if not running:
+            lm.passes.pop(get_ident(), None)
+    if missing:
+        raise missing
+    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple) else ()
+    cache, _ = (now.cache, 0) if now.cache is not None else _cached(values)
+    if cache is not None and now.stack is module:
+        for group in now.groups:
+            if now.knows(group):
+                group.known[cache] = int(cache.get_seq_length())
+
+
+def _cached(values: Iterable[Any]) -> tuple[Any, int]:
+    """The cache among some arguments, by what it can do (its name changes between versions), and the tokens in it."""
+    for value in values:
+        if hasattr(value, "get_seq_length"):
+            return value, int(value.get_seq_length())
+        while isinstance(value, tuple) and value and isinstance(value[0], tuple):  # a tuple for each block, as of old
+            value = value[0]
+        if isinstance(value, tuple) and len(value) >= 2 and all(isinstance(v, Tensor) and v.ndim == 4 for v in value):
+            return None, value[0].shape[-2]
+    return None, 0
+
+
+def check_stopped(lm: LanguageModel, blocks: int) -> None:
+    """After a pass of ours that was left early: every edit in its first `blocks` blocks has run. Raises DidNotRun."""
+    now = current(lm)
+    missing = now and not_run(lm, now, blocks)
+    if missing:
+        raise missing
+
+
+def not_run(lm: LanguageModel, now: Pass, blocks: int | None = None) -> errors.DidNotRun | None:
+    for group in now.groups:
+        for index, one in enumerate(group):
+            number = now.fired.get((id(group), index), 0)
+            if group.on and number != 1 and (blocks is None or one.block < blocks):
+                said = "did nothing" if number == 0 else f"was done {number} times"
+                return errors.DidNotRun(f"{one!r} {said} in this pass: {why(lm, one.site, one.block, number)}")
+    return None
+
+
+# ---- why something did not run
+
+
+def missing(lm: LanguageModel, block: int, path: str) -> errors.DidNotRun:
+    """What to raise for a part that a block does not have (any more)."""
+    return errors.DidNotRun(
+        f"block {block} is of class {type(lm.part(block, '')).__name__} now and has no {path!r} to edit or read: put the model's "
+        "own block back, or choose the site 'block'."
+    )
+
+
+def why(lm: LanguageModel, site: str, block: int, number: int = 0) -> str:
+    """A clause that names block and part, the likely cause, and what to do."""
+    from .sites import site_of  # it needs the class of models, which needs nothing of this file
+
+    path = site_of(lm, site).path
+    name = f"block {block}" if not path else f"{path!r} of block {block}"
+    if number > 1:
+        return (
+            f"{name} ran {number} times, since the same module stands at several places of the model, or a pass calls it "
+            "again. Put copies of it there (copy.deepcopy)."
+        )
+    return f"{name} did not run, {_cause(lm, block, path)}"
+
+
+def _cause(lm: LanguageModel, block: int, path: str) -> str:
+    compiled = compiled_part(lm.model)
+    if compiled is not None:
+        return f"since {compiled} is compiled, and compiled code calls no hooks. {PLAIN_AGAIN}"
+    if block >= lm.n_blocks:
+        return f"since the model has {lm.n_blocks} blocks now: put the others back, or edit one of these."
+    limit = getattr(_text_config(lm), "num_hidden_layers", None)
+    if isinstance(limit, int) and block >= limit:
+        return (
+            f"since lm.model.config.num_hidden_layers is {limit} and the pass leaves there: set it back to {lm.n_blocks}, or take "
+            f"the blocks from {limit} on out of {lm.parts.blocks}."
+        )
+    steps = _steps(lm, block, path)
+    for name, module in steps:
+        forward = vars(module).get("forward")
+        if forward is not None and not hasattr(
+            module, "_hf_hook"
+        ):  # accelerate's offload replaces it and calls the old
+            return (
+                f"since the forward of {name} was replaced by a function of its own: take it off (del {name}.forward)."
+            )
+    if getattr(_text_config(lm), "layerdrop", 0) and lm.model.training:
+        return "since layerdrop leaves out blocks at random in train mode: call lm.model.eval()."
+    if any(parameter.device.type == "meta" for _, module in steps[-1:] for parameter in module.parameters()):
+        return "and its weights are offloaded to another place: load the model without a device_map to see whether that is why."
+    owner = steps[-2][1] if path else stack_of(lm)
+    return (
+        f"since it was replaced while the edit or reading hung on the old one, or since {type(owner).__name__} does its work in "
+        "another way (another wrapper, a fused kernel): undo that, or begin the `with` after it."
+    )
+
+
+def _text_config(lm: LanguageModel) -> Any:
+    config = lm.model.config
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def _steps(lm: LanguageModel, block: int, path: str) -> list[tuple[str, nn.Module]]:
+    """The modules on the way from the model to a part of a block, by their names in code."""
+    found: list[tuple[str, nn.Module]] = [("lm.model", lm.model)]
+    others = path.split("|")  # names of the same part in different versions of transformers
+    path = next((one for one in others if hasattr(lm.part(block, ""), one.split(".")[0])), others[-1])
+    for step in [*lm.parts.blocks.split("."), str(block), *(path.split(".") if path else [])]:
+        name, module = found[-1]
+        inner = getattr(module, step, None)
+        if not isinstance(inner, nn.Module):
+            break
+        found.append((f"{name}[{step}]" if step.isdigit() else f"{name}.{step}", inner))
+    return found
+
+
+# ---- hooks of others
+
+
+def only_looks(hook: Any) -> bool:
+    """Whether this hook is one of those that change nothing: transformers' recorders, and the marks of a pass."""
+    return hasattr(hook, "only_looks") or str(getattr(hook, "__module__", "")).startswith("transformers.")
+
+
+def other_hooks(module: nn.Module, ours: Container[int]) -> bool:
+    """Whether there hang hooks on this module besides `ours`, by their handles' ids, that may change something."""
+    hooks = (*module._forward_hooks.items(), *module._forward_pre_hooks.items())
+    return any(key not in ours and not only_looks(hook) for key, hook in hooks)
+
+
+# ---- what no hook can work in
+
+PLAIN_AGAIN = "Use the plain model, without torch.compile (load it again if it was compiled in place), and wrap that."
+
+
+def compiled_part(model: nn.Module) -> str | None:
+    """The name of a compiled module in `model`, None if all is plain."""
+    found = [model]
+    for module in found:  # grows on the way; model.modules() remembers what it has seen and takes four times as long
+        state = module.__dict__
+        inner = state["_modules"]
+        if "_compiled_call_impl" in state or "forward" in state or "_orig_mod" in inner:
+            forward = hasattr(state.get("forward"), "_torchdynamo_orig_callable")
+            if state.get("_compiled_call_impl") is not None or forward or "_orig_mod" in inner:
+                return next((name for name, one in model.named_modules() if one is module and name), "the model")
+        if inner:
+            found += [one for one in inner.values() if one is not None]
+    return None
+
+
+def refuse_compiled(model: nn.Module) -> None:
+    """Raises DidNotRun: compiled code keeps the hooks that it was compiled with and calls no others."""
+    found = compiled_part(model)
+    if found is not None:
+        raise errors.DidNotRun(
+            f"{found} is compiled by torch.compile, and compiled code calls no hooks that come later, so edits and traces would "
+            f"silently do nothing. {PLAIN_AGAIN}"
+        )
+
+
+def refuse_while_compiling() -> None:
+    """Raises DidNotRun inside torch.compile: it would bake a hook of today into the code."""
+    if torch.compiler.is_compiling():  # a constant while code is compiled
+        raise errors.DidNotRun(
+            f"torch.compile meets a hook of the helpers, which would stay in the compiled code. {PLAIN_AGAIN}"
+        )
+
+
+def refuse_checkpointing(lm: LanguageModel) -> None:
+    """Raises BadEdit: a checkpointed block runs again in the backward pass, when edits may be gone and noise is drawn anew."""
+    if not (lm.model.training and torch.is_grad_enabled()):
+        return
+    if any(getattr(module, "gradient_checkpointing", False) for module in (stack_of(lm), *lm.blocks)):
+        raise _checkpointed()
+
+
+def refuse_own_checkpoint() -> None:
+    """Raises BadEdit inside torch.utils.checkpoint, where this part of the model will run again in the backward pass."""
+    saving = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)  # not public: it may go
+    hooks = saving(True) if saving and torch.is_grad_enabled() else None
+    if hooks and getattr(hooks[0], "__module__", "") == "torch.utils.checkpoint":
+        raise _checkpointed()
+
+
+def _checkpointed() -> errors.BadEdit:
+    return errors.BadEdit(
+        "gradient checkpointing is on: backward would run the blocks again, perhaps without the edits and with other noise, "
+        "and give wrong gradients. Switch it off first, for example with lm.model.gradient_checkpointing_disable()."
+    )

@@ -1,0 +1,190 @@
+"""The clean pass that a sweep starts from, and the proof that a walk over the blocks gives what the model itself gives.
+
+A walk calls the blocks one by one and many copies of a prompt together. That equals the plain loop, one edited pass after
+the other, only if the model does nothing else than its blocks and its read-out, and if no row of a batch looks at another.
+The first is checked in the clean pass, and refused where it fails. The second cannot be seen in code of the user's own
+(hooks, live edits, a replaced `forward`) or in weights of 8 bits, so there each row runs alone, as in the loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from . import errors, hooks, passes
+from .models import LanguageModel
+
+
+@dataclass(frozen=True)
+class Clean:
+    """One pass of some prompts, without logits."""
+
+    ids: Tensor  # (prompts, pos)
+    streams: Tensor  # (n_blocks + 1, prompts, pos, d_model): what enters each block, and what leaves the last
+    calls: list[tuple[tuple, dict[str, Any]]]  # the other arguments that each block was called with
+
+
+@dataclass(frozen=True)
+class Alone:
+    """Where rows must run alone: inside which blocks, in the read-out, and anywhere at all."""
+
+    blocks: list[bool]
+    read_out: bool
+    anywhere: bool
+
+
+class _Stop(Exception):
+    """Leaves the clean pass before the final norm."""
+
+
+def where_rows_run_alone(lm: LanguageModel) -> Alone:
+    live = {one.block for group in lm.live_edits for one in group}
+    blocks = [index in live or _may_mix_rows(block, lm.edit_handles) for index, block in enumerate(lm.blocks)]
+    read_out = any(_may_mix_rows(module, []) for module in (lm.final_norm, lm.unembed))
+    return Alone(blocks, read_out, any(blocks) or read_out or _may_mix_rows(lm.model, lm.edit_handles))
+
+
+def _may_mix_rows(module: nn.Module, ours: list[RemovableHandle]) -> bool:
+    """Whether code that is not the library's, or arithmetic that takes its scale from the whole batch, runs in a module."""
+    return hooks.has_other_hooks(module, ours) or any(
+        _own_forward(one) or "quantized" in type(one).__module__ or any(map(_odd, one.parameters(recurse=False)))
+        for one in module.modules()
+    )
+
+
+def _own_forward(module: nn.Module) -> bool:
+    """A `forward` that somebody put on this one module; accelerate does so too, to move weights and nothing else."""
+    return "forward" in vars(module) and "_hf_hook" not in vars(module)
+
+
+def _odd(weight: Tensor) -> bool:
+    """No plain floating-point weight. Those of 4 bits are made plain before they are used, whatever the batch."""
+    if type(weight).__name__ == "Params4bit":
+        return False
+    return type(weight) not in (Tensor, nn.Parameter) or not weight.is_floating_point() or weight.itemsize < 2
+
+
+def record(lm: LanguageModel, ids: Tensor, to_the_end: bool = False) -> Clean:
+    """Run the prompts (prompts, pos) once and keep what a walk needs. to_the_end: compare the logits with `lm.read_out` too.
+
+    Raises BadValue where the model does more than its blocks and its read-out.
+    """
+    calls: list[tuple[tuple, dict[str, Any]]] = []
+    streams: list[Tensor] = []
+    left: list[Tensor] = []  # what the last block that ran returned
+    changed: list[int] = []  # the blocks that something else entered
+
+    def keep(args: tuple, kwargs: dict[str, Any]) -> None:
+        enters(hooks.entering(args, kwargs))
+        rest = {name: _for_any_rows(value, len(ids)) for name, value in kwargs.items() if name != "hidden_states"}
+        calls.append((_for_any_rows(args[1:], len(ids)), rest))
+
+    def enters(stream: Tensor) -> None:
+        if left and not _same(left.pop().to(stream.device), stream):
+            changed.append(len(streams))
+        streams.append(stream.clone())
+
+    def leave(output: Tensor, _: Tensor) -> None:
+        left[:] = [output.clone()]
+
+    def stop(stream: Tensor) -> None:
+        enters(stream)
+        if not to_the_end:
+            raise _Stop
+
+    handles: list[RemovableHandle] = []
+    output: Any = None
+    try:
+        handles += [hooks.on_call(block, keep) for block in lm.blocks]
+        handles += [hooks.on_output(block, leave) for block in lm.blocks]
+        handles.append(hooks.on_input(lm.final_norm, stop, prepend=True))
+        with passes.single_pass(lm):
+            output = _until_stopped(lm, ids)
+    finally:
+        hooks.remove(handles)
+    if len(calls) != lm.n_blocks or len(streams) != lm.n_blocks + 1:
+        raise errors.BadValue(
+            f"{len(calls)} of {lm.n_blocks} blocks ran in a plain pass: a sweep needs all of them, put replaced ones back."
+        )
+    if changed:
+        place = f"block {changed[0]}" if changed[0] < lm.n_blocks else "the final norm"
+        raise errors.BadValue(
+            f"what enters {place} is not what block {changed[0] - 1} returned, and a sweep calls the blocks one by one: take "
+            "off what changes the stream in between (a replaced forward?), or do it in a hook on the block."
+        )
+    if to_the_end:
+        _check_read_out(lm, streams[-1], output.logits)
+    return Clean(ids, torch.stack([stream.to(streams[-1].device) for stream in streams]), calls)
+
+
+def _until_stopped(lm: LanguageModel, ids: Tensor) -> Any:
+    try:
+        return lm.model(
+            **lm.inputs(lm.encode(ids))
+        )  # without a cache: a filled one would show later calls the old keys
+    except _Stop:
+        passes.check_stopped(lm, lm.n_blocks)  # live edits are part of the baseline
+        return None
+
+
+def _check_read_out(lm: LanguageModel, last: Tensor, logits: Tensor) -> None:
+    found = lm.read_out(last).double()
+    scale, apart = found[found.isfinite()].abs().max(), (found - logits.to(found)).abs().nan_to_num(0, posinf=torch.inf)
+    eps = max(torch.finfo(lm.dtype).eps, torch.finfo(logits.dtype).eps)  # some families give float32 logits always
+    if apart.max() > 1000 * eps * scale:
+        raise errors.BadValue(
+            f"the model's logits are not its final norm and unembedding of the last block's output: they differ by "
+            f"{apart.max():.2g}, so a sweep would measure something else. Put back what replaces its forward."
+        )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a, b) or (a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all()))
+
+
+def _for_any_rows(value: Any, prompts: int) -> Any:
+    """Masks and position embeddings of the first prompt, which broadcast: prompts of one length all have the same.
+
+    And no cache, whatever its argument is called (transformers 5.24 renames it): it would show one call the keys of another.
+    """
+    if isinstance(value, Tensor) and value.ndim > 1 and len(value) == prompts:
+        return value[:1]
+    if isinstance(value, tuple | list):
+        return type(value)(_for_any_rows(one, prompts) for one in value)
+    return None if hasattr(value, "get_seq_length") else value
+
+
+def refuse_what_a_walk_cannot_do(lm: LanguageModel) -> None:
+    """Raises BadValue in train mode, for hooks on the whole model, and for weights that are not there."""
+    if lm.model.training:
+        raise errors.BadValue(
+            "the model is in train mode, where dropout makes every copy another experiment: call lm.model.eval() first."
+        )
+    steps = lm.parts.blocks.split(".")
+    for name in [".".join(steps[:n]) for n in range(len(steps) + 1)]:
+        if hooks.has_other_hooks(lm.model.get_submodule(name), lm.edit_handles, inside=False):
+            raise errors.BadValue(
+                f"a hook hangs on {f'lm.model.{name}' if name else 'lm.model'} as a whole, and a sweep calls the blocks one by "
+                "one: take it off first, or hang it on a block."
+            )
+    for name in _weights_nowhere(lm.model):
+        raise errors.BadValue(
+            f"the weight {name} is on the meta device and nothing brings it back for a pass, so its numbers do not exist: "
+            "load the model whole, or let accelerate offload it."
+        )
+
+
+def _weights_nowhere(module: nn.Module, path: str = "") -> Iterator[str]:
+    """Names of weights on the meta device that no hook of accelerate's fetches."""
+    if "_hf_hook" in vars(module):
+        return
+    for name, weight in module.named_parameters(recurse=False):
+        if weight.is_meta:
+            yield path + name
+    for name, inner in module.named_children():
+        yield from _weights_nowhere(inner, f"{path}{name}.")

@@ -1,0 +1,145 @@
+"""Compute again only what an edit changes: an edited pass starts at the first edited block of a clean one.
+
+    replay = Replay(lm)
+    clean, edited = replay(prompt, scale_block(8, 0.5))    # a clean pass, then block 8 and those after it
+    clean, edited = replay(prompt, scale_block(8, 0.7))    # those blocks alone: the clean pass of a prompt is kept
+
+Blocks are called as the modules they are, with what the clean pass called them with, and never with a filled cache, which
+would show attention the keys from before the edit. Logits are computed for the last token only.
+
+A restart cannot see everything. In train mode, under a live `with edit`, or while hooks that are not ours hang on the model,
+both passes are whole ones, each time. A clean pass is also made anew when a weight has been assigned or changed in
+place since; the exception is a change through `.data`, of which PyTorch keeps no record: then make a new Replay.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from . import hooks
+from .edits import Edit, edit
+from .models import LanguageModel, Tokens, check_model
+from .tracing import Trace, trace
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """An edited pass, without gradient: resid (n_blocks + 1, batch, pos, d_model) as in `Trace`, final (batch, pos,
+    d_model) after the final norm, last_logits (batch, vocabulary) at each prompt's last token.
+    """
+
+    resid: Tensor
+    final: Tensor
+    last_logits: Tensor
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    run: Trace
+    calls: list[Call]  # what each block was called with besides the stream: masks, positions
+
+
+class Replay:
+    """Clean and edited passes of one model. Keeps the clean pass of the last prompt.
+
+    Attributes: `lm`; `version`, a number that grows at a pass when the model is no longer what it was at the pass before,
+    or when that cannot be told: what was measured at another version may be out of date.
+    """
+
+    def __init__(self, lm: LanguageModel) -> None:
+        check_model(lm)
+        self.lm = lm
+        self.version = 0
+        self._state: tuple[object, ...] = ()
+        self._kept: _Recorded | None = None
+
+    def clean(self, prompt: str | Tensor | Tokens) -> Trace:
+        """The trace of a clean pass, the kept one if it is still true. Raises BadPrompt, PromptTooLong."""
+        return self._record(self.lm.encode(prompt)).run
+
+    def __call__(self, prompt: str | Tensor | Tokens, *edits: Edit) -> tuple[Trace, Run]:
+        """The clean pass and the edited one. Raises BadPrompt, PromptTooLong, and what `edit` raises, before any pass."""
+        applied = edit(self.lm, *edits)  # checks the edits
+        tokens = self.lm.encode(prompt)
+        clean = self._record(tokens)
+        if not edits:
+            assert clean.run.final is not None
+            return clean.run, Run(clean.run.resid, clean.run.final, clean.run.last_logits)
+        with applied:
+            if not clean.calls:
+                whole = trace(self.lm, tokens)
+                assert whole.final is not None
+                return clean.run, Run(whole.resid, whole.final, whole.last_logits)
+            run = _from_block(self.lm, clean, min(one.block for one in edits))
+            applied.check_ran()
+        return clean.run, run
+
+    def _record(self, tokens: Tokens) -> _Recorded:
+        """The kept pass, or a new one; without calls where a restart would not see all that a pass does."""
+        lm, kept = self.lm, self._kept
+        if not _can_restart(lm):
+            self.version += 1
+            self._state, self._kept = (), None
+            return _Recorded(trace(lm, tokens), [])
+        state = _state(lm)
+        if state != self._state:
+            self.version += 1
+            self._state, self._kept = state, None
+        elif kept is not None and _same(kept.run, tokens):
+            return kept
+        calls: list[Call] = []
+
+        def keep(args: tuple, kwargs: dict[str, Any]) -> None:
+            calls.append((args[1:], {name: value for name, value in kwargs.items() if name != "hidden_states"}))
+
+        handles: list[RemovableHandle] = []
+        try:
+            handles += [hooks.on_call(block, keep) for block in lm.blocks]
+            run = trace(lm, tokens)  # asks for no cache
+        finally:
+            hooks.remove(handles)
+        self._kept = _Recorded(run, calls)
+        return self._kept
+
+
+@torch.no_grad()
+def _from_block(lm: LanguageModel, clean: _Recorded, first: int) -> Run:
+    """The pass from block `first` on, under the edits that are live now."""
+    resid = torch.empty_like(clean.run.resid)
+    resid[: first + 1] = clean.run.resid[: first + 1]
+    for block in range(first, lm.n_blocks):
+        args, kwargs = clean.calls[block]
+        resid[block + 1] = hooks.first(lm.blocks[block](resid[block].clone(), *args, **kwargs))
+    last = Tokens(clean.run.tokens, clean.run.mask).last
+    rows = torch.arange(len(last), device=last.device)
+    return Run(resid, lm.final_norm(resid[-1]), lm.read_out(resid[-1][rows, last]))
+
+
+def _can_restart(lm: LanguageModel) -> bool:
+    modules = list(lm.model.modules())
+    untouched = not any(one.training or "forward" in vars(one) for one in modules)
+    in_place = lm.model.get_submodule(lm.parts.blocks)
+    same_blocks = len(in_place) == lm.n_blocks and all(a is b for a, b in zip(in_place, lm.blocks, strict=True))
+    return untouched and same_blocks and not lm.live_edits and not hooks.has_other_hooks(lm.model, [])
+
+
+def _state(lm: LanguageModel) -> tuple[object, ...]:
+    """Differs when a weight, a module or the kind of attention is another one than before."""
+    tensors = [*lm.model.parameters(), *lm.model.buffers()]
+    modules = tuple(id(one) for one in lm.model.modules())
+    return (
+        getattr(lm.model.config, "_attn_implementation", None),
+        modules,
+        *((t.data_ptr(), t._version) for t in tensors),
+    )
+
+
+def _same(run: Trace, tokens: Tokens) -> bool:
+    return torch.equal(run.tokens, tokens.ids) and torch.equal(run.mask, tokens.mask)

@@ -1,0 +1,109 @@
+"""Where the sites of a block are, and how the value there is seen and put back.
+
+A site is the input or the output of one module of the block. What a module passes on is rarely what one wants to look at:
+heads lie side by side in one axis, keys between queries and values, and some MLPs work on (batch × pos, width). `site_of`
+answers from the family's row in helpers/families.py, by what the row says and never by the family's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from . import errors
+from .models import LanguageModel
+
+SITES = ("block", "attention", "mlp", "heads", "keys", "neurons", "preactivation")
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place in every block. view(passed on) is the value as people see it; back(value, passed on) puts a new one there."""
+
+    path: str  # of the module, relative to its block; "" is the block itself
+    side: Literal["input", "output"]
+    view: Callable[[Tensor], Tensor] = lambda passed: passed
+    back: Callable[[Tensor, Tensor], Tensor] = lambda value, passed: value
+    flat: bool = False  # the module passes on (batch × pos, width): hooks.on_site gives the two axes back
+
+
+def check_site(site: object) -> None:
+    """Raises BadEdit unless blocks have such a site."""
+    if site not in SITES:
+        raise errors.BadEdit(f"there is no site {site!r} in a block: choose one of {', '.join(SITES)}.")
+
+
+def site_of(lm: LanguageModel, site: str) -> Site:
+    """Where `site` is in the blocks of this model. Raises BadEdit, also for a site that the model's family does not have."""
+    check_site(site)
+    parts = lm.parts
+    lacking = parts.lacks(site)
+    if lacking is not None:
+        raise errors.BadEdit(f"{lm.family} models have no site {site!r}: {lacking}.")
+    if site == "block":
+        return Site("", "output")
+    if site == "attention":
+        return Site(parts.attention_delta, "output", *_scaled(lm.delta_factor))
+    if site == "mlp":
+        return Site(parts.mlp_delta, "output", *_scaled(lm.delta_factor), flat=parts.flat_mlp)
+    if site == "heads":
+        return Site(parts.heads_out, "input", lambda v: v.unflatten(-1, (lm.n_heads, lm.d_head)), _side_by_side)
+    if site == "keys":
+        return Site(parts.keys, "output", *_keys(lm))
+    if site == "neurons":
+        return Site(parts.neurons_out, "input", flat=parts.flat_mlp)
+    if parts.preactivation_layout == "gate|up":
+        return Site(parts.preactivation, "output", _first_half, _with_first_half, flat=parts.flat_mlp)
+    return Site(parts.preactivation, "output", flat=parts.flat_mlp)
+
+
+View = Callable[[Tensor], Tensor]
+Back = Callable[[Tensor, Tensor], Tensor]
+
+
+def _side_by_side(value: Tensor, _: Tensor) -> Tensor:
+    return value.flatten(-2)
+
+
+def _scaled(factor: float) -> tuple[View, Back]:
+    """A delta that the block multiplies by `factor` on its way into the stream: people see what the stream gets."""
+    if factor == 1:
+        return lambda passed: passed, lambda value, _: value
+    return lambda passed: passed * factor, lambda value, _: value / factor
+
+
+def _first_half(passed: Tensor) -> Tensor:
+    return passed.chunk(2, dim=-1)[0]
+
+
+def _with_first_half(value: Tensor, passed: Tensor) -> Tensor:
+    return torch.cat([value, passed.chunk(2, dim=-1)[1]], dim=-1)
+
+
+def _keys(lm: LanguageModel) -> tuple[View, Back]:
+    """How to see the keys, (batch, pos, n_key_heads, d_head), in their projection's output, and how to put them back."""
+    number, width = lm.n_key_heads, lm.d_head
+    if lm.parts.keys_layout == "alone":
+        return lambda v: v.unflatten(-1, (number, width)), _side_by_side
+    if lm.parts.keys_layout == "q|k|v":
+        mine = slice(lm.n_heads * width, (lm.n_heads + number) * width)
+
+        def put(new: Tensor, v: Tensor) -> Tensor:
+            v = v.clone()
+            v[..., mine] = new.flatten(-2)
+            return v
+
+        return lambda v: v[..., mine].unflatten(-1, (number, width)), put
+
+    served = lm.n_heads // number  # for each key head: the queries that it serves, its key, its value
+
+    def put_by_key_head(new: Tensor, v: Tensor) -> Tensor:
+        parts = v.unflatten(-1, (number, served + 2, width)).clone()
+        parts[..., -2, :] = new
+        return parts.flatten(-3)
+
+    return lambda v: v.unflatten(-1, (number, served + 2, width))[..., -2, :], put_by_key_head

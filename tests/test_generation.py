@@ -1,0 +1,155 @@
+"""Edits while text is generated: positions count from the start of the text, with any cache as without one."""
+
+import pytest
+import torch
+from test_trace import FAMILIES
+from tiny import tiny
+
+from helpers import Tokens, add_to_block, change, edit, scale_block, trace, zero_heads
+from helpers.errors import BadValue, PositionOutOfRange
+
+IDS = torch.arange(2, 16).reshape(2, 7)
+
+
+def generated(lm, *edits, ids=IDS, number=6, **options):
+    """(tokens, logits of each step): a continuation by the most probable token."""
+    with edit(lm, *edits):
+        out = lm.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=number, min_new_tokens=number, do_sample=False,
+            output_logits=True, return_dict_in_generate=True, pad_token_id=0, **options,
+        )  # fmt: skip
+    return out.sequences, torch.stack(out.logits)
+
+
+def vector():
+    return torch.randn(24, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * 3
+
+
+POSITIONS = {
+    "all": None, "the first": 0, "some": [1, 4], "one that comes": 9, "the prompt": slice(0, 7), "what comes": slice(7, None),
+    "across": slice(5, 9), "every other": slice(1, None, 2), "first and later": [0, 8],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("where", POSITIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_steered_continuation_is_the_same_with_a_cache_as_without(family, where):
+    lm = tiny(family)
+    one = add_to_block(1, vector(), POSITIONS[where])
+    tokens, logits = generated(lm, one, use_cache=True)
+    again, expected = generated(lm, one, use_cache=False)
+    assert torch.equal(tokens, again)
+    assert (logits - expected).abs().max() < 1e-4
+    _, clean = generated(lm, use_cache=False)
+    first = {"one that comes": 3, "what comes": 1}.get(where, 0)  # the step that first sees an edited token
+    assert torch.equal(clean[:first], expected[:first]) and not torch.equal(clean[first], expected[first])
+    assert lm.passes == {}
+
+
+@pytest.mark.parametrize("site", ["block", "attention", "mlp", "heads", "keys", "neurons", "preactivation"])
+def test_every_site_counts_from_the_start(site):
+    lm = tiny("llama")
+    one = change(site, 1, lambda value: value.cos(), slice(3, 10, 2))
+    assert (generated(lm, one)[1] - generated(lm, one, use_cache=False)[1]).abs().max() < 1e-4
+
+
+def test_a_continuation_by_hand_agrees_with_a_whole_pass():
+    """Token by token with a cache, against one pass over the whole text with the same edit."""
+    lm = tiny("qwen3")
+    one, ids = zero_heads(1, [0, 2], [2, 5, 6]), torch.arange(2, 11)[None]
+    with edit(lm, one), torch.no_grad():
+        expected = trace(lm, ids).logits
+        out = lm.model(input_ids=ids[:, :4], use_cache=True)
+        found = [out.logits]
+        for at in range(4, 9):
+            cached = {name: value for name, value in out.items() if hasattr(value, "get_seq_length")}
+            out = lm.model(input_ids=ids[:, at : at + 1], use_cache=True, **cached)
+            found.append(out.logits)
+    assert (torch.cat(found, dim=1) - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("cache", ["static", "offloaded"])
+def test_other_caches(cache):
+    if cache == "offloaded" and not torch.cuda.is_available():
+        pytest.skip("an offloaded cache needs a GPU")
+    lm = tiny("llama")
+    one = scale_block(1, 3, [1, 8])
+    found = generated(lm, one, cache_implementation=cache, disable_compile=True)[1]
+    assert (found - generated(lm, one, use_cache=False)[1]).abs().max() < 1e-4
+
+
+def test_beams_and_padding_on_the_left():
+    lm = tiny("llama", attention="sdpa")
+    one = add_to_block(1, vector(), [3, 8])
+    ids, mask = IDS.clone(), torch.ones_like(IDS)
+    ids[0, :2], mask[0, :2] = 0, 0
+    options = {"max_new_tokens": 4, "num_beams": 3, "do_sample": False, "pad_token_id": 0}
+    with edit(lm, one):
+        found = [lm.model.generate(ids, attention_mask=mask, use_cache=c, **options) for c in (True, False)]
+    assert torch.equal(*found)
+
+
+def test_positions_that_cannot_be_known_are_refused():
+    lm = tiny("llama")
+    for where in (-1, [0, -2], slice(-3, None), slice(None, None, -1)):
+        with pytest.raises(PositionOutOfRange, match=r"counts from the end.*moves.*slice\(8, None\)"):
+            generated(lm, scale_block(1, 2, where))
+    with pytest.raises(PositionOutOfRange, match=r"position 40 does not exist"):
+        generated(lm, scale_block(1, 2, 40))
+    with pytest.raises(PositionOutOfRange, match="chooses none"):
+        generated(lm, scale_block(1, 2, slice(40, None)))
+    assert lm.live_edits == [] and lm.edit_handles == []
+
+
+def test_a_cache_that_was_filled_without_the_edit_is_refused():
+    lm = tiny("llama")
+    with torch.no_grad():
+        out = lm.model(input_ids=IDS, use_cache=True)
+        cached = {name: value for name, value in out.items() if hasattr(value, "get_seq_length")}
+        with edit(lm, scale_block(1, 2, [0, 7])), pytest.raises(PositionOutOfRange, match="in the cache already"):
+            lm.model(input_ids=IDS[:, :1], **cached)
+
+
+def test_a_text_that_ends_before_the_position_is_not_taken_for_another():
+    lm = tiny("llama")
+    with edit(lm, scale_block(1, 2, slice(9, None))):
+        lm.model(input_ids=IDS)
+        with pytest.raises(PositionOutOfRange, match="chooses none of the 7 positions"):
+            lm.model(input_ids=torch.arange(2, 16)[None])
+        with pytest.raises(PositionOutOfRange, match="chooses none of the 7 positions"):
+            trace(lm, IDS)  # one whole prompt: nothing more will come
+        lm.model(input_ids=torch.arange(2, 10)[None], use_cache=False)
+        lm.model(input_ids=torch.arange(2, 12)[None][:, :9], use_cache=False)
+        lm.model(input_ids=torch.arange(2, 12)[None], use_cache=False)
+
+
+def test_prompts_padded_on_the_right_do_not_slip_into_generate():
+    lm = tiny("llama", torch.float32)
+    mask = torch.ones_like(IDS, dtype=torch.bool)
+    mask[0, 4:] = False
+    with pytest.raises(BadValue, match=r"generate would go on after the padding.*padding='left'"):
+        lm.inputs(Tokens(IDS, mask))
+    assert set(lm.inputs(Tokens(IDS, mask), right_padding=True)) == {"input_ids", "use_cache"}
+    left = mask.flip(1).long()
+    out = lm.model.generate(IDS, attention_mask=left, max_new_tokens=3, do_sample=False, pad_token_id=0)
+    alone = lm.model.generate(IDS[:1, 3:], max_new_tokens=3, do_sample=False, pad_token_id=0, use_cache=False)
+    assert torch.equal(out[:1, 7:], alone[:, 4:])
+
+
+@pytest.mark.parametrize("where", [0, -1, [1, -2], slice(2, 5), slice(-3, None), slice(None, None, -2), [6]])
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_learners_own_pass_is_edited_at_the_same_positions(where, cache):
+    lm = tiny("llama")
+    with edit(lm, add_to_block(1, vector(), where)), torch.no_grad():
+        found = lm.model(input_ids=IDS, use_cache=cache).logits
+    columns = torch.arange(7)[where if where != slice(None, None, -2) else [6, 4, 2, 0]]
+    add = torch.zeros(7, 24, dtype=torch.float64)
+    add[columns] = vector()
+
+    def by_hand(module, args, output):
+        return (output[0] + add, *output[1:]) if isinstance(output, tuple) else output + add
+
+    handle = lm.blocks[1].register_forward_hook(by_hand)
+    expected = lm.logits(IDS)
+    handle.remove()
+    assert torch.equal(found, expected)

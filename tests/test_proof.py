@@ -1,0 +1,345 @@
+"""What was asked for happened, or the pass raises: replaced, left out, compiled, checkpointed and shared modules, and threads."""
+
+import copy
+import sys
+import threading
+
+import pytest
+import torch
+from reference import far
+from test_trace import FAMILIES, by_hand
+from tiny import tiny
+from torch.utils.checkpoint import checkpoint
+
+from helpers import (
+    add_to_block,
+    attention_patterns,
+    change,
+    edit,
+    read_site,
+    scale_block,
+    skip_block,
+    sweep_heads,
+    trace,
+    wrap,
+    zero_heads,
+)  # fmt: skip
+from helpers.errors import BadEdit, DidNotRun
+
+IDS = torch.arange(2, 24).reshape(2, 11)
+
+
+def blocks_of(lm):
+    path, _, name = lm.parts.blocks.rpartition(".")
+    return lm.model.get_submodule(path), name
+
+
+def under(lm, *edits):
+    with edit(lm, *edits):
+        return lm.model(input_ids=IDS, use_cache=False).logits
+
+
+def hooks_of(lm):
+    return [(list(m._forward_hooks), list(m._forward_pre_hooks)) for m in lm.model.modules()]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_block_that_was_put_in_later_is_the_one_that_is_edited(family):
+    lm = tiny(family)
+    owner, name = blocks_of(lm)
+    getattr(owner, name)[1] = copy.deepcopy(getattr(owner, name)[1])
+    with torch.no_grad():
+        found = under(lm, skip_block(1))
+    skipped = by_hand(lm, lm.encode(IDS), at=lambda site, b, value, s: s if (site, b) == ("block", 1) else value)
+    assert far(found, skipped.logits) < 2e-6
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_block_that_is_replaced_inside_the_with_is_an_error(family):
+    lm = tiny(family)
+    owner, name = blocks_of(lm)
+    with pytest.raises(DidNotRun, match=r"skip_block\(1\) did nothing in this pass: block 1 did not run.*replaced"):
+        with edit(lm, skip_block(1)):
+            getattr(owner, name)[1] = copy.deepcopy(getattr(owner, name)[2])
+            lm.model(input_ids=IDS, use_cache=False)
+    assert lm.live_edits == [] and lm.edit_handles == [] and lm.passes == {}
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3", "gemma2"])
+def test_an_early_exit_names_the_blocks_that_do_not_run(family):
+    lm = tiny(family)
+    whole = trace(lm, IDS)
+    lm.model.config.num_hidden_layers = 2
+    for do in (
+        lambda: trace(lm, IDS), lambda: trace(lm, IDS, stop_after=1), lambda: read_site(lm, IDS, "mlp", 3),
+        lambda: attention_patterns(lm, IDS), lambda: under(lm, skip_block(3)), lambda: under(lm, skip_block(1), skip_block(2)),
+    ):  # fmt: skip
+        with pytest.raises(DidNotRun, match=r"block [23] did not run, since lm\.model\.config\.num_hidden_layers is 2"):
+            do()
+    assert trace(lm, IDS, stop_after=0).resid.equal(whole.resid[:2])
+    under(lm, skip_block(1))  # this one runs
+
+
+def test_nothing_that_was_not_written_is_handed_out():
+    lm = tiny("llama")
+    lm.model.model.layers.pop(3)
+    found = trace(lm, IDS)  # three blocks now, and three are traced
+    expected = by_hand(lm, lm.encode(IDS))
+    assert far(found.resid, expected.resid) < 2e-6 and found.attn.shape[0] == 3
+
+
+def test_a_replaced_forward_is_named():
+    lm = tiny("llama")
+    clean = trace(lm, IDS)
+    lm.blocks[1].forward = lambda hidden_states, *args, **kwargs: hidden_states
+    for do in (
+        lambda: trace(lm, IDS), lambda: read_site(lm, IDS, "keys", 1), lambda: under(lm, zero_heads(1, 0)),
+        lambda: sweep_heads(lm, IDS, 5),
+    ):  # fmt: skip
+        with pytest.raises(DidNotRun, match=r"block 1 did not run, since the forward of lm\.model\.model\.layers\[1\]"):
+            do()
+    found = under(lm, scale_block(0, 1.0))  # the stream itself goes through: what runs can be edited
+    del lm.blocks[1].forward
+    assert found.equal(under(lm, skip_block(1)))
+    assert trace(lm, IDS).logits.equal(clean.logits)
+
+
+def test_a_fused_mlp_has_no_neurons_to_edit():
+    lm = tiny("llama")
+    mlp = lm.mlp(2)
+    mlp.forward = lambda x: torch.nn.functional.linear(
+        mlp.act_fn(x @ mlp.gate_proj.weight.T) * (x @ mlp.up_proj.weight.T), mlp.down_proj.weight
+    )
+    with pytest.raises(
+        DidNotRun, match=r"'mlp\.down_proj' of block 2 did not run, since the forward of .*mlp was replaced"
+    ):
+        under(lm, change("neurons", 2, torch.zeros_like))
+    with pytest.raises(DidNotRun, match="neurons"):
+        read_site(lm, IDS, "neurons", 2)
+
+
+def test_another_module_in_a_blocks_place_is_refused_before_anything_hangs():
+    lm = tiny("llama")
+    lm.model.model.layers[1] = torch.nn.Identity()
+    before = hooks_of(lm)
+    for do in (lambda: trace(lm, IDS), lambda: under(lm, skip_block(0), zero_heads(1, 0))):
+        with pytest.raises(DidNotRun, match=r"block 1 is of class Identity now and has no"):
+            do()
+    assert hooks_of(lm) == before and lm.live_edits == []
+
+
+def test_a_module_at_two_places_is_refused():
+    lm = tiny("llama")
+    lm.model.model.layers[2] = lm.model.model.layers[1]
+    for do in (lambda: trace(lm, IDS), lambda: under(lm, scale_block(1, 2)), lambda: read_site(lm, IDS, "mlp", 2)):
+        with pytest.raises(DidNotRun, match=r"ran 2 times, since the same module stands at several places"):
+            do()
+
+
+def test_layerdrop_is_named():
+    lm = tiny("opt", layerdrop=1.0)
+    lm.model.train()
+    with pytest.raises(DidNotRun, match=r"layerdrop.*lm\.model\.eval\(\)"):
+        under(lm, skip_block(1))
+
+
+def compile_whole(lm):
+    lm.model.compile(backend="eager")
+
+
+def compile_a_part(lm):
+    lm.blocks[2].mlp.compile(backend="eager")
+
+
+def compile_a_forward(lm):
+    lm.blocks[0].forward = torch.compile(lm.blocks[0].forward, backend="eager")
+
+
+def compile_and_put_back(lm):
+    lm.model.model.layers[3] = torch.compile(lm.model.model.layers[3], backend="eager")
+
+
+@pytest.mark.parametrize("compile", [compile_whole, compile_a_part, compile_a_forward, compile_and_put_back])
+def test_compiled_models_are_refused_everywhere(compile):
+    lm = tiny("llama")
+    compile(lm)
+    for do in (
+        lambda: trace(lm, IDS), lambda: under(lm, skip_block(1)), lambda: read_site(lm, IDS, "mlp", 1),
+        lambda: attention_patterns(lm, IDS), lambda: wrap(lm.model),
+    ):  # fmt: skip
+        with pytest.raises(DidNotRun, match=r"compiled by torch\.compile.*Use the plain model"):
+            do()
+    assert lm.live_edits == [] and lm.edit_handles == []
+
+
+def test_compiling_around_the_model_is_refused_too():
+    with pytest.raises(DidNotRun, match="compiled"):
+        wrap(torch.compile(tiny("gpt2").model, backend="eager"))
+
+
+def test_an_error_in_a_pass_leaves_the_next_one_right():
+    lm = tiny("gpt2")
+    expected = under(lm, skip_block(1))
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    with edit(lm, skip_block(1)):
+        handle = lm.blocks[2].register_forward_hook(fail)
+        for _ in range(3):
+            with pytest.raises(KeyboardInterrupt):
+                lm.model(input_ids=IDS)
+        handle.remove()
+        assert lm.model(input_ids=IDS, use_cache=False).logits.equal(expected)
+        assert lm.logits(IDS).equal(expected)
+        trace(lm, IDS, stop_after=0)
+    assert lm.passes == {}
+
+
+def test_the_model_without_its_head_counts_as_a_pass():
+    lm = tiny("llama")
+    with edit(lm, skip_block(1)):
+        lm.model.model(input_ids=IDS)
+        with pytest.raises(DidNotRun):
+            lm.model.config.num_hidden_layers = 1
+            lm.model.model(input_ids=IDS)
+    with edit(lm, skip_block(1)):
+        pass  # no pass, no error
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_is_refused_when_gradients_are_made(reentrant):
+    lm = tiny("llama")
+    lm.model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    lm.model.train()
+    with pytest.raises(BadEdit, match="gradient checkpointing is on"):
+        under(lm, scale_block(1, 2))
+    with pytest.raises(BadEdit, match="gradient checkpointing is on"):
+        trace(lm, IDS, gradients=lambda found: found.logits.sum())
+    with torch.no_grad():
+        under(lm, scale_block(1, 2))  # nothing runs twice without a backward pass
+    trace(lm, IDS)
+
+
+def test_a_checkpoint_of_ones_own_is_refused():
+    lm = tiny("gpt2")
+    with edit(lm, scale_block(1, 2)), pytest.raises(BadEdit, match="gradient checkpointing is on"):
+        checkpoint(lambda ids: lm.model(input_ids=ids, use_cache=False).logits, IDS, use_reentrant=False)
+
+
+def all_at_once(work, number=4):
+    old, errors = sys.getswitchinterval(), []
+    sys.setswitchinterval(1e-5)
+
+    def guarded(k):
+        try:
+            work(k)
+        except BaseException as error:
+            errors.append(error)
+
+    try:
+        threads = [threading.Thread(target=guarded, args=(k,)) for k in range(number)]
+        for one in threads:
+            one.start()
+        for one in threads:
+            one.join()
+    finally:
+        sys.setswitchinterval(old)
+    return errors
+
+
+def test_threads_that_trace_one_model_each_get_their_own_numbers():
+    lm = tiny("llama")
+    expected = [trace(lm, IDS + k) for k in range(4)]
+    before = hooks_of(lm)
+
+    def work(k):
+        for _ in range(25):
+            found = trace(lm, IDS + k)
+            for field in ("resid", "attn", "mlp", "heads", "final", "logits"):
+                assert getattr(found, field).equal(getattr(expected[k], field)), field
+            assert read_site(lm, IDS + k, "mlp", 1).equal(expected[k].mlp[1])
+
+    assert all_at_once(work) == []
+    assert hooks_of(lm) == before
+
+
+def test_threads_that_edit_one_model_are_right_or_refused():
+    lm = tiny("llama")
+    edits = [zero_heads(1, k) for k in range(4)]
+    expected = []
+    for one in edits:
+        with edit(lm, one):
+            expected.append(lm.logits(IDS))
+    before, right = hooks_of(lm), []
+
+    def work(k):
+        for _ in range(25):
+            try:
+                with edit(lm, edits[k]):
+                    found = lm.logits(IDS)
+            except BadEdit as error:
+                assert "thread" in str(error)
+                continue
+            assert found.equal(expected[k])
+            right.append(k)
+
+    assert all_at_once(work) == [] and right
+    assert hooks_of(lm) == before and lm.live_edits == [] and lm.edit_handles == [] and lm.passes == {}
+
+
+def test_a_trace_during_which_another_thread_edits_is_refused():
+    lm = tiny("gpt2")
+    one = edit(lm, scale_block(3, 2))
+
+    def other(*_):
+        thread = threading.Thread(target=one.__enter__)
+        thread.start()
+        thread.join()
+
+    handle = lm.blocks[0].register_forward_hook(other)
+    with pytest.raises(BadEdit, match="put on or taken off while this pass ran"):
+        trace(lm, IDS)
+    handle.remove()
+    one.__exit__(None, None, None)
+    assert lm.live_edits == []
+
+
+def test_a_copy_of_an_edited_model_is_not_edited_for_ever():
+    lm = tiny("gpt2")
+    clean = lm.logits(IDS)
+    with edit(lm, scale_block(1, 2)):
+        copied = copy.deepcopy(lm.model)
+    with torch.no_grad():
+        assert copied(input_ids=IDS, use_cache=False).logits.equal(clean)
+
+
+def test_equal_edits_do_the_same():
+    ones = torch.ones(24)
+    assert add_to_block(1, ones) == add_to_block(1, torch.ones(24)) != add_to_block(1, -ones)
+    assert scale_block(1, 0.1234567) != scale_block(1, 0.12345671)
+    assert change("mlp", 1, torch.neg) == change("mlp", 1, torch.neg) != change("mlp", 1, torch.abs)
+    assert change("mlp", 1, lambda v: -v) != change("mlp", 1, lambda v: v)
+    learned = ones.clone().requires_grad_()
+    assert (
+        add_to_block(1, learned)
+        == add_to_block(1, learned)
+        != add_to_block(1, learned.detach().clone().requires_grad_())
+    )
+    found = {
+        skip_block(1, slice(0, 2)): "a",
+        skip_block(1, slice(0, 3)): "b",
+        add_to_block(1, ones): 1,
+        add_to_block(1, -ones): 2,
+    }
+    assert len(found) == 4 and found[skip_block(1, slice(0, 2))] == "a"
+
+
+def test_the_repr_names_hooks_of_others():
+    lm = tiny("gpt2")
+    assert "hooks of others" not in repr(lm)
+    handle = lm.blocks[3].register_forward_hook(lambda m, i, o: None)
+    with edit(lm, skip_block(1)):
+        assert repr(lm).endswith("live edits: skip_block(1); hooks of others: transformer.h.3)")
+    handle.remove()
+    assert "hooks of others" not in repr(lm)

@@ -1,0 +1,214 @@
+"""A restarted pass against a whole one: plain forward hooks on the transformers model, never the helpers' own passes."""
+
+import gc
+
+import pytest
+import torch
+from tiny import CONFIGS, tiny
+
+from helpers import (
+    Tokens,
+    add_to_block,
+    change,
+    edit,
+    noise_neurons,
+    scale_block,
+    skip_attention,
+    skip_block,
+    skip_mlp,
+    trace,
+    zero_heads,
+    zero_keys,
+)
+from helpers.errors import BadPrompt, BlockOutOfRange
+from helpers.replay import Replay
+
+IDS = torch.tensor([[5, 3, 8, 2, 11, 40, 7]])
+
+
+def whole_pass(lm, ids=IDS, scale=None, mask=None):
+    """States after each block and the logits, by hooks that PyTorch offers; scale: {block: factor} on a block's output."""
+    states, handles = [], []
+
+    def hook(block):
+        def see(module, args, output):
+            state = output[0] if isinstance(output, tuple) else output
+            state = state * (scale or {}).get(block, 1)
+            states.append(state)
+            return (state, *output[1:]) if isinstance(output, tuple) else state
+
+        return see
+
+    for block, module in enumerate(lm.model.get_submodule(lm.parts.blocks)):
+        handles.append(module.register_forward_hook(hook(block)))
+    try:
+        with torch.no_grad():
+            logits = lm.model(input_ids=ids, use_cache=False).logits
+    finally:
+        for handle in handles:
+            handle.remove()
+    return torch.stack(states), logits
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("blocks", [(0,), (2,), (3,), (1, 3)])
+def test_a_restart_equals_the_whole_edited_pass(family, blocks):
+    lm = tiny(family)
+    replay = Replay(lm)
+    clean, edited = replay(IDS, *(scale_block(block, 0.5) for block in blocks))
+    expected, logits = whole_pass(lm, scale=dict.fromkeys(blocks, 0.5))
+    assert torch.allclose(edited.resid[1:], expected, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(edited.last_logits, logits[:, -1], rtol=1e-11, atol=1e-11)
+    unedited, clean_logits = whole_pass(lm)
+    assert torch.allclose(clean.resid[1:], unedited, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(clean.last_logits, clean_logits[:, -1], rtol=1e-11, atol=1e-11)
+    assert (expected - unedited)[-1].abs().max() > 1e-2  # there is something to see
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: zero_heads(1, [2]),
+        lambda: zero_keys(2, [1]),  # with a filled cache attention would see the old keys
+        lambda: skip_block(0),
+        lambda: skip_attention(3),
+        lambda: skip_mlp(1),
+        lambda: add_to_block(2, torch.ones(24), positions=[0, -1]),
+        lambda: noise_neurons(1, slice(0, None, 2), 1.0, 1.0, torch.Generator().manual_seed(0)),
+        lambda: change("heads", 2, torch.Tensor.neg_),
+    ],
+)
+def test_every_kind_of_edit_comes_out_as_in_a_whole_pass(family, made):
+    lm = tiny(family)
+    _, edited = Replay(lm)(IDS, made())
+    with edit(lm, made()):
+        expected, logits = whole_pass(lm)
+    assert torch.allclose(edited.resid[1:], expected, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(edited.last_logits, logits[:, -1], rtol=1e-11, atol=1e-11)
+
+
+def test_only_the_blocks_from_the_edit_on_run_again():
+    lm = tiny("llama")
+    replay = Replay(lm)
+    replay(IDS, scale_block(2, 0.5))
+    calls = []
+    plain = [type(block).forward for block in lm.blocks]
+    assert len(set(plain)) == 1
+
+    def counted(self, *args, **kwargs):
+        calls.append(next(i for i, block in enumerate(lm.blocks) if block is self))
+        return plain[0](self, *args, **kwargs)
+
+    type(lm.blocks[0]).forward = counted
+    try:
+        replay(IDS, scale_block(2, 0.7))
+        assert calls == [2, 3]
+        replay(IDS)
+        assert calls == [2, 3]
+        replay(IDS[:, :4], scale_block(3, 0.7))  # another prompt
+        assert calls == [2, 3, 0, 1, 2, 3, 3]
+    finally:
+        type(lm.blocks[0]).forward = plain[0]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_prompts_of_unequal_length_read_out_at_their_own_ends(family):
+    lm = tiny(family)
+    ids = torch.tensor([[5, 3, 8, 2], [7, 9, 0, 0]])
+    mask = torch.tensor([[True] * 4, [True, True, False, False]])
+    _, edited = Replay(lm)(Tokens(ids, mask), scale_block(1, 0.5))
+    for row, length in ((0, 4), (1, 2)):
+        _, logits = whole_pass(lm, ids[row : row + 1, :length], {1: 0.5})
+        assert torch.allclose(edited.last_logits[row], logits[0, -1], rtol=1e-10, atol=1e-10)
+
+
+def test_a_hook_of_the_users_is_seen_in_both_passes_and_not_kept():
+    lm = tiny("gpt2")
+    replay = Replay(lm)
+    replay(IDS, scale_block(2, 0.5))
+    handle = lm.blocks[0].register_forward_hook(
+        lambda m, a, out: (out[0] * 3, *out[1:]) if isinstance(out, tuple) else out * 3
+    )
+    clean, edited = replay(IDS, scale_block(2, 0.5))
+    handle.remove()
+    for run, scale in ((clean, {0: 3}), (edited, {0: 3, 2: 0.5})):
+        assert torch.allclose(run.resid[1:], whole_pass(lm, scale=scale)[0], rtol=1e-12, atol=1e-12)
+    clean, _ = replay(IDS)
+    assert torch.allclose(clean.resid[1:], whole_pass(lm)[0], rtol=1e-12, atol=1e-12)
+
+
+def test_a_live_edit_is_seen_in_both_passes():
+    lm = tiny("llama")
+    replay = Replay(lm)
+    replay(IDS)
+    with edit(lm, scale_block(0, 2.0)):
+        clean, edited = replay(IDS, scale_block(2, 0.5))
+    assert torch.allclose(clean.resid[1:], whole_pass(lm, scale={0: 2.0})[0], rtol=1e-12, atol=1e-12)
+    assert torch.allclose(edited.resid[1:], whole_pass(lm, scale={0: 2.0, 2: 0.5})[0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("how", ["in place", "assigned", "module swapped", "forward replaced"])
+def test_a_changed_model_makes_a_new_clean_pass(how):
+    lm = tiny("llama")
+    replay = Replay(lm)
+    before, _ = replay(IDS)
+    layer = lm.blocks[0].mlp
+    if how == "in place":
+        with torch.no_grad():
+            layer.down_proj.weight.mul_(2)
+    elif how == "assigned":
+        layer.down_proj.weight = torch.nn.Parameter(layer.down_proj.weight.detach() * 2)
+    elif how == "module swapped":
+        layer.down_proj = torch.nn.Linear(layer.down_proj.in_features, 24, bias=False).double()
+    else:
+        layer.forward = lambda x: torch.zeros_like(x)
+    gc.collect()
+    clean, edited = replay(IDS, scale_block(2, 0.5))
+    assert not torch.allclose(clean.resid, before.resid)
+    assert torch.allclose(clean.resid[1:], whole_pass(lm)[0], rtol=1e-12, atol=1e-12)
+    assert torch.allclose(edited.resid[1:], whole_pass(lm, scale={2: 0.5})[0], rtol=1e-12, atol=1e-12)
+
+
+def test_in_train_mode_each_pass_is_a_whole_one_of_its_own():
+    lm = tiny("gpt2")
+    replay = Replay(lm)
+    replay(IDS)
+    lm.model.train()
+    torch.manual_seed(0)
+    first, _ = replay(IDS)
+    second, _ = replay(IDS)
+    assert not torch.equal(first.resid, second.resid)  # dropout: nothing was kept
+    lm.model.eval()
+    clean, _ = replay(IDS)
+    assert torch.allclose(clean.resid[1:], whole_pass(lm)[0], rtol=1e-12, atol=1e-12)
+
+
+def test_no_hook_stays_and_mistakes_come_before_any_pass():
+    lm = tiny("llama")
+    before = whole_pass(lm)[1]
+    replay = Replay(lm)
+    with pytest.raises(BlockOutOfRange):
+        replay(IDS, scale_block(9, 0.5))
+    with pytest.raises(BadPrompt):
+        replay(torch.tensor([[1000]]), scale_block(1, 0.5))
+
+    def broken(value):
+        raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError):
+        replay(IDS, change("block", 2, broken))
+    replay(IDS, scale_block(1, 0.5))
+    assert torch.equal(whole_pass(lm)[1], before)
+    assert not lm.live_edits and not lm.edit_handles
+    assert all(not module._forward_pre_hooks for module in lm.blocks)
+
+
+def test_the_clean_pass_cannot_be_spoiled_by_an_edit_in_place():
+    lm = tiny("gpt2")
+    replay = Replay(lm)
+    clean = replay.clean(IDS)
+    kept = clean.resid.clone()
+    replay(IDS, change("block", 2, lambda value: value.mul_(5)))
+    assert torch.equal(replay.clean(IDS).resid, kept)
+    assert torch.allclose(trace(lm, IDS).resid, kept)
