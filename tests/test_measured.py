@@ -26,7 +26,7 @@ from helpers.errors import BadValue
 from helpers.measured import MEASURED_FOLDER, read, stored
 
 MODELS = ("pocket", "smollm2")
-PARTS = ("blocks", "factors", "heads", "pairs", "phrasings", "sink")
+PARTS = ("blocks", "factors", "heads", "pairs", "phrasings", "prices", "sink")
 FILES = [(model, part) for model in MODELS for part in PARTS]
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
 # float16 keeps 11 bits; float32 passes differ between machines in the fifth digit.
