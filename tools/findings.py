@@ -187,7 +187,8 @@ def _prices(found: Measured) -> list[str]:
     damage, heads = found.at("damage", measure="KL").mean(1), found.at("damage of heads", measure="KL").mean(0)
     sizes, size = found["parameters"], found["parameters of a head"][:, None]
     per = {
-        part: (damage[i].quantile(0.5), (1e6 * damage[i] / sizes[i]).quantile(0.5)) for i, part in enumerate(found.labels["part"])
+        part: (damage[i].quantile(0.5), (1e6 * damage[i] / sizes[i]).quantile(0.5))
+        for i, part in enumerate(found.labels["part"])
     }
     per["head"] = (heads.quantile(0.5), (1e6 * heads / size).quantile(0.5))
     lines = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -12,7 +13,7 @@ import transformers
 from torch import Tensor, nn
 
 from helpers.course.exercise import Almost, Exercise, a_model, checker, hooks_on, tiny_model
-from helpers.edits import edit, replace_heads, skip_block, skip_mlp
+from helpers.edits import edit, patch_block, replace_heads, skip_block, skip_mlp
 from helpers.hooks import on_output, remove
 from helpers.lesson5.runs import held_out
 from helpers.loading import load_model
@@ -170,9 +171,9 @@ def _check_5_2(answer: Callable[..., Any]) -> str | None:
         mlp = lm.mlp(block)
         outside: list[Tensor] = []
         inside: list[tuple[Tensor, Tensor]] = []
-        handles = [on_output(mlp, lambda value, _, seen=outside: seen.append(value.detach().clone()))]
-        handles += [
-            on_output(mlp.c_proj, lambda value, _, seen=inside: seen.append((value.detach(), value.detach().clone())))
+        handles = [
+            on_output(mlp, partial(_note, outside)),
+            on_output(mlp.get_submodule("c_proj"), partial(_note_both, inside)),
         ]
         before = hooks_on(lm.model)
         try:
@@ -207,6 +208,15 @@ def _check_5_2(answer: Callable[..., Any]) -> str | None:
     else:
         return "a pass over tokens that do not exist should raise its error, and yours hides it."
     return None
+
+
+def _note(seen: list[Tensor], value: Tensor, _: Tensor) -> None:
+    seen.append(value.detach().clone())
+
+
+def _note_both(seen: list[tuple[Tensor, Tensor]], value: Tensor, _: Tensor) -> None:
+    """The tensor itself and a copy: they differ once somebody has written into it."""
+    seen.append((value.detach(), value.detach().clone()))
 
 
 def _silenced(lm: LanguageModel, block: int, ids: Tensor, positions: list[int] | None) -> Tensor:
@@ -586,8 +596,6 @@ def _replaced(
 
 
 def _stream_patched(lm: LanguageModel, ids: Tensor, other: Tensor, block: int) -> Tensor:
-    from helpers.edits import patch_block
-
     with edit(lm, patch_block(block, trace(lm, other).resid[block + 1][:, -1:], positions=-1)):
         return lm.logits(ids)
 

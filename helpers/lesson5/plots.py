@@ -7,6 +7,7 @@ holds them all.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from matplotlib.axes import Axes
@@ -14,7 +15,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from torch import Tensor
 
-from helpers.measured import Measured
 from helpers.plots.style import (
     CLEAN,
     EDITED,
@@ -30,6 +30,9 @@ from helpers.plots.style import (
     set_title,
 )
 from helpers.tables import format_number
+
+if TYPE_CHECKING:  # at run time `helpers.measured` would be the module, and no longer the function of that name
+    from helpers.measured import Measured
 
 CHEAP = 0.1  # nats per token, 10 % more perplexity: the line between cheap and costly blocks
 
