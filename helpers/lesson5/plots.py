@@ -230,7 +230,7 @@ def plot_writer(found: Mapping[str, Measured]) -> Figure:
     right.set_ylim(0, 1.3)
     right.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
     right.set_ylabel("attention to the first token")
-    right.legend(frameon=False, fontsize=8.5, loc="upper left", bbox_to_anchor=(0.0, 1.0))
+    right.legend(facecolor="white", edgecolor="white", framealpha=1, fontsize=8.5, loc="upper left")
     one = rows[f"MLP {writer}, the first token"][0]
     peak = int(share.argmax())
     finding = (
@@ -240,9 +240,12 @@ def plot_writer(found: Mapping[str, Measured]) -> Figure:
     figure.suptitle(finding, x=0.01, ha="left", fontsize=11)
     told = ", ".join(f"{name} {_n(mean)}" for name, (mean, _) in rows.items())
     lines = "; ".join(f"block {b} {_two(c)} and {_two(w)}" for b, (c, w) in enumerate(zip(share, without, strict=True)))
-    resting = [int((sink[f"attention to first{more}"].mean(0) > 0.5).sum()) for more in ("", " without writer")]
+    resting = [
+        int((sink[f"attention to first{more}"].mean(0)[writer + 1 :] > 0.5).sum()) for more in ("", " without writer")
+    ]
     heads = (
-        f"Heads that give the first token more than half of their attention: {resting[0]} clean, {resting[1]} without."
+        f"Heads after block {writer} that give the first token more than half of their attention: {resting[0]} clean, "
+        f"{resting[1]} without."
     )
     describe(
         figure,
@@ -338,7 +341,10 @@ def plot_prices(found: Mapping[str, Measured]) -> Figure:
             )  # fmt: skip
             middle = float(numbers.quantile(0.5))
             ax.plot([place - 0.36, place + 0.36], [middle, middle], color="black", linewidth=2)
-            ax.annotate(_two(middle), (place + 0.38, middle), fontsize=9, va="center")
+            ax.annotate(
+                _two(middle), (place + 0.38, middle), fontsize=9, va="center",
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
+            )  # fmt: skip
         ax.set_yscale("log")
         ax.set_xticks(range(len(values)), list(values))
         ax.set_xlim(-0.6, len(values) - 0.2)
@@ -422,8 +428,8 @@ def crossing_finding(chance: Mapping[str, Sequence[float]], blocks: Sequence[int
         return f"The two places do not change over: p({answer!r}) at most {_two(max(early))} and {_two(max(late))}"
     here = over[0]
     return (
-        f"At block {blocks[here]} the answer changes place: patched at the last token p({answer!r}) rises from {_two(late[here - 1])} "
-        f"(after block {blocks[here - 1]}) to {_two(late[here])}"
+        f"At block {blocks[here]} the answer changes place: patched at the last token p({answer!r}) rises from {late[here - 1]:.4f} "
+        f"(after block {blocks[here - 1]}) to {late[here]:.2f}"
     )
 
 

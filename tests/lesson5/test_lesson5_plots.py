@@ -92,17 +92,17 @@ def test_the_writer_of_the_massive_token_is_told():
     sink = stored(
         {
             "text damage": [[[2.0], [2.2]], [[1.5], [1.7]], [[0.0], [0.2]], [[9.0], [9.0]]],
-            "attention to first": [[[0.2, 0.2], [0.9, 0.7]]],
-            "attention to first without writer": [[[0.2, 0.2], [0.1, 0.3]]],
+            "attention to first": [[[0.2, 0.2], [0.6, 0.1], [0.9, 0.7]]],
+            "attention to first without writer": [[[0.2, 0.2], [0.6, 0.1], [0.1, 0.3]]],
             "even attention": [0.3],
         },
         {"text damage": ["edit", "window", "measure"]},
         edit=["MLP 1 skipped at all tokens", "MLP 1 skipped at the first token", "MLP 1 skipped at the others", "MLP 0 skipped"],
     )  # fmt: skip
-    figure = plots.plot_writer({"blocks": blocks_of([1.0, 2.5], [0.1, 0.1]), "sink": sink})
+    figure = plots.plot_writer({"blocks": blocks_of([1.0, 2.5, 0.3], [0.1, 0.1, 0.1]), "sink": sink})
     assert suptitle(figure) == (
         "SmolLM2: one MLP at one token carries 1.60 of the 2.50 nats that block 1 is worth; "
-        "without it block 1 gives the first token 0.20 of its attention instead of 0.80"
+        "without it block 2 gives the first token 0.20 of its attention instead of 0.80"
     )
     assert [round(bar.get_width(), 3) for bar in figure.axes[0].patches] == [2.5, 2.1, 1.6, 0.1]
     assert "more than half of their attention: 2 clean, 0 without" in description(figure)
@@ -164,7 +164,7 @@ def test_prices_are_damage_over_parameters():
 def test_the_crossing_is_where_the_last_place_takes_over():
     ax = plots.plot_crossing({"at the name": [0.8, 0.7, 0.0], "at the last token": [0.0, 0.1, 0.6]}, [0, 5, 6], " x")
     assert title(ax) == (
-        "At block 6 the answer changes place: patched at the last token p(' x') rises from 0.10 (after block 5) to 0.60"
+        "At block 6 the answer changes place: patched at the last token p(' x') rises from 0.1000 (after block 5) to 0.60"
     )
     assert "at the name: block 0 0.80, block 5 0.70, block 6 0.00" in description(ax)
     never = plots.crossing_finding({"a": [0.8, 0.7], "b": [0.1, 0.2]}, [0, 1], " x")
