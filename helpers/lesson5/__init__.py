@@ -20,7 +20,7 @@ _OWN = {
         "plot_crossing",
     ],
     "runs": ["held_out", "show_words", "show_again", "show_hooks", "show_first_token", "own_forward", "operations"],
-    "panel": ["draw_skipped", "skip_effect", "skipping_panel"],
+    "panel": ["skipping_panel"],
     "claims": ["ledger"],
 }
 

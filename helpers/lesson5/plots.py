@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, NullLocator
 from torch import Tensor
 
 from helpers.plots.style import (
     CLEAN,
-    EDITED,
     MARKERS,
     PALETTE,
     QUIET,
@@ -80,30 +79,6 @@ def steps_finding(steps: Mapping[str, Tensor], skipped: Sequence[int] = ()) -> s
     if not moved[most]:
         return f"The step is exactly 0 at {names}, and the others stay as they were"
     return f"The step is exactly 0 at {names}; elsewhere it changes by up to {_n(100 * moved[most])} % (block {others[most]})"
-
-
-def plot_next_tokens(
-    names: Sequence[str], before: Sequence[float], after: Sequence[float], ax: Axes | None = None
-) -> Axes:
-    """Draw the probability of some next tokens in a clean and in an edited run, side by side, in the order given."""
-    ax = new_axes(ax)
-    places = range(len(names))
-    ax.barh([i - 0.2 for i in places], list(before), height=0.38, color=CLEAN, label="clean")
-    ax.barh(
-        [i + 0.2 for i in places], list(after), height=0.38, color=EDITED, hatch="///", edgecolor="white", label="edited"
-    )  # fmt: skip
-    ax.set_yticks(places, [_safe(repr(name)) for name in names])
-    ax.invert_yaxis()
-    ax.grid(axis="y", visible=False)
-    ax.grid(axis="x", color="0.9", linewidth=0.8)
-    ax.xaxis.set_major_locator(MaxNLocator(4))
-    ax.set_xlabel("probability of the next token")
-    ax.legend(frameon=False, loc="lower right")
-    finding = next_token_finding(names, before, after)
-    set_title(ax, _safe(finding))
-    told = "; ".join(f"{n!r} {_n(b)} and {_n(a)}" for n, b, a in zip(names, before, after, strict=True))
-    describe(ax, f"Bars of the next token's probability, clean and edited. {finding}. {told}.")
-    return ax
 
 
 def next_token_finding(names: Sequence[str], before: Sequence[float], after: Sequence[float]) -> str:
@@ -448,10 +423,6 @@ def name_blocks(blocks: Sequence[int]) -> str:
 
 def _line(text: str) -> str:
     return text.replace("\n", " ")
-
-
-def _safe(text: str) -> str:
-    return text.replace("$", r"\$")  # matplotlib would read formulas between dollars
 
 
 def _n(value: float | Tensor) -> str:

@@ -42,14 +42,13 @@ def test_names_of_blocks():
     assert plots.name_blocks([0, 1, 2, 7, 9]) == "blocks 0 to 2, 7 and 9"
 
 
-def test_next_tokens_are_drawn_as_they_are():
-    ax = plots.plot_next_tokens([" a", "$", " c"], [0.5, 0.3, 0.1], [0.2, 0.6, 0.1])
-    assert title(ax) == "'\\$' takes the first place from ' a'"
-    assert [bar.get_width() for bar in ax.patches] == [0.5, 0.3, 0.1, 0.2, 0.6, 0.1]
-    assert "'$' 0.3 and 0.6" in description(ax)
-    assert to_png(ax).startswith(b"\x89PNG")
-    same = plots.plot_next_tokens([" a", " b"], [0.5, 0.3], [0.4, 0.3])
-    assert title(same) == "' a' stays first: p = 0.5 before, 0.4 after"
+def test_what_became_of_the_most_probable_token():
+    names = [" a", "$", " c"]
+    assert plots.next_token_finding(names, [0.5, 0.3, 0.1], [0.2, 0.6, 0.1]) == "'$' takes the first place from ' a'"
+    assert (
+        plots.next_token_finding(names, [0.5, 0.3, 0.1], [0.4, 0.3, 0.1])
+        == "' a' stays first: p = 0.5 before, 0.4 after"
+    )
 
 
 # ---- what is drawn from stored measurements, here from small made ones
