@@ -219,10 +219,13 @@ def likeness_finding(series: Mapping[str, Tensor]) -> str:
     return f"r is {PERFECT} or more at {many} of {len(first[1])} blocks; {last[0]}: at {few or 'none'}"
 
 
-def plot_words(lm: LanguageModel, runs: Mapping[str, Tensor], target: str, ax: Axes | None = None) -> Axes:
+def plot_words(
+    lm: LanguageModel, runs: Mapping[str, Tensor], target: str, about: str | None = None, ax: Axes | None = None
+) -> Axes:
     """Draw the probability of `target` after each run as a bar, and write beside it which word comes first.
 
-    runs: what was done -> logits of the next token, (vocabulary,); the first is the clean run.
+    runs: what was done -> logits of the next token, (vocabulary,); the first is the clean run. about: the run of the title, the
+    one with the lowest probability unless told.
     """
     ax = new_axes(ax, (7.6, 0.9 + 0.42 * len(runs)))
     ids = lm.token_id(target)
@@ -246,7 +249,7 @@ def plot_words(lm: LanguageModel, runs: Mapping[str, Tensor], target: str, ax: A
     ax.set_xlim(0, 1.12)
     ax.set_xticks([0, 0.25, 0.5, 0.75, 1])
     ax.set_xlabel(f"probability of {target!r} as the next word")
-    finding = words_finding(shares, target)
+    finding = words_finding(shares, target, about or min(shares, key=lambda name: shares[name]))
     ax.set_title(finding, x=0, ha="left", fontsize=11)
     told = "; ".join(
         f"{name}: {_p(shares[name])}, most probable is {word!r} with {_p(p)}" for name, (word, p) in tops.items()
@@ -255,11 +258,9 @@ def plot_words(lm: LanguageModel, runs: Mapping[str, Tensor], target: str, ax: A
     return ax
 
 
-def words_finding(shares: Mapping[str, float], target: str) -> str:
-    """Return in one sentence how far the target falls, and where."""
-    names = list(shares)
-    low = min(names, key=lambda name: shares[name])
-    return f"{target!r} goes from {_p(shares[names[0]])} to {_p(shares[low])} ({low})"
+def words_finding(shares: Mapping[str, float], target: str, about: str) -> str:
+    """Return in one sentence how far the target's probability moves from the first run to the one called `about`."""
+    return f"{target!r} goes from {_p(next(iter(shares.values())))} to {_p(shares[about])} ({about})"
 
 
 def plot_steps(found: Mapping[int, tuple[Tensor, Tensor]], target: str, ax: Axes | None = None) -> Axes:
