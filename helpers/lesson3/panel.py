@@ -8,15 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from helpers.course.panels import Models, Panel, block_slider, choice, factor_slider, index_slider, prompt_box, tick
 from helpers.course.words import Words, next_words, words_table
 from helpers.edits import Edit, noise_neurons, scale_block, zero_keys
-from helpers.lesson3.plots import plot_shift, plot_spread, spread_finding
+from helpers.lesson3.plots import plot_spread, spread_finding
 from helpers.models import LanguageModel
-from helpers.plots.style import DPI, panel_axes, settle
+from helpers.plots.style import panel_axes, settle
 from helpers.readings import spread
 from helpers.replay import Replay
 from helpers.tables import format_number
@@ -106,15 +105,11 @@ def _activation(lm: LanguageModel) -> str:
     return "GELU" if name.startswith("gelu") else {"silu": "SiLU", "relu": "ReLU"}.get(name, name)
 
 
-def draw_shift(shift: Shift, dpi: int = DPI) -> Figure:
-    """Draw a shift in the style of the course."""
-    return plot_shift(shift.series, shift.final, shift.tokens, shift.block, shift.mark, dpi)
-
-
 def describe_shift(shift: Shift) -> str:
-    """Return the line of numbers under the controls."""
-    before, after = (", ".join(f"{t!r} {format_number(shift.tokens[t][i], 2)}" for t in shift.top[i]) for i in (0, 1))
-    return f"{shift.mark}: {spread_finding(shift.series, shift.final, shift.block)}. Next token, clean: {before}; edited: {after}."
+    """Return the line of numbers under the controls: first what the model says, then the stream."""
+    before, after = (f"{tops[0]!r} {format_number(shift.tokens[tops[0]][i], 2)}" for i, tops in enumerate(shift.top))
+    words = f"next word {before} → {after}"
+    return f"{shift.mark}: {words}. {spread_finding(shift.series, shift.final, shift.block)}."
 
 
 def components_panel(models: Models, prompt: str, component: str = "hidden states", block: int = 9) -> Panel:

@@ -1,4 +1,4 @@
-"""Figures of lesson 3: attention patterns, single heads, neurons, the spread of the stream, the next token.
+"""Figures of lesson 3: where a head looks, heads that rest, noise and its price, the spread of the stream.
 
 Every title is computed from the numbers that are drawn.
 """
@@ -7,157 +7,177 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator
 from torch import Tensor
 
 from helpers.plots.style import (
     CLEAN,
     EDITED,
-    SEQUENTIAL,
+    QUIET,
+    WIDGET_DPI,
     describe,
+    figure_of,
     mark_edit,
     new_axes,
-    new_figure,
     series_style,
     set_title,
     stream_axis,
 )
 from helpers.tables import format_number
 
-Probability = tuple[str, float]
+REST = 0.9  # share of attention on the first token from which a key head is said to rest
 
 
-def evenness(pattern: Tensor) -> float:
-    """Return how far a causal pattern, (pos, pos), is from even attention: 0 when row i holds 1 / (i + 1) everywhere."""
-    even = torch.ones_like(pattern).tril()
-    return float((pattern - even / even.sum(dim=-1, keepdim=True)).abs().max())
-
-
-def plot_patterns(patterns: Mapping[str, Tensor], tokens: Sequence[str], name: str = "the head") -> Figure:
-    """Draw attention patterns side by side, one colour scale for all. patterns: label -> (pos, pos); row = who looks."""
-    figure = new_figure((7.0, 3.9))
-    panels = figure.subplots(1, len(patterns), squeeze=False)[0]
-    labels = [_plain(repr(token)[1:-1]) for token in tokens]
-    for index, (ax, (label, pattern)) in enumerate(zip(panels, patterns.items(), strict=True)):
-        seen = torch.ones_like(pattern).tril().bool()
-        image = ax.imshow(pattern.masked_fill(~seen, float("nan")).tolist(), cmap=SEQUENTIAL, vmin=0, vmax=1)
-        ax.set_title(label, fontsize=10)
-        ax.set_xticks(range(len(labels)), labels, rotation=90, fontsize=7)
-        ax.set_yticks(range(len(labels)), labels if index == 0 else [""] * len(labels), fontsize=7)
-        ax.set_xlabel("token looked at")
-        ax.spines[:].set_visible(False)
-    panels[0].set_ylabel("token that looks")
-    figure.colorbar(image, ax=list(panels), label="attention weight (row sums to 1)", shrink=0.8)
-    finding = patterns_finding(patterns, name)
-    figure.suptitle(finding, x=0.01, ha="left", fontsize=11)
-    last = "; ".join(
-        f"{label}: the last token gives at most {_n(pattern[-1].max())} to one token, "
-        f"{_n(pattern[-1, 0])} to the first token"
-        for label, pattern in patterns.items()
+def plot_look(rows: Mapping[str, Tensor], tokens: Sequence[str], name: str, ax: Axes | None = None) -> Axes:
+    """Draw whom the last token looks at in two runs, clean first. rows: label -> (pos,) attention weights that sum to 1."""
+    ax = new_axes(ax, size=(7.0, 4.4))
+    ax.grid(visible=False)
+    places = range(len(tokens))
+    (before, clean), (after, edited) = rows.items()
+    for shift, values, color, hatch, label in ((-0.2, clean, CLEAN, None, before), (0.2, edited, EDITED, "///", after)):
+        ax.barh(
+            [place + shift for place in places], values.tolist(),
+            height=0.38, color=color, hatch=hatch, edgecolor="white", label=label,
+        )  # fmt: skip
+    for place, pair in enumerate(zip(clean.tolist(), edited.tolist(), strict=True)):
+        if pair[0] >= 0.005:  # else nothing that a reader would see
+            ax.text(max(pair) + 0.01, place, f"{pair[0]:.2f} → {pair[1]:.2f}", va="center", fontsize=9, color=QUIET)
+    ax.set_yticks(places, [_plain(repr(token)) for token in tokens], fontsize=9)
+    ax.invert_yaxis()
+    ax.set_xlim(0, 1.12 * max(float(clean.max()), float(edited.max())) + 0.06)
+    ax.set_xlabel("share of the last token's attention")
+    ax.legend(frameon=False, loc="lower right")
+    most = int(clean.argmax())
+    even = float((edited - 1 / len(tokens)).abs().max()) < 1e-6
+    now = f"{_n(edited[0], 2)} to each of {len(tokens)} tokens" if even else f"{_n(edited.max(), 2)} at most"
+    finding = (
+        f"{name[0].upper()}{name[1:]} gave {tokens[most]!r} {_n(clean[most], 2)} of its attention, and now gives {now}"
     )
-    describe(figure, f"Heat maps of attention weights, {len(tokens)} by {len(tokens)} tokens. {finding}. {last}.")
-    return figure
+    set_title(ax, _plain(finding))
+    told = "; ".join(
+        f"{t!r} {_n(a)} → {_n(b)}" for t, a, b in zip(tokens, clean.tolist(), edited.tolist(), strict=True)
+    )
+    describe(ax, f"Two bars per token, {before} and {after}. {finding}. {told}.")
+    return ax
 
 
-def patterns_finding(patterns: Mapping[str, Tensor], name: str) -> str:
-    """Return in one sentence which of the patterns are even."""
-    even = [label for label, pattern in patterns.items() if evenness(pattern) < 1e-6]
-    if not even:
-        return f"No pattern of {name} is even"
-    with_them = ", ".join(even)
-    return f"{with_them[0].upper()}{with_them[1:]}: {name} looks evenly at all it may see"
+def plot_resting(share: Tensor, ratio: Tensor, names: Sequence[str], mark: str, ax: Axes | None = None) -> Axes:
+    """Draw how much dearer zero keys are than a zero output, against how much a head rests on the first token.
 
-
-def plot_head_effects(effects: Mapping[str, Tensor], block: int, ax: Axes | None = None) -> Axes:
-    """Draw one effect per head for each of two ways to remove it. effects: label -> (n_heads,), in thousandths of a nat."""
+    share: (n,) attention to the first token; ratio: (n,) KL with zero keys over KL with the output at zero; names: of the
+    key heads; mark: the one to name, besides the lowest.
+    """
     ax = new_axes(ax)
-    (first, a), (second, b) = effects.items()
-    for index, (label, values) in enumerate(effects.items()):
-        style = {**series_style(index), "linestyle": "none", "markersize": 7}
-        ax.plot(range(len(values)), values.tolist(), label=label, **style)
-    for head, pair in enumerate(zip(a.tolist(), b.tolist(), strict=True)):
-        ax.plot([head, head], pair, color="0.7", linewidth=1, zorder=0)
+    above = ratio > 1
+    for chosen, color, marker, face, label in (
+        (above, EDITED, "o", EDITED, "zero keys change it more"),
+        (~above, CLEAN, "s", "white", "zero output changes it more"),
+    ):
+        ax.plot(
+            share[chosen].tolist(), ratio[chosen].tolist(),
+            linestyle="none", marker=marker, color=color, markerfacecolor=face, markersize=6, label=f"{label}: {int(chosen.sum())}",
+        )  # fmt: skip
+    ax.axhline(1, color=QUIET, linewidth=1)
+    ax.axvline(REST, color=QUIET, linewidth=1, linestyle=":")
     ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.yaxis.set_major_formatter(lambda value, _: format_number(float(value)))
-    ax.yaxis.set_minor_locator(NullLocator())
-    ax.set_xticks(range(len(a)))
-    ax.set_xlabel(f"head of block {block}")
-    ax.set_ylabel("KL to the clean prediction\n(thousandths of a nat, mean over tokens)")
-    ax.legend(frameon=False)
-    smaller = int((a < b).sum())
-    finding = f"“{first}” moves the prediction less than “{second}” in {smaller} of {len(a)} heads of block {block}"
+    ax.yaxis.set_major_formatter(lambda value, _: f"× {format_number(float(value))}")
+    ax.set_xlim(max(0, float(share.min()) - 0.15), 1.02)
+    ax.set_xlabel("attention to the first token, mean of the query heads of a key head (clean run)")
+    ax.set_ylabel("change of the next word,\nzero keys : zero output (KL, logarithmic)")
+    ax.legend(frameon=False, loc="upper left", title="key heads")
+    place = names.index(mark)
+    at = float(share[place]), float(ratio[place])
+    ax.annotate(
+        f"{mark}: × {_n(at[1], 2)}",
+        at,
+        xytext=(-10, 0),
+        textcoords="offset points",
+        ha="right",
+        va="center",
+        fontsize=9,
+    )
+    resting = share > REST
+    finding = (
+        f"{int((above & resting).sum())} of the {int(resting.sum())} key heads that rest (over {REST} on the first token) change the "
+        f"next word more without keys than without output; {mark}: {_n(at[1], 2)} times"
+    )
     set_title(ax, finding)
+    rest = int((above & ~resting).sum()), int((~resting).sum())
     describe(
         ax,
-        f"Two points per head. {finding}. Medians: {_n(a.quantile(0.5))} and {_n(b.quantile(0.5))} thousandths of a nat.",
+        f"One point for each of {len(names)} key heads. {finding}. Of the others {rest[0]} of {rest[1]} do. Median ratio of those "
+        f"that rest {_n(ratio[resting].quantile(0.5))}, of the others {_n(ratio[~resting].quantile(0.5))}.",
     )
     return ax
 
 
-def plot_neurons(natural: Tensor, noise: Tensor, block: int, ax: Axes | None = None) -> Axes:
-    """Draw the distribution of neurons after the activation function beside the noise that replaces some of them."""
-    ax = new_axes(ax)
-    low, high = float(min(natural.min(), noise.min())), float(max(natural.max(), noise.max()))
-    bins = torch.linspace(low, high, 61).tolist()
-    for values, color, hatch, label in ((natural, CLEAN, None, "natural"), (noise, EDITED, "///", "noise")):
-        flat = values.flatten().tolist()
-        weights = [100 / len(flat)] * len(flat)
-        ax.hist(flat, bins=bins, weights=weights, color=color, alpha=0.75, hatch=hatch, edgecolor="white", label=label)
-    ax.set_yscale("log")
-    ax.yaxis.set_major_formatter(lambda value, _: format_number(float(value)))
-    ax.set_xlabel("value of a neuron after the activation function")
-    ax.set_ylabel("share of values per bin (%, logarithmic)")
-    ax.legend(frameon=False)
-    distance = (noise.mean() - natural.mean()) / natural.std()
-    above = float((natural >= noise.min()).double().mean())
-    finding = (
-        f"The noise lies {_n(distance)} standard deviations above the natural mean; "
-        f"{_n(100 * above)} % of the natural values reach its lower end"
+def plot_replacements(costs: Mapping[str, Mapping[str, float]], ax: Axes | None = None) -> Axes:
+    """Draw what each replacement of the neurons costs on each model. costs: model -> replacement -> KL in nats a token."""
+    ax = new_axes(ax, size=(7.0, 3.6))
+    ax.grid(visible=True, axis="x", color="0.9", linewidth=0.8)
+    models, kinds = list(costs), list(next(iter(costs.values())))
+    rows = range(len(kinds))
+    for index, model in enumerate(models):
+        values = [costs[model][kind] for kind in kinds]
+        style = {**series_style(index), "linestyle": "none", "markersize": 8}
+        ax.plot(values, rows, **style, markerfacecolor="white" if index else style["color"], label=model)
+        for row, value in zip(rows, values, strict=True):
+            ax.annotate(
+                _n(value), (value, row), xytext=(0, 9 if index == 0 else -17), textcoords="offset points", ha="center",
+                fontsize=8, color=QUIET,
+            )  # fmt: skip
+    ax.set_yticks(rows, kinds)
+    ax.set_ylim(len(kinds) - 0.4, -0.6)
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(lambda value, _: format_number(float(value)))
+    ax.set_xlabel("cost: KL to the clean prediction, nats a token (logarithmic)")
+    ax.legend(frameon=False, loc="lower right")
+    dearest, fairest = kinds[0], kinds[-1]
+    finding = "; ".join(
+        f"{model}: {_n(costs[model][dearest])} nats for {dearest}, {_n(costs[model][fairest])} for {fairest}"
+        for model in models
     )
-    set_title(ax, finding)
-    describe(
-        ax,
-        f"Histogram, block {block}. {finding}. Natural values: mean {_n(natural.mean())}, "
-        f"{_n(natural.min())} to {_n(natural.max())}; noise: mean {_n(noise.mean())}, "
-        f"{_n(noise.min())} to {_n(noise.max())}.",
-    )
+    ax.set_title("\n".join(finding.split("; ")), loc="right", fontsize=11)
+    told = "; ".join(f"{kind}: " + ", ".join(f"{model} {_n(costs[model][kind])}" for model in models) for kind in kinds)
+    describe(ax, f"One row per replacement, one mark per model. {finding}. {told}.")
     return ax
 
 
 def plot_spread(
-    series: Mapping[str, Tensor], final: Mapping[str, float], block: int, mark: str, ax: Axes | None = None
-) -> Axes:
+    series: Mapping[str, Tensor], final: Mapping[str, float], block: int, mark: str, ax: Axes | None = None,
+    says: Mapping[str, str] | None = None,
+) -> Axes:  # fmt: skip
     """Draw the standard deviation of the stream, clean first, then one or more edited runs, on a logarithmic axis.
 
     series: label -> (n_points,), before the final norm; final: label -> the value after it, drawn apart at the right.
-    block: where the edit sits; mark: its label.
+    block: where the edit sits; mark: its label; says: label -> the next word of that run, for the legend.
     """
     ax = new_axes(ax)
     for index, (label, values) in enumerate(series.items()):
         style = series_style(index)
-        ax.plot(range(len(values)), values.tolist(), label=label, **style)
+        named = f"{label}: {_plain(repr(says[label]))}" if says else label
+        ax.plot(range(len(values)), values.tolist(), label=named, **style)
         ax.plot([len(values)], [final[label]], **{**style, "linestyle": "none", "markerfacecolor": "white"})
     n_points = len(next(iter(series.values())))
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter(lambda value, _: format_number(float(value)))
     ax.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))  # few ticks: each takes a widget's time
     ax.yaxis.set_minor_formatter(lambda value, _: format_number(float(value)))
-    stream_axis(ax, n_points - 1, "norm")
+    lower = n_points > 20 and figure_of(ax).dpi > WIDGET_DPI  # a widget sees to that itself
+    stream_axis(ax, n_points - 1, "\nnorm" if lower else "norm")
     ax.set_ylabel("standard deviation (logarithmic)")
     late = block + 1 > 2 / 3 * n_points  # the mark would run through a legend at the right
     ax.legend(frameon=False, loc="lower center" if late else "lower right")
     mark_edit(ax, block + 1, mark)
-    set_title(ax, spread_finding(series, final, block))
+    set_title(ax, _plain(words_finding(final, says)) if says else spread_finding(series, final, block))
     told = "; ".join(
         f"{label}: {_n(values[block + 1])} after block {block}, {_n(values[-1])} after the last block, "
         f"{_n(final[label])} after the final norm"
         for label, values in series.items()
     )
-    describe(ax, f"Standard deviation along the stream, edit “{mark}” in block {block}. {told}.")
+    spoken = f" {words_finding(final, says)}." if says else ""
+    describe(ax, f"Standard deviation along the stream, edit “{mark}” in block {block}. {told}.{spoken}")
     return ax
 
 
@@ -172,52 +192,12 @@ def spread_finding(series: Mapping[str, Tensor], final: Mapping[str, float], blo
     )
 
 
-def plot_next_tokens(pairs: Mapping[str, tuple[float, float]], ax: Axes | None = None) -> Axes:
-    """Draw next-token probabilities before and after an edit. pairs: token text -> (clean, edited)."""
-    ax = new_axes(ax)
-    ax.grid(visible=False)
-    rows = range(len(pairs))
-    for shift, index, color, hatch, label in ((-0.2, 0, CLEAN, None, "clean"), (0.2, 1, EDITED, "///", "edited")):
-        ax.barh(
-            [row + shift for row in rows],
-            [pair[index] for pair in pairs.values()],
-            height=0.38, color=color, hatch=hatch, edgecolor="white", label=label,
-        )  # fmt: skip
-    ax.set_yticks(rows, [_plain(repr(token)) for token in pairs], fontsize=8)
-    ax.invert_yaxis()
-    ax.xaxis.set_major_locator(MaxNLocator(4))
-    ax.set_xlabel("probability of the next token")
-    ax.legend(frameon=False, loc="lower right")
-    before, after = (max(pairs, key=lambda token: pairs[token][i]) for i in (0, 1))
-    finding = f"The most probable token stays {before!r}" if before == after else f"From {before!r} to {after!r}"
-    set_title(ax, _plain(finding))
-    told = "; ".join(f"{token!r} {_n(a)} → {_n(b)}" for token, (a, b) in pairs.items())
-    describe(ax, f"Bars, clean and edited. {finding}. {told}.")
-    return ax
-
-
-def plot_shift(
-    series: Mapping[str, Tensor], final: Mapping[str, float], pairs: Mapping[str, tuple[float, float]],
-    block: int, mark: str, dpi: int = 100,
-) -> Figure:  # fmt: skip
-    """Draw the spread along the stream and the next tokens side by side: what the widget of lesson 3 shows."""
-    figure = new_figure((8.4, 3.8), dpi, layout=None)
-    left, right = figure.subplots(
-        1,
-        2,
-        gridspec_kw={"width_ratios": (3, 2), "left": 0.08, "right": 0.98, "bottom": 0.15, "top": 0.78, "wspace": 0.25},
-    )
-    plot_spread(series, final, block, mark, left)
-    words = [figure.get_label()]
-    plot_next_tokens(pairs, right)
-    words.append(figure.get_label())
-    left.set_xlabel("stream after block; norm: after the final norm")
-    left.tick_params(axis="x", labelsize=8)
-    left.set_title("", loc="left")
-    right.set_title(right.get_title(loc="left"), loc="left", fontsize=10, pad=8)
-    figure.suptitle(spread_finding(series, final, block).replace("; ", ";\n"), x=0.01, ha="left", fontsize=11)
-    describe(figure, " ".join(str(word) for word in words))
-    return figure
+def words_finding(final: Mapping[str, float], says: Mapping[str, str]) -> str:
+    """Return in one sentence how alike the runs are after the final norm, and whether their next words are."""
+    low, high = min(final.values()), max(final.values())
+    words = ", ".join(repr(word) for word in dict.fromkeys(says.values()))
+    alike = "not alike" if len(set(says.values())) > 1 else "the same"
+    return f"After the final norm the spreads lie between {_n(low)} and {_n(high)}; the next words are {alike}: {words}"
 
 
 def _plain(text: str) -> str:
@@ -225,5 +205,5 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _n(value: float | Tensor) -> str:
-    return format_number(float(value), 3)
+def _n(value: float | Tensor, digits: int = 3) -> str:
+    return format_number(float(value), digits)

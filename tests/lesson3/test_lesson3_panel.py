@@ -65,7 +65,7 @@ def test_picture_words_and_line_follow(lm):
     assert first.startswith("<img alt=") and "block 1 × 0.1" in first
     panel.controls["component"].value = "K of a head"
     assert panel.image != first
-    assert "K of head 2 → 0" in panel.text and "Next token, clean:" in panel.text
+    assert "K of head 2 → 0" in panel.text and "next word" in panel.text
 
 
 def test_a_mistake_shows_its_sentence_and_the_widget_lives_on(lm):

@@ -1,52 +1,47 @@
 """Lesson 3's figures: titles follow the numbers, and every figure has words."""
 
+import pytest
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from helpers.lesson3 import plots as c
-from helpers.plots.style import description, figure_of, new_axes, to_png
+from helpers.plots.style import description, new_axes, to_png
 
-EVEN = torch.ones(4, 4, dtype=torch.float64).tril() / torch.arange(1, 5).view(-1, 1)
-SHARP = torch.eye(4, dtype=torch.float64)
-TOKENS = ["a", " b", " c", " d"]
-
-
-def title(ax):
-    return ax.get_title(loc="left").replace("\n", " ")
+EVEN = torch.full((4,), 0.25, dtype=torch.float64)
+SHARP = torch.tensor([0.1, 0.7, 0.1, 0.1], dtype=torch.float64)
+TOKENS = ["a", " b", " $c", " d"]
+COSTS = {"one": {"push": 10.0, "fair": 0.05}, "two": {"push": 5.0, "fair": 0.1}}
 
 
-def test_evenness():
-    assert c.evenness(EVEN) < 1e-12
-    assert c.evenness(SHARP) == 0.75
+def title(ax, where="left"):
+    return ax.get_title(loc=where).replace("\n", " ")
 
 
-def test_patterns_say_which_are_even():
-    figure = c.plot_patterns({"clean": SHARP, "keys at zero": EVEN}, TOKENS, "head 2")
-    assert isinstance(figure, Figure)
-    assert figure.get_suptitle() == "Keys at zero: head 2 looks evenly at all it may see"
-    assert "keys at zero: the last token gives at most 0.25" in description(figure)
-    assert to_png(figure)[:4] == b"\x89PNG"
-    assert c.patterns_finding({"clean": SHARP}, "head 2") == "No pattern of head 2 is even"
+def test_a_look_says_where_the_head_looked_and_whether_it_is_even_now():
+    ax = c.plot_look({"clean": SHARP, "keys at zero": EVEN}, TOKENS, "head 2")
+    assert title(ax) == "Head 2 gave ' b' 0.7 of its attention, and now gives 0.25 to each of 4 tokens"
+    assert "'a' 0.1 → 0.25" in description(ax)
+    assert to_png(ax)[:4] == b"\x89PNG"  # the dollar of a token is no formula
+    ax = c.plot_look({"clean": EVEN, "other": SHARP}, TOKENS, "head 2")
+    assert title(ax).endswith("now gives 0.7 at most")
 
 
-def test_head_effects_count():
-    less, more = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 1.0, 4.0])
-    ax = c.plot_head_effects({"keys": less, "output": more}, 5)
-    assert isinstance(ax, Axes)
-    assert "in 2 of 3 heads of block 5" in title(ax)
-    assert "Medians: 2 and 2" in description(ax)
-    assert "in 1 of 3" in title(c.plot_head_effects({"output": more, "keys": less}, 5))
+def test_resting_heads_are_counted():
+    share, ratio = torch.tensor([0.95, 0.99, 0.5, 0.4]), torch.tensor([3.0, 90.0, 2.0, 0.5])
+    ax = c.plot_resting(share, ratio, ["15.0", "18.2", "20.1", "23.1"], "18.2")
+    assert title(ax).startswith("2 of the 2 key heads that rest (over 0.9 on the first token)")
+    assert title(ax).endswith("18.2: 90 times")
+    assert "Of the others 1 of 2 do" in description(ax)
+    filled, hollow = [line for line in ax.lines if line.get_linestyle() == "None"]
+    assert len(filled.get_xdata()) == 3 and hollow.get_markerfacecolor() == "white"
+    lower = torch.tensor([0.3, 90.0, 2.0, 0.5])
+    assert title(c.plot_resting(share, lower, ["15.0", "18.2", "20.1", "23.1"], "18.2")).startswith("1 of the 2")
 
 
-def test_neurons_title_measures_distance_and_overlap():
-    natural = torch.linspace(-1, 1, 101, dtype=torch.float64)
-    far = c.plot_neurons(natural, natural + 10, 7)
-    assert "0 % of the natural values" in title(far)
-    assert f"{float(10 / natural.std()):.3g}" in title(far)
-    near = c.plot_neurons(natural, natural, 7)
-    assert "100 % of the natural values" in title(near)
-    assert "block 7" in description(near)
+def test_replacements_name_the_dearest_and_the_fairest():
+    ax = c.plot_replacements(COSTS)
+    assert title(ax, "right") == "one: 10 nats for push, 0.05 for fair two: 5 nats for push, 0.1 for fair"
+    assert "push: one 10, two 5" in description(ax)
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["push", "fair"]
 
 
 def test_spread_draws_on_given_axes_and_says_where_runs_end():
@@ -59,25 +54,10 @@ def test_spread_draws_on_given_axes_and_says_where_runs_end():
     assert "× 10: 40 after block 1, 44 after the last block, 1.25 after the final norm" in description(ax)
 
 
-def test_next_tokens_say_whether_the_first_changed():
-    same = c.plot_next_tokens({" a": (0.5, 0.4), " b": (0.1, 0.2)})
-    assert title(same) == "The most probable token stays ' a'"
-    assert title(c.plot_next_tokens({" a": (0.5, 0.1), " b": (0.1, 0.2)})) == "From ' a' to ' b'"
-    assert "' b' 0.1 → 0.2" in description(same)
-
-
-def test_dollars_are_no_formula():
-    tokens = ["$", "$ \\frac", "{", " d"]
-    assert to_png(c.plot_patterns({"clean": SHARP}, tokens))
-    ax = c.plot_next_tokens({"$": (0.5, 0.1), "$ \\frac{": (0.1, 0.2)})
-    assert to_png(ax)
-    assert "'$' 0.5 → 0.1" in description(ax)
-
-
-def test_shift_joins_both():
-    series = {"clean": torch.tensor([1.0, 2.0, 4.0]), "edited": torch.tensor([1.0, 1.0, 2.0])}
-    figure = c.plot_shift(series, {"clean": 1.0, "edited": 1.0}, {" a": (0.5, 0.1)}, 0, "block 0 × 0.5")
-    assert len(figure.axes) == 2
-    assert "The stream ends at 2" in figure.get_suptitle()
-    words = description(figure_of(figure))
-    assert "block 0 × 0.5" in words and "' a' 0.5 → 0.1" in words
+@pytest.mark.parametrize(("word", "alike"), [(" b", "not alike: ' a', ' b'"), (" a", "the same: ' a'")])
+def test_spread_with_words_says_whether_they_changed(word, alike):
+    runs = {"clean": torch.tensor([1.0, 2.0]), "× 10": torch.tensor([1.0, 20.0])}
+    ax = c.plot_spread(runs, {"clean": 1.0, "× 10": 1.25}, 0, "block 0", says={"clean": " a", "× 10": word})
+    assert title(ax) == f"After the final norm the spreads lie between 1 and 1.25; the next words are {alike}"
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["clean: ' a'", f"× 10: '{word}'"]
+    assert alike in description(ax)
