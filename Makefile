@@ -5,6 +5,7 @@
 # make claims     the claims of the reports, judged on both models (on another one: make claims MODEL=gpt2)
 # make measure    measure again what the lessons store (an hour; goes on where it was killed; one: make measure MODEL=smollm2)
 # make bench      sweeps and traces, in plain forward passes
+# make page       the course's page for a browser, dist/page.html, which needs nothing else (needs Node.js)
 # make screenshot take the README's picture from the real page (needs chromium)
 # make format     let ruff tidy the code
 # make clean      remove the environments and caches
@@ -13,17 +14,19 @@ PYTHON ?=
 MODEL ?=
 NB ?= $(wildcard notebooks/*.ipynb)
 LAB_ARGS ?=
+# Where the page's links to the lessons lead: a folder beside it, or the address at which the notebooks can be read.
+LESSONS ?= ../notebooks
 
 PY := .venv/bin/python
 OLD := .venv-4.57/bin/python
 PINS := pyproject.toml constraints.txt
-CODE := helpers tools tests
+CODE := helpers tools tests start.py
 # What is about the course or its tools, not about the helpers, runs once, on the pinned transformers.
-COURSE_TESTS := $(addprefix tests/,test_notebooks_rules.py test_guards.py test_browser.py test_package.py test_training.py test_evaluation.py test_measured.py)
+COURSE_TESTS := $(addprefix tests/,test_notebooks_rules.py test_guards.py test_browser.py test_package.py test_training.py test_evaluation.py test_measured.py test_run_again.py test_start.py test_page.py test_page_export.py plots)
 # Two workers; a notebook and its kernel stay with one of them; what takes longest is named first.
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: lab test real lint notebooks claims measure bench screenshot format constraints clean
+.PHONY: lab test real lint notebooks claims measure bench page page-tested screenshot format constraints clean
 .DELETE_ON_ERROR:
 
 # Without a network the pocket model still opens every lesson, so a real model that cannot be brought stops nothing here.
@@ -34,9 +37,9 @@ lab: .venv/.lab
 real: .venv/.lab
 	$(PY) -m helpers.smollm2
 
-test: .venv/.test .venv-4.57/.test lint real
+test: .venv/.test .venv-4.57/.test lint real page-tested
 	@echo "== the helpers on transformers 4.57 =="
-	$(OLD) -m pytest tests $(PARALLEL) $(addprefix --ignore=,$(COURSE_TESTS))
+	$(OLD) -m pytest tests $(PARALLEL) $(addprefix --ignore=,$(COURSE_TESTS)) --ignore-glob='*_plots.py' --ignore-glob='*_panel.py'
 	@echo "== every lesson in a browser =="
 	$(PY) -m pytest tests/test_browser.py
 	@echo "== everything else, and every cell of every notebook, on the pinned versions =="
@@ -60,6 +63,30 @@ measure: .venv/.lab
 bench: .venv/.lab
 	$(PY) tools/bench.py
 
+page: dist/page.html
+
+# Without Node.js the page is neither built nor tested; in CI that is a failure.
+page-tested: .venv/.test
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory -j2 page page/node_modules/.tested; \
+	else echo "The page is left out: it needs Node.js 20 or newer, with npm."; test -z "$$CI"; fi
+
+dist/page.html: dist/model.onnx page/node_modules/.installed $(shell find page -path page/node_modules -prune -o -type f -print)
+	node page/build.mjs --lessons $(LESSONS)
+
+dist/model.onnx: tools/export_page.py $(wildcard helpers/pocket/*) | .venv/.page
+	@echo "Exporting the pocket model for the page: half a minute."
+	@$(PY) tools/export_page.py $@
+
+page/node_modules/.installed: page/package.json page/package-lock.json
+	@command -v npm >/dev/null || { echo "make page needs Node.js 20 or newer, with npm: nodejs.org, or your system's packages nodejs and npm."; exit 1; }
+	@npm ci --silent --prefix page
+	@touch $@
+
+page/node_modules/.tested: page/node_modules/.installed $(shell find page -path page/node_modules -prune -o -type f -print)
+	@npm --silent --prefix page run lint
+	@npm --silent --prefix page test
+	@touch $@
+
 screenshot: .venv/.test
 	SCREENSHOTS=.cache/screenshots CI=true $(PY) -m pytest tests/test_browser.py -k 01_
 	cp .cache/screenshots/01_downstream_scaling-light.png docs/lesson1.png
@@ -67,6 +94,7 @@ screenshot: .venv/.test
 format: .venv/.test
 	$(PY) -m ruff check --fix $(CODE)
 	$(PY) -m ruff format $(CODE)
+	@if [ -d page/node_modules ]; then npm --silent --prefix page run format; fi
 
 # The stamps: an environment is renewed when the package's needs or the pins have changed, and only then.
 .venv/.python: | tools/find_python.sh
@@ -80,9 +108,13 @@ format: .venv/.test
 	@cp tools/lab-overrides.json .venv/share/jupyter/lab/settings/overrides.json
 	@touch $@
 
+.venv/.page: .venv/.lab
+	@$(PY) -m pip install --quiet -c constraints.txt -e '.[page]'
+	@touch $@
+
 .venv/.test: .venv/.lab
 	@$(PY) -m pip install --quiet -c constraints.txt -e '.[test]'
-	@touch $@
+	@touch $@ .venv/.page
 
 .venv-4.57/.test: $(PINS) constraints-4.57.txt | tools/find_python.sh
 	@python=$$(tools/find_python.sh $(PYTHON)) && $$python -m venv .venv-4.57
@@ -97,4 +129,4 @@ constraints: .venv/.test
 	mv constraints.new constraints.txt
 
 clean:
-	rm -rf .venv .venv-4.57 .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-4.57 .pytest_cache .mypy_cache .ruff_cache .hypothesis dist page/node_modules

@@ -1,8 +1,8 @@
 """The comparison of stored outputs, tested itself: it finds a planted fault, and only faults.
 
 `make test` compares every cell of every notebook in the present process' surroundings (the native instruction set, one
-thread). Here the same comparison runs in fresh processes: with a wrong line in a copy of the package, and under other
-instruction sets and thread counts, where every digit must stay.
+thread). Here the same comparison runs in fresh processes: with a wrong line in a copy of the package, and without vector
+instructions, where every digit must stay. (tests/test_run_again.py compares with AVX2 and two threads.)
 """
 
 import os
@@ -17,7 +17,6 @@ ROOT = Path(__file__).parent.parent
 LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 VARIANTS = {
     "no vector instructions, one thread": {"ATEN_CPU_CAPABILITY": "default", "OMP_NUM_THREADS": "1"},
-    "AVX2, two threads": {"ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"},
 }
 SURROUNDINGS = """import torch, helpers
 helpers.load_model()

@@ -1,6 +1,7 @@
 """Lesson 1's room, downstream scaling: what its notebook imports, and all that belongs to it.
 
-exercises.py its exercises and their checks; claims.py what the ledger measures and judges; plots.py its figures; panel.py its widget.
+exercises.py its exercises and their checks; claims.py what the ledger measures and judges; plots.py its figures; panel.py its
+widget; words.py what a run would say next.
 """
 
 from helpers.course import offers
@@ -8,8 +9,9 @@ from helpers.lazy import lazy
 
 _OWN = {
     "exercises": ["check_1_1", "check_1_2", "check_1_3", "check_1_4", "check_1_5"],
-    "plots": ["plot_measure", "plot_first_token", "plot_token_norms", "plot_growth", "plot_end"],
-    "panel": ["draw_curve", "scaling_curve", "scaling_panel"],
+    "words": ["probability", "show_next_words"],
+    "plots": ["plot_factors", "plot_relative", "plot_first_token", "plot_writes", "plot_attention"],
+    "panel": ["scaling_panel"],
     "claims": ["ledger"],
 }
 

@@ -1,21 +1,40 @@
-"""Lesson 1's exercises: which states can change, a hook that is right, who carries Δ, what survives, and a repair.
+"""Lesson 1's exercises: which states can change, a hook that is right, what survives, who carries Δ, and a repair.
 
-The checks use random streams and small random models that the learner has not seen, made anew for each check.
+The checks use random streams and small random models that the learner has not seen, made anew for each check. A payoff runs
+the learner's function on the real model, or on the pocket model where the real one has not been brought.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from helpers.course.exercise import Almost, Exercise, checker, hooks_on, tiny_model
+from helpers.course.exercise import Almost, Exercise, a_model, checker, hooks_on, tiny_model
 from helpers.edits import edit, scale_block
+from helpers.lesson1.words import probability
+from helpers.metrics import survival as survival_of
 from helpers.models import LanguageModel
 from helpers.tables import format_number
-from helpers.tracing import trace
+from helpers.tracing import Trace, trace
+
+PROMPT = "Paris is the capital of France. Berlin is the capital of"
+WORD = " Germany"
+
+
+def _clean_and_scaled(lm: LanguageModel, factor: float) -> tuple[Trace, Trace]:
+    """The lesson's prompt, and the same with block 2 scaled."""
+    with edit(lm, scale_block(2, factor)):
+        scaled = trace(lm, PROMPT)
+    return trace(lm, PROMPT), scaled
+
+
+def _n(value: float | Tensor, digits: int = 2) -> str:
+    return format_number(float(value), digits)
+
 
 # ---- 1.1 · which hidden states can change
 
@@ -29,7 +48,7 @@ def solution_1_1(block, n_blocks):
 
 
 def _check_1_1(answer: Callable[..., Any]) -> str | None:
-    for block, n_blocks in ((2, 12), (1, 4), (4, 7)):
+    for block, n_blocks in ((1, 4), (4, 7), (0, 3), (5, 6)):
         try:
             states = sorted(int(state) for state in answer(block, n_blocks))
         except (TypeError, ValueError):
@@ -43,6 +62,8 @@ def _check_1_1(answer: Callable[..., Any]) -> str | None:
             return f"{here} hidden state {block} is the block's input; its output is hidden state {block + 1}."
         if states == list(range(block, n_blocks)):
             return f"{here} you counted blocks; a block's output is one ahead: block {block} writes state {block + 1}."
+        if states == list(range(block + 2, n_blocks + 1)):
+            return f"{here} state {block + 1} is missing: it is what block {block} itself hands on, and that is edited."
         if states == list(range(block + 1, n_blocks)):
             return f"{here} the last one is missing: there are {n_blocks + 1} hidden states, 0 to {n_blocks}."
         if states == [block + 1]:
@@ -55,10 +76,30 @@ _wrong_1_1 = (
     lambda block, n_blocks: list(range(block + 1)),
     lambda block, n_blocks: list(range(block, n_blocks + 1)),
     lambda block, n_blocks: list(range(block, n_blocks)),
+    lambda block, n_blocks: list(range(block + 2, n_blocks + 1)),
     lambda block, n_blocks: list(range(block + 1, n_blocks)),
     lambda block, n_blocks: [block + 1],
     lambda block, n_blocks: 3,
+    lambda block, n_blocks: list(range(3, 31)),
 )
+_right_1_1 = (
+    lambda block, n_blocks: range(block + 1, n_blocks + 1),
+    lambda block, n_blocks: torch.arange(n_blocks + 1)[block + 1 :],
+    lambda block, n_blocks: {state for state in range(n_blocks + 1) if state > block},
+    lambda block, n_blocks: tuple(1 + later for later in range(block, n_blocks)),
+)
+
+
+def _found_1_1(answer: Callable[..., Any]) -> str:
+    lm, name = a_model()
+    clean, half = _clean_and_scaled(lm, 0.5)
+    moved = [i for i, (a, b) in enumerate(zip(clean.resid, half.resid, strict=True)) if not torch.equal(a, b)]
+    said = "as your function says" if moved == sorted(int(i) for i in answer(2, lm.n_blocks)) else "not as it says"
+    return (
+        f"On {name} an edit of block 2 changes hidden states {moved[0]} to {moved[-1]}, {said}. The {moved[0]} before them "
+        "are the same to the last bit: what was computed before the edit cannot know of it."
+    )
+
 
 # ---- 1.2 · a hook that is right everywhere
 
@@ -77,14 +118,22 @@ def solution_1_2(factor):
 
 
 def _check_1_2(answer: Callable[..., Any]) -> str | None:
-    half, double = answer(0.5), answer(2.0)
-    if not callable(half) or not callable(double):
-        return f"make_hook returned {type(half).__name__}: return the inner function itself, without calling it."
+    factors = (0.3, 2.0)
+    hooks = [answer(factor) for factor in factors]  # both live before one of them runs
+    if not all(callable(hook) for hook in hooks):
+        return f"make_hook returned {type(hooks[0]).__name__}: return the inner function itself, without calling it."
     generator = torch.Generator().manual_seed(11)
-    clean = torch.randn(2, 5, 8, generator=generator, dtype=torch.float64)
-    extra = torch.randn(2, 3, generator=generator, dtype=torch.float64)
+    for hook, factor, other in zip(hooks, factors, factors[::-1], strict=True):
+        clean = torch.randn(2, 5, 8, generator=generator, dtype=torch.float64)
+        said = _of_a_tensor(hook, factor, other, clean) or _of_tuples(hook, factor, clean)
+        if said:
+            return said
+    return None
+
+
+def _of_a_tensor(hook: Callable[..., Any], factor: float, other: float, clean: Tensor) -> str | None:
     given = clean.clone()
-    got = _as_pytorch_calls(half, given, "a plain tensor (transformers 5)")
+    got = _as_pytorch_calls(hook, given, "a plain tensor (transformers 5)")
     if not torch.equal(given, clean):
         return "your hook changed the block's output in place. Return a new tensor: what others recorded must stay."
     if got is None:
@@ -93,18 +142,31 @@ def _check_1_2(answer: Callable[..., Any]) -> str | None:
         return f"given a plain tensor your hook returned a {type(got).__name__}; the next block expects a tensor."
     if got.shape == clean.shape[1:]:
         return "given a plain tensor, output[0] is the first row of the batch, not the hidden state. Ask what came in."
-    if torch.equal(got, clean * 2.0):
-        return "with two hooks alive, × 0.5 and × 2, both used the factor that came last. Keep each in its own closure."
-    if not torch.equal(got, clean * 0.5):
-        return "given a plain tensor and the factor 0.5, the result is not half of it, for every row of the batch."
-    pair = (clean.clone(), extra)
-    got = _as_pytorch_calls(double, pair, "a tuple (transformers 4)")
-    if not torch.equal(pair[0], clean):
-        return "given a tuple, your hook changed the hidden state in place. Build a new tuple around a new tensor."
-    if not isinstance(got, tuple) or len(got) != 2 or got[1] is not extra:
-        return "given a tuple of two, return a tuple of two: the scaled state, then the rest just as it came."
-    if not isinstance(got[0], Tensor) or not torch.equal(got[0], clean * 2.0):
-        return "given a tuple and the factor 2, its first element is not twice what it was."
+    if torch.allclose(got, clean * factor):
+        return None
+    if torch.equal(got, clean * other):
+        return f"with two hooks alive, both used the factor that came last, {other}. Keep each in its own closure."
+    if torch.allclose(got, clean * (1 - factor)):
+        return "you hand on 1 − factor times the state; that is how far it moves. Hand on factor times the state."
+    if torch.equal(got[:1], clean[:1] * factor):
+        return "given a batch of two prompts, you scaled the first one only."
+    return f"given a plain tensor and the factor {factor}, the result is not {factor} times it."
+
+
+def _of_tuples(hook: Callable[..., Any], factor: float, clean: Tensor) -> str | None:
+    for count in (1, 2, 3):
+        rest = tuple(torch.ones(2, 3, dtype=torch.float64) for _ in range(count - 1))
+        given = (clean.clone(), *rest)
+        got = _as_pytorch_calls(hook, given, f"a tuple of {count} (transformers 4)")
+        if not torch.equal(given[0], clean) or any(not bool((one == 1).all()) for one in rest):
+            return "given a tuple, your hook changed it in place. Build a new tuple around a new tensor."
+        same = isinstance(got, tuple) and len(got) == count
+        if not same or any(a is not b for a, b in zip(got[1:], rest, strict=True)):
+            return (
+                f"given a tuple of {count}, return a tuple of {count}: the scaled state, then the rest just as it came."
+            )
+        if not isinstance(got[0], Tensor) or got[0].shape != clean.shape or not torch.allclose(got[0], clean * factor):
+            return f"given a tuple and the factor {factor}, its first element is not {factor} times what it was."
     return None
 
 
@@ -127,13 +189,37 @@ def _tuples_only(factor):
     return lambda module, args, output: (output[0] * factor, *output[1:])
 
 
+def _tensors_only(factor):
+    return lambda module, args, output: output * factor
+
+
 def _loses_the_rest(factor):
     return lambda module, args, output: (output[0] if isinstance(output, tuple) else output) * factor
+
+
+def _scales_the_rest(factor):
+    def hook(module, args, output):
+        return tuple(one * factor for one in output) if isinstance(output, tuple) else output * factor
+
+    return hook
+
+
+def _moves_by_the_factor(factor):
+    return solution_1_2(1 - factor)
 
 
 def _forgets_to_return(factor):
     def hook(module, args, output):
         output = output * factor
+
+    return hook
+
+
+def _one_prompt_only(factor):
+    def hook(module, args, output):
+        new = output.clone()
+        new[0] = output[0] * factor
+        return new
 
     return hook
 
@@ -148,90 +234,62 @@ def _one_name_for_all() -> Callable[[float], Any]:
     return make
 
 
-_wrong_1_2 = (_first_row, _in_place, _tuples_only, _loses_the_rest, _forgets_to_return, _one_name_for_all())
-
-# ---- 1.3 · who carries the difference
-
-
-def top_dimensions(clean, scaled, block, k):
-    return ...
+_wrong_1_2 = (
+    _first_row, _in_place, _tuples_only, _tensors_only, _loses_the_rest, _scales_the_rest, _moves_by_the_factor,
+    _forgets_to_return, _one_prompt_only, _one_name_for_all(), lambda factor: factor,
+)  # fmt: skip
 
 
-def solution_1_3(clean, scaled, block, k):
-    difference = scaled[block + 1, :, 1:] - clean[block + 1, :, 1:]  # (batch, pos - 1, d_model)
-    carried = difference.pow(2).sum(dim=(0, 1))  # (d_model,)
-    return carried.topk(k).indices
+def _asks_for_a_tensor(factor):
+    def hook(module, args, output):
+        return output.mul(factor) if torch.is_tensor(output) else (output[0].mul(factor), *output[1:])
+
+    return hook
 
 
-def _by_first_token(clean, scaled, block, k):
-    return (scaled[block + 1] - clean[block + 1]).pow(2).sum(dim=(0, 1)).topk(k).indices
+def _works_on_a_copy(factor):
+    def hook(module, args, output):
+        new = (output[0] if isinstance(output, tuple) else output).clone()
+        new *= factor
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    return hook
 
 
-def _one_point_early(clean, scaled, block, k):
-    return solution_1_3(clean, scaled, block - 1, k)
+class _AsAnObject:
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, module, args, output):
+        if type(output) is tuple:
+            first, *rest = output
+            return (torch.mul(first, self.factor), *rest)
+        return torch.mul(output, self.factor)
 
 
-def _kept_the_tokens(clean, scaled, block, k):
-    return (scaled[block + 1, :, 1:] - clean[block + 1, :, 1:]).pow(2).sum(dim=(0, 2)).topk(k).indices
+_right_1_2 = (_asks_for_a_tensor, _works_on_a_copy, lambda factor: _AsAnObject(factor))
 
 
-def _with_signs(clean, scaled, block, k):
-    return (scaled[block + 1, :, 1:] - clean[block + 1, :, 1:]).sum(dim=(0, 1)).abs().topk(k).indices
+def _found_1_2(answer: Callable[..., Any]) -> str:
+    lm, name = a_model()
+    clean = trace(lm, PROMPT)
+    with lm.blocks[2].register_forward_hook(answer(0.5), prepend=True):
+        half = trace(lm, PROMPT)
+    share = half.resid[3].norm() / clean.resid[3].norm()
+    return (
+        f"With your hook on block 2 of {name}, '{WORD}' goes from {_n(probability(lm, clean, WORD))} to "
+        f"{_n(probability(lm, half, WORD))}. The state after block 2 is {_n(share)} of what it was: the hook did what it says."
+    )
 
 
-def _smallest(clean, scaled, block, k):
-    difference = scaled[block + 1, :, 1:] - clean[block + 1, :, 1:]
-    return difference.pow(2).sum(dim=(0, 1)).argsort()[:k]
-
-
-def _of_the_scaled_run(clean, scaled, block, k):
-    return scaled[block + 1, :, 1:].pow(2).sum(dim=(0, 1)).topk(k).indices
-
-
-_usual_1_3 = {
-    _by_first_token: "you kept the first token, which outshouts the others here. Leave position 0 out.",
-    _one_point_early: "you read the block's input. Its output is one point later: clean[block + 1].",
-    _kept_the_tokens: "you summed over coordinates and kept the tokens. Sum over batch and tokens, keep d_model.",
-    _with_signs: "you summed signed differences, and plus cancels minus. Square before you sum.",
-    _smallest: "these coordinates carry the least. Sort the other way round, or use topk.",
-    _of_the_scaled_run: "these coordinates are large in the scaled run itself. Take the difference of the two runs first.",
-}
-
-
-def _check_1_3(answer: Callable[..., Any]) -> str | None:
-    for seed, block, k in ((3, 2, 3), (5, 1, 4)):
-        generator = torch.Generator().manual_seed(seed)
-        clean = 9 * torch.randn(6, 2, 7, 24, generator=generator, dtype=torch.float64)
-        difference = torch.randn(6, 2, 7, 24, generator=generator, dtype=torch.float64) ** 3
-        difference[:, :, 0] *= 20  # a first token as loud as GPT-2's
-        scaled = clean + difference
-        got = _indices(answer(clean.clone(), scaled.clone(), block, k))
-        if got is None or len(got) != k:
-            return f"return {k} whole numbers when k is {k}, the indices of the coordinates."
-        if set(got) == set(solution_1_3(clean, scaled, block, k).tolist()):
-            continue
-        for wrong, sentence in _usual_1_3.items():
-            if set(got) == set(wrong(clean, scaled, block, k).tolist()):
-                return sentence
-        return "these are not the coordinates with the largest share of Δ² after the block."
-    return None
-
-
-def _indices(got: Any) -> list[int] | None:
-    try:
-        return [int(i) for i in got]
-    except (TypeError, ValueError):
-        return None
-
-
-# ---- 1.4 · how much survives
+# ---- 1.3 · how much survives
 
 
 def survival(clean, scaled, block):
     return ...
 
 
-def solution_1_4(clean, scaled, block):
+def solution_1_3(clean, scaled, block):
     difference = (scaled - clean)[block + 1 :].flatten(1)  # one row per point, from the edit on
     first = difference[0]
     return difference @ first / (first @ first)
@@ -262,42 +320,221 @@ def _from_the_last(clean, scaled, block):
     return difference @ difference[-1] / (difference[-1] @ difference[-1])
 
 
-_usual_1_4 = {
+def _without_the_first(clean, scaled, block):
+    return solution_1_3(clean[:, :, 1:], scaled[:, :, 1:], block)
+
+
+def _the_scaled_run(clean, scaled, block):
+    first = (scaled - clean)[block + 1].flatten()
+    return scaled[block + 1 :].flatten(1) @ first / (first @ first)
+
+
+_usual_1_3 = {
     _lengths: "you compared lengths, but a new error of the same length is no survivor. Take the part along the first "
     "error: a dot product.",
     _cosines: "you computed the cosine, which forgets how long the error is. Divide by the first error's length "
     "squared, and by nothing else.",
     _not_squared: "the dot product is right; divide by the first error's length squared, so that the first number is 1.",
     _from_the_last: "you compared with the error at the end. The first error, right at the edit, is the measure.",
+    _without_the_first: "you left the first token out. Use all that you are given: the caller decides which tokens count.",
+    _the_scaled_run: "you took the scaled run itself at each point. Take its difference from the clean run.",
 }
 
 
-def _check_1_4(answer: Callable[..., Any]) -> str | None:
+def _check_1_3(answer: Callable[..., Any]) -> str | None:
     generator = torch.Generator().manual_seed(7)
     for block in (1, 3):
         clean = torch.randn(8, 2, 5, 6, generator=generator, dtype=torch.float64)
         steps = torch.randn(8, 2, 5, 6, generator=generator, dtype=torch.float64)
         steps[: block + 1] = 0
         scaled = clean + steps.cumsum(dim=0)
-        got = torch.as_tensor(answer(clean.clone(), scaled.clone(), block)).double()
-        right = solution_1_4(clean, scaled, block)
+        given = clean.clone(), scaled.clone()
+        got = torch.as_tensor(answer(*given, block)).double()
+        if not (torch.equal(given[0], clean) and torch.equal(given[1], scaled)):
+            return "your function changed the streams that it was given. Work on new tensors."
+        right = solution_1_3(clean, scaled, block)
         if got.shape == (8,):
             return "you answered for the whole stream. Start at the edit: clean[block + 1 :]."
         if got.shape != right.shape:
             return f"the answer has shape {tuple(got.shape)}; one number per point from the edit on is {tuple(right.shape)}."
         if torch.allclose(got, right):
             continue
-        for wrong, sentence in _usual_1_4.items():
+        for wrong, sentence in _usual_1_3.items():
             if torch.allclose(got, wrong(clean, scaled, block)):
                 return sentence
-        return "the first number should be 1, the others the share of the first error that is still in the stream."
+        at = int((got - right).abs().argmax())
+        return (
+            f"{at} points after the edit you give {_n(got[at], 3)}, but of the first error {_n(right[at], 3)} is there."
+        )
     return None
+
+
+def _in_the_given_tensor(clean, scaled, block):
+    scaled -= clean
+    return solution_1_3(0 * clean, scaled, block)
+
+
+def _by_einsum(clean, scaled, block):
+    error = scaled[block + 1 :] - clean[block + 1 :]
+    return torch.einsum("lbpd,bpd->l", error, error[0]) / (error[0] ** 2).sum()
+
+
+def _in_a_loop(clean, scaled, block):
+    first = scaled[block + 1] - clean[block + 1]
+    later = range(block + 1, len(clean))
+    return [float(((scaled[i] - clean[i]) * first).sum() / first.norm() ** 2) for i in later]
+
+
+_right_1_3 = (_by_einsum, _in_a_loop, lambda clean, scaled, block: survival_of(clean, scaled, block)[block + 1 :])
+
+
+def _found_1_3(answer: Callable[..., Any]) -> str:
+    lm, name = a_model()
+    clean, half = (run.resid[:, :, 1:] for run in _clean_and_scaled(lm, 0.5))
+    left = torch.as_tensor(answer(clean, half, 2)).double()
+    error = (half - clean)[3:].flatten(1).norm(dim=1)
+    most = int(left.argmax())
+    return (
+        f"On {name}, with block 2 halved and without the first token, your function goes from 1 to at most {_n(left[most], 3)} "
+        f"(after block {2 + most}) and ends at {_n(left[-1], 1)}. The error at the end is {_n(error[-1] / error[0])} times as "
+        f"long as the one that you made, and holds {_n(left[-1], 1)} of it: later blocks wrote the rest."
+    )
+
+
+# ---- 1.4 · who carries the difference
+
+
+def top_dimensions(clean, scaled, block, k):
+    return ...
+
+
+def solution_1_4(clean, scaled, block, k):
+    difference = scaled[block + 1] - clean[block + 1]  # (batch, pos, d_model)
+    carried = difference.pow(2).sum(dim=(0, 1))  # (d_model,)
+    return carried.topk(k).indices
+
+
+def _without_first_token(clean, scaled, block, k):
+    return solution_1_4(clean[:, :, 1:], scaled[:, :, 1:], block, k)
+
+
+def _one_point_early(clean, scaled, block, k):
+    return solution_1_4(clean, scaled, block - 1, k)
+
+
+def _at_the_end(clean, scaled, block, k):
+    return solution_1_4(clean, scaled, len(clean) - 2, k)
+
+
+def _kept_the_tokens(clean, scaled, block, k):
+    return (scaled[block + 1] - clean[block + 1]).pow(2).sum(dim=(0, 2)).topk(k).indices
+
+
+def _with_signs(clean, scaled, block, k):
+    return (scaled[block + 1] - clean[block + 1]).sum(dim=(0, 1)).abs().topk(k).indices
+
+
+def _squared_too_late(clean, scaled, block, k):
+    return (scaled[block + 1] - clean[block + 1]).abs().sum(dim=(0, 1)).topk(k).indices
+
+
+def _largest_single(clean, scaled, block, k):
+    return (scaled[block + 1] - clean[block + 1]).abs().amax(dim=(0, 1)).topk(k).indices
+
+
+def _first_prompt(clean, scaled, block, k):
+    return solution_1_4(clean[:, :1], scaled[:, :1], block, k)
+
+
+def _smallest(clean, scaled, block, k):
+    return (scaled[block + 1] - clean[block + 1]).pow(2).sum(dim=(0, 1)).argsort()[:k]
+
+
+def _of_the_scaled_run(clean, scaled, block, k):
+    return scaled[block + 1].pow(2).sum(dim=(0, 1)).topk(k).indices
+
+
+_usual_1_4 = {
+    _without_first_token: "you left the first token out. This question is about all tokens.",
+    _one_point_early: "you read the block's input. Its output is one point later: clean[block + 1].",
+    _at_the_end: "you read the end of the stream. The output of `block` is clean[block + 1].",
+    _kept_the_tokens: "you summed over coordinates and kept the tokens. Sum over batch and tokens, keep d_model.",
+    _with_signs: "you summed signed differences, and plus cancels minus. Square before you sum.",
+    _squared_too_late: "you summed absolute values. Δ² is a sum of squares, in which large values count for more.",
+    _largest_single: "you took the largest single difference. A coordinate carries what it adds up to over all tokens.",
+    _first_prompt: "you looked at the first prompt of the batch only. Sum over the batch too.",
+    _smallest: "these coordinates carry the least. Sort the other way round, or use topk.",
+    _of_the_scaled_run: "these coordinates are large in the scaled run itself. Take the difference of the two runs first.",
+}
+
+
+def _check_1_4(answer: Callable[..., Any]) -> str | None:
+    for seed, block, k in ((29, 2, 3), (35, 1, 4)):
+        generator = torch.Generator().manual_seed(seed)
+        clean = 9 * torch.randn(6, 2, 7, 24, generator=generator, dtype=torch.float64)
+        difference = torch.randn(6, 2, 7, 24, generator=generator, dtype=torch.float64) ** 3
+        difference[:, :, 0] *= 3
+        scaled = clean + difference
+        given = clean.clone(), scaled.clone()
+        got = _indices(answer(*given, block, k))
+        if not (torch.equal(given[0], clean) and torch.equal(given[1], scaled)):
+            return "your function changed the streams that it was given. Work on new tensors."
+        if got is None or len(got) != k:
+            return f"return {k} whole numbers when k is {k}, the indices of the coordinates."
+        if set(got) == set(solution_1_4(clean, scaled, block, k).tolist()):
+            continue
+        for wrong, sentence in _usual_1_4.items():
+            if set(got) == set(wrong(clean, scaled, block, k).tolist()):
+                return sentence
+        carried = (scaled[block + 1] - clean[block + 1]).pow(2).sum(dim=(0, 1))
+        if max(got) >= len(carried) or min(got) < -len(carried):
+            return f"these streams have coordinates 0 to {len(carried) - 1}; you returned {got}."
+        best = carried.topk(k).values.sum()
+        return f"yours carry {_n(carried[got].sum(), 3)} of Δ², but {k} others carry {_n(best, 3)}."
+    return None
+
+
+def _indices(got: Any) -> list[int] | None:
+    try:
+        return [int(i) for i in got]
+    except (TypeError, ValueError):
+        return None
+
+
+def _with_norms(clean, scaled, block, k):
+    return (scaled - clean)[block + 1].flatten(0, 1).norm(dim=0).argsort(descending=True)[:k]
+
+
+def _with_numpy(clean, scaled, block, k):
+    carried = ((scaled[block + 1] - clean[block + 1]).numpy() ** 2).sum(axis=(0, 1))
+    return carried.argsort()[-k:]
+
+
+def _with_sorted(clean, scaled, block, k):
+    carried = (scaled[block + 1] - clean[block + 1]).square().mean((0, 1)).tolist()
+    return sorted(range(len(carried)), key=carried.__getitem__, reverse=True)[:k]
+
+
+_right_1_4 = (_with_norms, _with_numpy, _with_sorted)
+
+
+def _found_1_4(answer: Callable[..., Any]) -> str:
+    lm, name = a_model()
+    clean, scaled = (run.resid for run in _clean_and_scaled(lm, 1.5))
+    loudest = int(next(iter(answer(clean, scaled, 11, 3))))
+    error = (scaled - clean)[12].flatten(0, 1)  # (tokens, d_model)
+    share, whole = error[:, loudest].pow(2).sum() / error.pow(2).sum(), error.norm()
+    error[:, loudest] = 0
+    return (
+        f"On {name}, with block 2 × 1.5, your function names coordinate {loudest} after block 11; it alone carries "
+        f"{_n(100 * share)} % of Δ². Without this one of {lm.d_model} numbers Δ falls from {_n(whole, 4)} to {_n(error.norm(), 4)}."
+    )
 
 
 # ---- 1.5 · repair it
 
 
-GRID = [tenth / 10 for tenth in range(5, 31)]
+GRID = [quarter / 4 for quarter in range(2, 13)]  # 0.5, 0.75, … 3.0
 
 
 def repair_factor(lm, prompt, block, factor, later):
@@ -307,7 +544,7 @@ def repair_factor(lm, prompt, block, factor, later):
 def solution_1_5(lm, prompt, block, factor, later):
     clean = trace(lm, prompt).resid[-1]
     best, smallest = None, float("inf")
-    for candidate in [tenth / 10 for tenth in range(5, 31)]:  # 0.5, 0.6, … 3.0
+    for candidate in [quarter / 4 for quarter in range(2, 13)]:  # 0.5, 0.75, … 3.0
         with edit(lm, scale_block(block, factor), scale_block(later, candidate)):
             distance = (trace(lm, prompt).resid[-1] - clean).norm()
         if distance < smallest:
@@ -315,14 +552,13 @@ def solution_1_5(lm, prompt, block, factor, later):
     return best
 
 
-def _distances(lm: LanguageModel, prompt: Tensor, block: int, factor: float, later: int, point: int) -> list[float]:
-    """Return, for each factor of GRID, how far the repaired run is from the clean one at `point`."""
+def _distance(
+    lm: LanguageModel, prompt: Tensor, block: int, factor: float, later: int, candidate: float, point: int = -1
+) -> float:
+    """How far the repaired run is from the clean one at `point`."""
     clean = trace(lm, prompt).resid[point]
-    found = []
-    for candidate in GRID:
-        with edit(lm, scale_block(block, factor), scale_block(later, candidate)):
-            found.append(float((trace(lm, prompt).resid[point] - clean).norm()))
-    return found
+    with edit(lm, scale_block(block, factor), scale_block(later, candidate)):
+        return float((trace(lm, prompt).resid[point] - clean).norm())
 
 
 def _inverse(lm, prompt, block, factor, later):
@@ -334,18 +570,27 @@ def _nothing(lm, prompt, block, factor, later):
 
 
 def _at_the_later_block(lm, prompt, block, factor, later):
-    distances = _distances(lm, prompt, block, factor, later, later + 1)
-    return GRID[distances.index(min(distances))]
+    return min(GRID, key=lambda candidate: _distance(lm, prompt, block, factor, later, candidate, later + 1))
 
 
 def _largest(lm, prompt, block, factor, later):
-    distances = _distances(lm, prompt, block, factor, later, -1)
-    return GRID[distances.index(max(distances))]
+    return max(GRID, key=lambda candidate: _distance(lm, prompt, block, factor, later, candidate))
+
+
+def _no_candidate(lm, prompt, block, factor, later):
+    return 3.5
 
 
 def _leaves_a_hook(lm, prompt, block, factor, later):
     lm.blocks[block].register_forward_hook(lambda module, args, output: None)
     return solution_1_5(lm, prompt, block, factor, later)
+
+
+def _removes_when_all_goes_well(lm, prompt, block, factor, later):
+    handle = lm.blocks[0].register_forward_hook(lambda module, args, output: None)
+    best = solution_1_5(lm, prompt, block, factor, later)
+    handle.remove()
+    return best
 
 
 _usual_1_5 = {
@@ -358,7 +603,7 @@ _usual_1_5 = {
 
 
 def _check_1_5(answer: Callable[..., Any]) -> str | None:
-    for seed, block, factor, later in ((1, 0, 0.5, 2), (2, 1, 0.6, 2)):
+    for seed, block, factor, later in ((5, 1, 0.6, 2), (10, 0, 0.5, 1)):
         lm = tiny_model(seed, n_blocks=5)
         prompt = torch.arange(seed, seed + 9)
         hooks = hooks_on(lm.model)
@@ -368,16 +613,84 @@ def _check_1_5(answer: Callable[..., Any]) -> str | None:
             return "return one number, the best factor."
         if hooks_on(lm.model) != hooks:
             return "your function left a hook on the model. Use `with edit(...)`, or remove the handle in a `finally`."
+        if not GRID[0] <= got <= GRID[-1]:
+            return f"{_n(got)} is not between {GRID[0]} and {GRID[-1]}, the smallest and the largest candidate."
         right = solution_1_5(lm, prompt, block, factor, later)
-        if abs(got - right) < 0.051:  # a finer search than the grid is welcome
+        best, yours = (_distance(lm, prompt, block, factor, later, one) for one in (right, got))
+        if yours <= best * (1 + 1e-9):  # a finer search than the candidates is welcome
             continue
         for wrong, sentence in _usual_1_5.items():
             if abs(got - wrong(lm, prompt, block, factor, later)) < 1e-6:
                 return sentence
-        return (
-            f"{format_number(got)} leaves the end of the stream farther from the clean run than another candidate does."
-        )
-    return None
+        return f"× {_n(got, 3)} leaves the end {_n(yours, 3)} from the clean run; another candidate {_n(best, 3)}."
+    return _after_an_exception(answer)
+
+
+def _after_an_exception(answer: Callable[..., Any]) -> str | None:
+    """The third pass fails: what the learner has put on the model must come off all the same."""
+    lm, passes = tiny_model(3), []
+
+    def fail(module: nn.Module, args: Any) -> None:
+        passes.append(1)
+        if len(passes) == 3:
+            raise KeyError("a pass that fails")
+
+    with lm.blocks[-1].register_forward_pre_hook(fail):
+        hooks = hooks_on(lm.model)
+        with suppress(Almost):  # the learner's function lets the exception through, as it should
+            answer(lm, torch.arange(6), 0, 0.5, 1)
+        left = hooks_on(lm.model) - hooks
+    return "when a pass fails, your function leaves a hook on the model. Remove it in a `finally`." if left else None
+
+
+def _with_min(lm, prompt, block, factor, later):
+    clean = trace(lm, prompt).resid[-1]
+
+    def distance(candidate):
+        with edit(lm, scale_block(block, factor)), edit(lm, scale_block(later, candidate)):
+            return float((trace(lm, prompt).resid[-1] - clean).norm())
+
+    return min([0.5 + 0.25 * i for i in range(11)], key=distance)
+
+
+def _finer(lm, prompt, block, factor, later):
+    clean = trace(lm, prompt).resid[-1]
+    found = []
+    for i in range(0, 126):
+        candidate = torch.tensor(0.5 + i / 50, dtype=torch.float64)
+        with edit(lm, scale_block(block, factor), scale_block(later, candidate)):
+            found.append((float((trace(lm, prompt).resid[-1] - clean).pow(2).sum()), float(candidate)))
+    return min(found)[1]
+
+
+def _with_hooks(lm, prompt, block, factor, later):
+    clean, found = trace(lm, prompt).resid[-1], {}
+    for candidate in GRID:
+        first = lm.blocks[block].register_forward_hook(solution_1_2(factor))
+        second = lm.blocks[later].register_forward_hook(solution_1_2(candidate))
+        try:
+            found[candidate] = float(torch.dist(trace(lm, prompt).resid[-1], clean))
+        finally:
+            first.remove()
+            second.remove()
+    return torch.tensor(min(found, key=found.__getitem__))
+
+
+_right_1_5 = (_with_min, _finer, _with_hooks)
+
+
+def _found_1_5(answer: Callable[..., Any]) -> str:
+    lm, name = a_model()
+    _, half = _clean_and_scaled(lm, 0.5)
+    said = []
+    for later in (3, 6):
+        best = float(answer(lm, PROMPT, 2, 0.5, later))
+        with edit(lm, scale_block(2, 0.5), scale_block(later, best)):
+            said.append(f"× {_n(best, 3)} brings it to {_n(probability(lm, trace(lm, PROMPT), WORD))}")
+    return (
+        f"On {name}, halving block 2 leaves '{WORD}' at {_n(probability(lm, half, WORD), 1)}. A repair right after it, at block 3: "
+        f"{said[0]}. At block 6: {said[1]}. What the blocks in between have written by then no factor takes back."
+    )
 
 
 EXERCISES = (
@@ -392,6 +705,8 @@ EXERCISES = (
         "write, and which ones are computed from it?",
         solution_1_1,
         _wrong_1_1,
+        _right_1_1,
+        _found_1_1,
     ),
     Exercise(
         "1.2",
@@ -404,30 +719,36 @@ EXERCISES = (
         "tensor. The inner function sees `factor` of its own call of make_hook.",
         solution_1_2,
         _wrong_1_2,
+        _right_1_2,
+        _found_1_2,
     ),
     Exercise(
         "1.3",
+        "How much survives?",
+        2,
+        8,
+        survival,
+        _check_1_3,
+        "Flatten the difference at each point to one long vector. The part of a vector v along a vector u is "
+        "(v · u) / (u · u); u is the difference right at the edit.",
+        solution_1_3,
+        (*_usual_1_3, _whole_stream, _in_the_given_tensor, lambda clean, scaled, block: 0.5),
+        _right_1_3,
+        _found_1_3,
+    ),
+    Exercise(
+        "1.4",
         "Who carries the difference?",
         2,
         7,
         top_dimensions,
-        _check_1_3,
-        "The output of `block` is point block + 1. Cut off position 0, subtract, square, sum over batch and tokens: "
-        "what is left has one number per coordinate. `topk(k).indices` finds the largest.",
-        solution_1_3,
-        tuple(_usual_1_3),
-    ),
-    Exercise(
-        "1.4",
-        "How much survives?",
-        3,
-        8,
-        survival,
         _check_1_4,
-        "Flatten the difference at each point to one long vector. The part of a vector v along a vector u is "
-        "(v · u) / (u · u); u is the difference right at the edit.",
+        "The output of `block` is point block + 1. Subtract, square, sum over batch and tokens: what is left has one "
+        "number per coordinate. `topk(k).indices` finds the largest.",
         solution_1_4,
-        (*_usual_1_4, _whole_stream, lambda clean, scaled, block: 0.5),
+        (*_usual_1_4, lambda clean, scaled, block, k: range(k)),
+        _right_1_4,
+        _found_1_4,
     ),
     Exercise(
         "1.5",
@@ -439,7 +760,9 @@ EXERCISES = (
         "Trace the clean run once. Then, for each candidate, trace with two edits in one `with edit(lm, ..., ...)` and "
         "keep the candidate whose resid[-1] is nearest to the clean one.",
         solution_1_5,
-        (*_usual_1_5, _leaves_a_hook),
+        (*_usual_1_5, _no_candidate, _leaves_a_hook, _removes_when_all_goes_well),
+        _right_1_5,
+        _found_1_5,
     ),
 )
 check_1_1, check_1_2, check_1_3, check_1_4, check_1_5 = (checker(exercise) for exercise in EXERCISES)

@@ -11,7 +11,7 @@ from helpers.course.panels import Models, Panel, block_slider, choice, factor_sl
 from helpers.course.words import Words, next_words, words_table
 from helpers.edits import scale_block
 from helpers.lesson1.plots import measure_finding, plot_measure
-from helpers.lesson5.plots import next_token_finding
+from helpers.lesson1.words import word_finding
 from helpers.metrics import cosine_similarity, delta_norm, relative_error, survival
 from helpers.models import LanguageModel
 from helpers.plots.style import panel_axes, settle
@@ -61,12 +61,8 @@ def draw_curve(curve: Curve, ax: Axes | None = None) -> Axes:
 
 
 def describe_curve(curve: Curve) -> str:
-    """Return the line of numbers under the controls: what the measure does, and what becomes of the next word."""
-    words = curve.words
-    return (
-        f"{measure_finding(curve.values, curve.block, curve.measure)}. "
-        f"{next_token_finding(words.names, words.clean, words.edited)}."
-    )
+    """Return the line of numbers under the controls: what becomes of the next word, and what the measure does."""
+    return f"{word_finding(curve.words)}. {measure_finding(curve.values, curve.block, curve.measure)}."
 
 
 def scaling_panel(models: Models, prompt: str, block: int = 2, factor: float = 0.5) -> Panel:

@@ -1,24 +1,25 @@
-"""Figures of lesson 1: how far an edited run is from a clean one, along the residual stream.
+"""Figures of lesson 1: what scaling does to the words, how far an edited run is from a clean one, who wrote what.
 
-Series have one value per point of the stream, (n_blocks + 1,): the embedding, then the output of each block, the last one
-before the final norm. Every title is computed from the numbers that are drawn.
+Series along the stream have one value per point, (n_blocks + 1,): the embedding, then the output of each block, the last
+one before the final norm. Every title is computed from the numbers that are drawn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
+from helpers.measured import Measured
 from helpers.plots.style import (
+    PALETTE,
+    block_axis,
     describe,
     mark_edit,
     new_axes,
-    new_figure,
     series_style,
     set_title,
     stream_axis,
@@ -78,45 +79,6 @@ def _course(after: Tensor, block: int) -> str:
     return "rises with dips and ends at" if after[-1] > after[0] else "falls with rises and ends at"
 
 
-def plot_growth(delta: Tensor, size: Tensor, relative: Tensor, cosine: Tensor, block: int, factor: float) -> Figure:
-    """Draw the two views side by side: Δ beside the stream's own norm, and the relative error beside the cosine."""
-    figure = new_figure((7.0, 4.0))
-    left, right = (new_axes(ax) for ax in figure.subplots(1, 2))
-    points = range(len(delta))
-    for index, (name, values) in enumerate({"Δ": delta, "‖H‖ clean": size}.items()):
-        left.plot(points, values.tolist(), label=name, **series_style(index))
-    for index, (name, values) in enumerate({"relative error": relative, "cosine": cosine}.items()):
-        right.plot(points, values.tolist(), label=name, **series_style(index + 2))
-    for ax, unit in ((left, "Frobenius norm"), (right, "no unit")):
-        _finish(ax, len(delta) - 1, block, factor)
-        ax.set_xlabel("residual stream after block")
-        ax.set_ylabel(unit)
-        ax.legend(frameon=False)
-    finding = growth_finding(delta, relative, block)
-    figure.suptitle(finding, x=0.01, ha="left", fontsize=11)
-    describe(
-        figure,
-        f"Two panels along the stream, {edit_label(block, factor)}. {finding}. ".replace("\n", " ")
-        + f"The norm of the clean stream goes from {_n(size[block + 1])} to {_n(size[-1])} over the same blocks, "
-        f"the cosine between the two runs from {_n(cosine[block + 1])} to {_n(cosine[-1])}.",
-    )
-    return figure
-
-
-def growth_finding(delta: Tensor, relative: Tensor, block: int) -> str:
-    """Return in one sentence how Δ and the relative error go from the edited block to the end of the stream."""
-    up, relatively_up = bool(delta[-1] > delta[block + 1]), bool(relative[-1] > relative[block + 1])
-    joined = "and" if up == relatively_up else "but"
-    return (
-        f"Δ {_goes(up)} from {_n(delta[block + 1])} to {_n(delta[-1])}, {joined} relative to the stream\n"
-        f"the error {_goes(relatively_up)} from {_n(relative[block + 1])} to {_n(relative[-1])}"
-    )
-
-
-def _goes(up: bool) -> str:
-    return "grows" if up else "falls"
-
-
 def plot_first_token(with_first: Tensor, without: Tensor, block: int, factor: float, ax: Axes | None = None) -> Axes:
     """Draw Δ with and without the first token from the edited block on (before it both are 0).
 
@@ -150,51 +112,143 @@ def plot_first_token(with_first: Tensor, without: Tensor, block: int, factor: fl
     return ax
 
 
-def plot_token_norms(norms: Tensor, ax: Axes | None = None) -> Axes:
-    """Draw the length of the first token's stream beside the mean of the others. norms: (n_points, pos), one prompt."""
-    ax = new_axes(ax)
-    first, others = norms[:, 0], norms[:, 1:].mean(dim=1)
-    for index, (name, values) in enumerate({"first token": first, "mean of the others": others}.items()):
-        ax.plot(range(len(norms)), values.tolist(), label=name, **series_style(index))
-    stream_axis(ax, len(norms) - 1)
-    ax.set_ylabel("length of the stream ‖h‖")
-    ax.legend(frameon=False)
-    ratio = (first / others)[1:]
-    finding = (
-        f"The first token's stream is at most {_n(ratio.max())} times as long as the others' "
-        f"(after block {int(ratio.argmax())})"
-    )
-    set_title(ax, finding)
-    describe(
-        ax,
-        f"Two lines along the stream of the clean run. {finding}; at the end it is {_n(first[-1])} against "
-        f"{_n(others[-1])}.",
-    )
-    return ax
+def plot_factors(found: Mapping[str, Measured], block: int, ax: Axes | None = None) -> Axes:
+    """Draw what scaling a block does to the right country, over many prompts, with 95 % intervals.
 
-
-def plot_end(last_points: Mapping[float, Sequence[float]], names: Sequence[str], ax: Axes | None = None) -> Axes:
-    """Draw Δ at the end of the stream, one line per factor.
-
-    last_points: factor -> Δ before the last block, after it, and after the final norm; names: what the three are called.
+    found: name of a model -> measured(model, "factors"). A hollow mark: the interval holds 0. Factor 0 has no place on the
+    logarithmic axis.
     """
     ax = new_axes(ax)
-    for index, (factor, values) in enumerate(last_points.items()):
-        ax.plot(range(3), list(values), label=f"× {format_number(factor, 3)}", **series_style(index))
-    ax.set_xticks(range(3), list(names))
-    ax.set_xlim(-0.3, 2.3)
-    ax.set_ylim(bottom=0)
-    ax.set_ylabel("Δ (Frobenius norm)")
-    ax.legend(title="factor", frameon=False)
-    block_dips = sum(after < before for before, after, _ in last_points.values())
-    norm_dips = sum(final < after for _, after, final in last_points.values())
-    finding = f"The last block lowers Δ for {block_dips} of {len(last_points)} factors, the final norm for {norm_dips}"
-    set_title(ax, finding)
-    told = "; ".join(
-        f"× {format_number(f, 3)}: {', '.join(_n(v) for v in values)}" for f, values in last_points.items()
+    told, ends = [], []
+    for index, (name, stored) in enumerate(found.items()):
+        factors = [factor for factor in stored.labels["factor"] if factor > 0]
+        where = {"scaled": block, "factor": factors, "prompts": "all", "measure": "log p"}
+        change = stored.at("mean", **where).tolist()
+        error = [1.96 * one for one in stored.at("standard error", **where).tolist()]
+        kept = stored.at("flags", scaled=block, factor=factors, flag="top-1 kept").float().mean(dim=1).tolist()
+        ax.errorbar(factors, change, error, label=name, capsize=3, **series_style(index))
+        unsure = [i for i, (one, wide) in enumerate(zip(change, error, strict=True)) if abs(one) <= wide]
+        hollow = {**series_style(index), "linestyle": "none", "markerfacecolor": "white", "zorder": 3}
+        ax.plot([factors[i] for i in unsure], [change[i] for i in unsure], **hollow)
+        ends.append((name, *(change[factors.index(factor)] for factor in (0.5, 1.5))))
+        told.append(
+            f"{name[0].upper() + name[1:]}, mean over {len(stored.labels['prompt'])} prompts: "
+            + "; ".join(
+                f"× {factor:g} {_signed(one)} ± {wide:.2f}, the most probable word stays on {100 * share:.0f} %"
+                for factor, one, wide, share in zip(factors, change, error, kept, strict=True)
+            )
+        )
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(factors, [f"{factor:g}" for factor in factors])
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.axhline(0, color="0.5", linewidth=0.8, zorder=0)
+    ax.axvline(1, color="0.5", linewidth=0.8, zorder=0)
+    ax.set_xlabel(f"factor on the output of block {block} (1: no edit)")
+    ax.set_ylabel("change of log p(right country), nats")
+    ax.legend(frameon=False, loc="lower right")
+    changes = ", ".join(f"{_signed(halved)} and {_signed(stretched)} on {the}" for the, halved, stretched in ends)
+    set_title(ax, f"Block {block} × 0.5 and × 1.5 change log p by {changes}")
+    describe(
+        ax,
+        f"Change of log p of the right country, with 95 % intervals, against the factor on block {block}. {'. '.join(told)}.",
     )
-    describe(ax, f"One line per factor over {', '.join(names)}. {finding}. {told}.")
     return ax
+
+
+def plot_relative(found: Mapping[float, tuple[Tensor, Tensor]], block: int, ax: Axes | None = None) -> Axes:
+    """Draw the relative error from the edited block to the last one, one line a factor, and after the final norm.
+
+    found: factor -> relative error at each point of the stream, (n_blocks + 1,), and after the final norm, (1,). The norm
+    changes the unit of the stream, so its value is a hollow mark of its own.
+    """
+    ax = new_axes(ax)
+    said, told = [], []
+    for index, (factor, (along, normed)) in enumerate(found.items()):
+        n_blocks, style = len(along) - 1, series_style(index)
+        ax.plot(range(block + 1, n_blocks + 1), along[block + 1 :].tolist(), label=f"× {factor:g}", **style)
+        ax.plot([n_blocks + 2], normed.tolist(), **{**style, "markerfacecolor": "white", "markersize": 7})
+        said.append(f"× {factor:g}: the relative error {_goes(along, block)}")
+        told.append(
+            f"× {factor:g}: {along[block + 1]:.3f} after block {block}, {along[-2]:.3f} before the last block, "
+            f"{along[-1]:.3f} after it, {float(normed):.3f} after the final norm"
+        )
+    stream_axis(ax, n_blocks, "", "norm")  # a gap: no name may cover the last block's
+    ax.set_xlim(block + 0.5, n_blocks + 2.5)
+    ax.set_xlabel("residual stream after block, and after the final norm (hollow)")
+    ax.set_ylim(bottom=0)
+    ax.set_ylabel("relative error Δ / ‖H‖")
+    ax.legend(title=f"block {block}", frameon=False, loc="lower left")
+    set_title(ax, "; ".join(said))
+    describe(ax, f"Relative error along the stream, without the first token. {'. '.join(told)}.")
+    return ax
+
+
+def _goes(values: Tensor, block: int) -> str:
+    begin, end = float(values[block + 1]), float(values[-1])
+    return f"{'grows' if end > begin else 'falls'} from {begin:.2f} to {end:.2f}"
+
+
+def plot_writes(attention: Tensor, mlp: Tensor, coordinate: int, ax: Axes | None = None) -> Axes:
+    """Draw what each block's attention and MLP add to one coordinate of one token. attention, mlp: (n_blocks,)."""
+    ax = new_axes(ax)
+    blocks = range(len(mlp))
+    ax.bar(blocks, mlp.tolist(), 0.8, label="MLP", color=PALETTE[0])
+    ax.plot(blocks, attention.tolist(), "s", label="attention", color=PALETTE[1], markersize=4)
+    writer = int(mlp.abs().argmax())
+    against = (mlp * -mlp[writer].sign()).topk(2).indices.sort().values.tolist()
+    for block in (writer, *against):
+        behind = block - 1 in against  # its label clears the bar before it
+        ax.annotate(
+            f"block {block}: {_whole(mlp[block])}",
+            (block, float(mlp[block])),
+            xytext=(-24 if behind else -10, 6 if behind else 0),
+            textcoords="offset points",
+            ha="right",
+            va="center",
+            fontsize=9,
+        )
+    block_axis(ax, len(mlp))
+    ax.axhline(0, color="0.5", linewidth=0.8)
+    ax.yaxis.set_major_formatter(lambda value, _: _whole(value))
+    ax.set_ylabel(f"added to coordinate {coordinate}")
+    ax.legend(frameon=False, loc="lower left")
+    taken = -mlp[against].sum() * mlp[writer].sign()
+    finding = f"The MLP of block {writer} writes {_whole(mlp[writer])} into coordinate {coordinate}; "
+    finding += f"those of blocks {against[0]} and {against[1]} take {_whole(taken)} back"
+    set_title(ax, finding)
+    each = ", ".join(f"{_whole(mlp[block])} in block {block}" for block in (writer, *against))
+    describe(
+        ax,
+        f"Bars for each block: what its attention and its MLP add to coordinate {coordinate} of the first token. {finding}. "
+        f"The MLPs add {each}; attention adds at most {_whole(attention.abs().max())}.",
+    )
+    return ax
+
+
+def plot_attention(looks: Mapping[str, Tensor], ax: Axes | None = None) -> Axes:
+    """Draw the share of attention that later tokens give to the first, in each block, for two runs. Values: (n_blocks,)."""
+    ax = new_axes(ax)
+    for index, (name, values) in enumerate(looks.items()):
+        ax.plot(range(len(values)), values.tolist(), label=name, **series_style(index))
+    block_axis(ax, len(values))
+    ax.set_ylim(0, 1.1)
+    ax.set_ylabel("attention to the first token (mean)")
+    ax.legend(frameon=False, loc="upper left", ncols=2)
+    (name, before), (other, after) = looks.items()
+    block = int(before.argmax())
+    finding = f"Block {block} gives the first token {before[block]:.2f} of its attention {name}, {after[block]:.2f} with {other}"
+    set_title(ax, finding)
+    describe(ax, f"Two lines over the blocks. {finding}.")
+    return ax
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def _whole(value: float | Tensor) -> str:
+    """A large number as people write it: 23,229 and −14,239."""
+    return f"{float(value):,.0f}".replace("-", "−")
 
 
 def _finish(ax: Axes, n_blocks: int, block: int, factor: float) -> None:

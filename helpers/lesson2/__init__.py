@@ -1,23 +1,36 @@
 """Lesson 2's room, hooks and hidden states: what its notebook imports, and all that belongs to it.
 
-exercises.py its exercises and their checks; claims.py what the ledger measures and judges; plots.py its figures; panel.py its widget.
+exercises.py its exercises and their checks; claims.py what the ledger measures and judges; plots.py its figures; steps.py
+what stands in for a step; modes.py its table of ways to run a model; panel.py its widget.
 """
 
 from helpers.course import offers
 from helpers.lazy import lazy
 
 _OWN = {
-    "exercises": ["check_2_1", "check_2_2", "check_2_3", "check_2_4", "check_2_5"],
+    "exercises": ["check_2_1", "check_2_2", "check_2_3", "check_2_4"],
     "plots": [
         "plot_anatomy",
-        "plot_delta_norms",
-        "plot_scatter",
-        "plot_correlations",
-        "filled_axis",
         "plot_mask",
-        "plot_downstream",
+        "plot_likeness",
+        "plot_words",
+        "plot_steps",
+        "plot_parts",
+        "rank_correlation",
     ],
-    "panel": ["describe_view", "hidden_states_panel", "view_block"],
+    "steps": [
+        "random_steps",
+        "random_step",
+        "zero_others",
+        "zero_largest",
+        "on_facts",
+        "word_measure",
+        "part_costs",
+        "mask_facts",
+        "MASK_FACTS",
+    ],
+    "modes": ["modes_table"],
+    "panel": ["hidden_states_panel"],
     "claims": ["ledger"],
 }
 

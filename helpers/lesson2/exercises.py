@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from helpers import hooks
 from helpers.correlations import correlation, within_percentile
-from helpers.course.exercise import Almost, Exercise, NotTried, checker, hooks_on, tiny_model
-from helpers.edits import edit, skip_attention, skip_block, skip_mlp
+from helpers.course.exercise import Almost, Exercise, NotTried, a_model, checker, hooks_on, tiny_model
+from helpers.edits import edit, scale_mlp, skip_attention, skip_block, skip_mlp
+from helpers.lesson2.steps import random_steps
+from helpers.loading import load_model
 from helpers.metrics import delta_norm, relative_error
 from helpers.models import LanguageModel
-from helpers.tracing import trace
+from helpers.tables import below
+from helpers.tracing import Trace, trace
+
+FACT = "Paris is the capital of France. Berlin is the capital of"
+WATER = "There is a lot of liquid water on planet Earth"
 
 # ---- 2.1
 
@@ -24,7 +32,7 @@ def _check_2_1(answer: Any) -> str | None:
         return "write a dictionary with the two blocks as keys: {7: …, 11: …}."
     if ... in answer.values():
         raise NotTried
-    seven, eleven = (tuple(pair) if isinstance(pair, list) else pair for pair in (answer[7], answer[11]))
+    seven, eleven = (_pair(answer[7]), _pair(answer[11]))
     if seven == (6, 7):
         return "(6, 7) for block 7: hidden state 0 is the embedding, so hidden state 7 is what *enters* block 7 (block 6 made it)."
     if seven == (8, 9):
@@ -47,7 +55,30 @@ def _check_2_1(answer: Any) -> str | None:
     return None
 
 
+def _pair(given: Any) -> Any:
+    """A pair as a tuple, its indices counted from the start: hidden_states[-1] is the last of 13."""
+    if not isinstance(given, tuple | list):
+        return given
+    return tuple(at + 13 if isinstance(at, int) and -13 <= at < 0 else at for at in given)
+
+
 solution_2_1 = {7: (7, 8), 11: None}
+
+
+def _payoff_2_1(answer: Any) -> str:
+    lm, name = a_model()
+    run = trace(lm, FACT)
+    with torch.no_grad():
+        states = lm.model(**lm.inputs(lm.encode(FACT)), output_hidden_states=True).hidden_states
+    before, after = answer[7]
+    fits = _share(states[before] + run.attn[7] + run.mlp[7], states[after])
+    last = _share(run.resid[-2] + run.attn[-1] + run.mlp[-1], states[-1])
+    return (
+        f"On {name} your pair fits: hidden state {before} and block 7's two deltas miss hidden state {after} by "
+        f"{below(fits, 1e-5)} of its length. After the last block the same sum misses hidden_states[-1] by {last:.3g} times its "
+        "length, because the final norm lies between."
+    )
+
 
 # ---- 2.2
 
@@ -66,7 +97,11 @@ def _check_2_2(answer: Callable[..., Any]) -> str | None:
     percentile = 97.0
     size = torch.maximum(before.abs(), after.abs())
     keep = within_percentile(before, after, percentile)
-    got = _number(answer(before.clone(), after.clone(), percentile))
+    given = before.clone(), after.clone()
+    got = _number(answer(*given, percentile))
+    if not (torch.equal(given[0], before) and torch.equal(given[1], after)):
+        return "you changed `before` or `after` in place; whoever uses these states after you gets your numbers: index them instead."
+    fixed = within_percentile(before, after, 99.0)
     signed = torch.maximum(before, after)
     alone = before.abs() <= torch.quantile(before.abs(), percentile / 100)
     known = {
@@ -86,6 +121,7 @@ def _check_2_2(answer: Callable[..., Any]) -> str | None:
         "this is the cosine: Pearson's r takes the mean off each side first.": float(
             torch.nn.functional.cosine_similarity(before[keep], after[keep], dim=0)
         ),
+        "you kept 99 % whatever `percentile` says: use the argument.": correlation(before[fixed], after[fixed]),
         "percentile 97 means that 97 % stay; you left out 97 %.": correlation(
             *(x[size > torch.quantile(size, 1 - percentile / 100)] for x in (before, after))
         ),
@@ -129,7 +165,51 @@ def _wrong_2_2() -> tuple[Callable[..., Any], ...]:
         keep = within_percentile(before, after, percentile)
         return torch.nn.functional.cosine_similarity(before[keep], after[keep], dim=0)
 
-    return all_values, only_outliers, signed, zeroed, before_alone, cosine
+    def always_99(before, after, percentile):
+        keep = within_percentile(before, after, 99)
+        return correlation(before[keep], after[keep])
+
+    def in_place(before, after, percentile):
+        before[~within_percentile(before, after, percentile)] = 0
+        return correlation(before, after)
+
+    return all_values, only_outliers, signed, zeroed, before_alone, cosine, always_99, in_place
+
+
+def _right_2_2() -> tuple[Callable[..., Any], ...]:
+    def in_numpy(before, after, percentile):
+        a, b = before.numpy().ravel(), after.numpy().ravel()
+        size = np.maximum(abs(a), abs(b))
+        keep = size <= np.percentile(size, percentile)
+        return np.corrcoef(a[keep], b[keep])[0, 1]
+
+    def by_the_formula(before, after, percentile):
+        size = torch.stack([before.abs(), after.abs()]).amax(dim=0)
+        keep = size <= size.flatten().quantile(percentile / 100)
+        a, b = before[keep] - before[keep].mean(), after[keep] - after[keep].mean()
+        return (a * b).sum() / (a.norm() * b.norm())
+
+    def by_sorting(before, after, percentile):
+        size = torch.maximum(before.abs(), after.abs()).flatten()
+        chosen = size.argsort()[: int((size.numel() - 1) * percentile / 100) + 1]
+        return torch.corrcoef(torch.stack([before.flatten()[chosen], after.flatten()[chosen]]))[0, 1]
+
+    return in_numpy, by_the_formula, by_sorting
+
+
+def _payoff_2_2(answer: Callable[..., Any]) -> str:
+    lm, name = a_model()
+    run, block = trace(lm, FACT), round(0.77 * lm.n_blocks)
+    before, after = run.resid[block], run.resid[block + 1]
+    random = random_steps(before, after, 1)
+    own, chance = (
+        [f"{float(answer(before, x, percentile)):.4f}" for percentile in (100, 99, 95)] for x in (after, random)
+    )
+    return (
+        f"On {name}, block {block}, your r is {own[0]} over all values, {own[1]} over the lowest 99 % and {own[2]} over the lowest "
+        f"95 %. With a random step of the same length your function gives {chance[0]}, {chance[1]} and {chance[2]}: outliers or "
+        "not, r tells little more than how long the step is."
+    )
 
 
 # ---- 2.3
@@ -205,6 +285,14 @@ def _check_2_3(answer: Callable[..., Any]) -> str | None:
         return (
             f"the numbers are right, but hooks are still on the model ({left} of them): remove each handle when done."
         )
+    lm.model.eval()
+    elsewhere, clean = answer(lm.model, ids[:1, :4], 1), trace(lm, ids[:1, :4])
+    if not (_same(elsewhere[0], clean.attn[1]) and _same(elsewhere[1], clean.mlp[1])):
+        return "right in train mode for block 2, but not in eval mode for block 1 of another prompt: use the arguments."
+    with suppress(Almost):
+        answer(lm.model, torch.full_like(ids, 10_000), block)  # no such token: the pass raises
+    if hooks_on(lm.model) > before:
+        return "when the pass raises an error, your hooks stay on the model: remove them in a `finally`."
     return None
 
 
@@ -275,146 +363,86 @@ def _wrong_2_3() -> tuple[Callable[..., Any], ...]:
     def in_eval_mode(model, ids, block):
         return solution_2_3(model.eval(), ids, block)
 
+    def no_finally(model, ids, block):
+        part = model.transformer.h[block]
+        return _recorded(model, ids, [part.attn.resid_dropout, part.mlp.dropout], lambda o: o.detach())
+
+    def always_block_2(model, ids, block):
+        return solution_2_3(model, ids, 2)
+
     return (
-        at_c_proj, not_detached, hooks_left, first_row, whole_tuple, swapped, block_before, two_passes, in_eval_mode,
+        at_c_proj, not_detached, hooks_left, first_row, whole_tuple, swapped, block_before, two_passes, in_eval_mode, no_finally,
+        always_block_2,
     )  # fmt: skip
 
 
-# ---- 2.4
-
-
-class _Plain(nn.Module):
-    """A block as transformers 5 writes it: a tensor in, a tensor out."""
-
-    def forward(self, state: Tensor) -> Tensor:
-        return 2 * state
-
-
-class _Paired(nn.Module):
-    """A block as transformers 4 writes it: a tuple out."""
-
-    def forward(self, state: Tensor) -> tuple[Tensor, str]:
-        return 2 * state, "attention weights"
-
-
-def scale_output(block: nn.Module, factor: float) -> Any:
-    return ...
-
-
-def _check_2_4(answer: Callable[..., Any]) -> str | None:
-    state = torch.arange(1.0, 25.0, dtype=torch.float64).view(2, 3, 4)
-    for block, kind in ((_Plain(), "a tensor"), (_Paired(), "a tuple")):
-        recorded: list[Tensor] = []
-
-        def record(module: nn.Module, args: Any, output: Any, recorded: list[Tensor] = recorded) -> None:
-            value = hooks.first(output)
-            recorded[:] = [value, value.clone()]
-
-        block.register_forward_hook(record)
-        handle = answer(block, 0.25)
-        if not hasattr(handle, "remove"):
-            return "return the handle that register_forward_hook gives you, so that the edit can be taken off again."
-        if len(block._forward_hooks) < 2:
-            return "no forward hook was registered on the block."
+def _right_2_3() -> tuple[Callable[..., Any], ...]:
+    def whole_modules(model, ids, block):
+        part, kept = model.transformer.h[block], []
+        handles = [
+            part.attn.register_forward_hook(lambda module, args, output: kept.append(output[0].detach())),
+            part.mlp.register_forward_hook(lambda module, args, output: kept.append(output.detach())),
+        ]
         try:
-            output = block(state.clone())
-        except Exception as error:
-            said = str(error).strip().split("\n")[0]
-            return f"on a block that returns {kind} your hook raised {type(error).__name__}: {said}"
-        if isinstance(output, tuple) != (kind == "a tuple"):
-            return f"a block that returned {kind} returns a {type(output).__name__} under your hook: keep its form."
-        value = hooks.first(output)
-        if kind == "a tuple" and output[1:] != ("attention weights",):
-            return "the rest of the tuple was lost: return (new, *output[1:])."
-        if not isinstance(value, Tensor) or value.shape != state.shape:
-            return (
-                f"a batch of shape {tuple(state.shape)} came out as {tuple(getattr(value, 'shape', ()))}: on a block that returns "
-                "a tensor, `output[0]` is the first row of the batch."
-            )
-        if torch.equal(value, 2 * state):
-            return (
-                f"the output of a block that returns {kind} did not change: what a hook does not return has no effect."
-            )
-        if torch.equal(value[0], 0.5 * state[0]) and torch.equal(value[1], 2 * state[1]):
-            return "only the first row of the batch was scaled: `output[0]` of a tensor is a row, not the state."
-        if not torch.equal(value, 0.5 * state):
-            return f"with factor 0.25 the output of a block that returns {kind} is not a quarter of what it was."
-        if torch.equal(recorded[0], value) and not torch.equal(recorded[1], value):
-            return (
-                "the recorder shows your edit only because you edited its tensor in place, under its hands; it recorded the old "
-                "values. Return a new tensor, and see to it that your hook runs first."
-            )
-        if not torch.equal(recorded[1], value):
-            return (
-                "the edit works, but a recorder that was on the block before you still shows the state from before it. "
-                "Your hook must run ahead of it."
-            )
-        handle.remove()
-        if not torch.equal(hooks.first(block(state.clone())), 2 * state):
-            return "after handle.remove() the block is still edited: return the handle of the hook that scales."
-    return None
+            model(ids)
+        finally:
+            hooks.remove(handles)
+        return kept
+
+    def without_gradients(model, ids, block):
+        with torch.no_grad():
+            return solution_2_3(model, ids, block)
+
+    def by_subtraction(model, ids, block):
+        part, kept = model.transformer.h[block], []
+        see = lambda module, args: kept.append(args[0].detach().clone())  # noqa: E731
+        handles = [part.register_forward_pre_hook(see), part.ln_2.register_forward_pre_hook(see)]
+        after = part.register_forward_hook(
+            lambda module, args, output: kept.append(hooks.first(output).detach().clone())
+        )
+        try:
+            model(ids)
+        finally:
+            hooks.remove([*handles, after])
+        return kept[1] - kept[0], kept[2] - kept[1]
+
+    return whole_modules, without_gradients, by_subtraction
 
 
-def solution_2_4(block, factor):
-    def scale(module, args, output):
-        if isinstance(output, tuple):
-            return (output[0] * factor, *output[1:])
-        return output * factor
-
-    return block.register_forward_hook(scale, prepend=True)
-
-
-def _wrong_2_4() -> tuple[Callable[..., Any], ...]:
-    def after_the_recorder(block, factor):
-        def scale(module, args, output):
-            return (output[0] * factor, *output[1:]) if isinstance(output, tuple) else output * factor
-
-        return block.register_forward_hook(scale)
-
-    def in_place(block, factor):
-        def scale(module, args, output):
-            (output[0] if isinstance(output, tuple) else output).mul_(factor)
-
-        return block.register_forward_hook(scale)
-
-    def always_a_tuple(block, factor):
-        return block.register_forward_hook(lambda m, a, output: (output[0] * factor, *output[1:]), prepend=True)
-
-    def always_a_tensor(block, factor):
-        def scale(module, args, output):
-            return (output[0] if isinstance(output, tuple) else output) * factor
-
-        return block.register_forward_hook(scale, prepend=True)
-
-    def first_row(block, factor):
-        def scale(module, args, output):
-            output = output if isinstance(output, tuple) else output.clone()
-            output[0][:] *= factor
-            return output
-
-        return block.register_forward_hook(scale, prepend=True)
-
-    def nothing_returned(block, factor):
-        def scale(module, args, output):
-            output = (output[0] if isinstance(output, tuple) else output) * factor
-
-        return block.register_forward_hook(scale, prepend=True)
-
-    def no_handle(block, factor):
-        after_the_recorder(block, factor)
-        return True
-
-    return after_the_recorder, in_place, always_a_tuple, always_a_tensor, first_row, nothing_returned, no_handle
+def _payoff_2_3(answer: Callable[..., Any]) -> str:
+    lm = load_model()
+    ids, block, kept = lm.encode(WATER).ids, 10, []
+    dropouts = [module for module in lm.model.modules() if isinstance(module, nn.Dropout)]
+    for module in dropouts:
+        module.p = 0.1
+    lm.model.train()
+    ours = [
+        hooks.on_input(lm.blocks[block], lambda value: kept.append(value.detach().clone())),
+        hooks.on_output(lm.blocks[block], lambda value, _: kept.append(value.detach().clone())),
+    ]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            one, other = answer(lm.model, ids, block), answer(lm.model, ids, block)
+    finally:
+        hooks.remove(ours)
+    differ = _share(other[1], one[1])
+    miss = max(_share(kept[i] + sum(found), kept[i + 1]) for i, found in ((0, one), (2, other)))
+    return (
+        f"On the pocket model, in train mode with dropout of 0.1, your MLP delta of block {block} differs by {100 * differ:.0f} % "
+        f"between two passes over the same prompt. In each of them the state before the block and your two deltas miss the "
+        f"state after it by {below(miss)}: the passes are random, the sum is exact."
+    )
 
 
-# ---- 2.5
+# ---- 2.4
 
 
 def mlp_effects(lm: LanguageModel, prompt: Any) -> Any:
     return ...
 
 
-def _check_2_5(answer: Callable[..., Any]) -> str | None:
+def _check_2_4(answer: Callable[..., Any]) -> str | None:
     lm = tiny_model(11, n_blocks=5)
     ids = torch.tensor([[7, 21, 3, 40, 9, 12, 30]])
     lm.model(ids, output_hidden_states=True)
@@ -467,6 +495,9 @@ def _check_2_5(answer: Callable[..., Any]) -> str | None:
             skip_mlp, lambda run, _: relative_error(clean.resid, run.resid, include_first=False)[-2]
         ),
     }
+    known["MLPs stay silenced from one turn of the loop to the next: each shall be missing alone."] = _one_by_one(
+        lm, ids, clean
+    )
     for sentence, expected in known.items():
         if _same(values, expected):
             return sentence
@@ -475,7 +506,16 @@ def _check_2_5(answer: Callable[..., Any]) -> str | None:
     )
 
 
-def solution_2_5(lm, prompt):
+def _one_by_one(lm: LanguageModel, ids: Tensor, clean: Trace) -> Tensor:
+    """What a loop finds that never takes an edit off again."""
+    found = []
+    for block in range(lm.n_blocks):
+        with edit(lm, *(skip_mlp(gone) for gone in range(block + 1))):
+            found.append(relative_error(clean.resid, trace(lm, ids).resid, include_first=False)[-1])
+    return torch.stack(found).double()
+
+
+def solution_2_4(lm, prompt):
     clean = trace(lm, prompt)
     effects = []
     for block in range(lm.n_blocks):
@@ -485,7 +525,7 @@ def solution_2_5(lm, prompt):
     return torch.stack(effects)
 
 
-def _wrong_2_5() -> tuple[Callable[..., Any], ...]:
+def _wrong_2_4() -> tuple[Callable[..., Any], ...]:
     def loop(make: Callable[[int], Any], measure: Callable[..., Any]) -> Callable[..., Any]:
         def answer(lm, prompt):
             clean, found = trace(lm, prompt), []
@@ -501,6 +541,14 @@ def _wrong_2_5() -> tuple[Callable[..., Any], ...]:
         with edit(lm, skip_mlp(0)):
             return relative_error(clean.resid, trace(lm, prompt).resid, include_first=False)
 
+    def sums_up(lm, prompt):
+        clean, gone, found = trace(lm, prompt), [], []
+        for block in range(lm.n_blocks):
+            gone.append(skip_mlp(block))
+            with edit(lm, *gone):
+                found.append(relative_error(clean.resid, trace(lm, prompt).resid, include_first=False)[-1])
+        return torch.stack(found)
+
     def edits_stay(lm, prompt):
         for block in range(lm.n_blocks):
             edit(lm, skip_mlp(block)).__enter__()
@@ -513,9 +561,58 @@ def _wrong_2_5() -> tuple[Callable[..., Any], ...]:
         loop(skip_mlp, lambda c, r, b: delta_norm(c.resid, r.resid, include_first=False)[-1]),
         loop(skip_mlp, lambda c, r, b: relative_error(c.resid, r.resid, include_first=False)[b + 1]),
         loop(skip_mlp, lambda c, r, b: relative_error(c.final[None], r.final[None], include_first=False)[0]),
+        loop(skip_mlp, lambda c, r, b: relative_error(c.resid, r.resid, include_first=False)[-2]),
         whole_curve,
         edits_stay,
+        sums_up,
     )
+
+
+def _right_2_4() -> tuple[Callable[..., Any], ...]:
+    def as_numbers(lm, prompt):
+        return [float(value) for value in solution_2_4(lm, prompt)]
+
+    def by_hand(lm, prompt):
+        clean, found = trace(lm, prompt).resid[-1][:, 1:], []
+        for block in lm.blocks:
+            handle = block.mlp.register_forward_hook(lambda module, args, output: 0 * output)
+            try:
+                state = trace(lm, prompt).resid[-1][:, 1:]
+            finally:
+                handle.remove()
+            found.append((state - clean).norm() / clean.norm())
+        return torch.stack(found)
+
+    def scaled_to_nothing(lm, prompt):
+        clean, found = trace(lm, prompt), {}
+        for block in reversed(range(lm.n_blocks)):
+            with edit(lm, scale_mlp(block, 0.0)):
+                found[block] = relative_error(
+                    clean.resid[-1:], trace(lm, prompt).resid[-1:], include_first=False
+                ).item()
+        return tuple(found[block] for block in range(lm.n_blocks))
+
+    return as_numbers, by_hand, scaled_to_nothing
+
+
+def _payoff_2_4(answer: Callable[..., Any]) -> str:
+    lm, name = a_model()
+    run, found = trace(lm, FACT), answer(lm, FACT)
+    effects = found.detach().double().flatten() if isinstance(found, Tensor) else _listed(found)
+    length = run.mlp[:, :, 1:].flatten(1).norm(dim=1)
+    (most, second), longest = effects.argsort(descending=True)[:2].tolist(), int(length.argmax())
+    place = int((effects > effects[longest]).sum()) + 1
+    return (
+        f"On {name} your loop finds that the MLP of block {most} is missed most (error {effects[most]:.2f} at the end of the stream), "
+        f"then that of block {second} ({effects[second]:.2f}), though they write only {length[most]:.0f} and "
+        f"{length[second]:.0f} to these tokens. The MLP that writes most, {length[longest]:.0f}, is that of block {longest}: without "
+        f"it the error is {effects[longest]:.2f}, place {place} of {lm.n_blocks}."
+    )
+
+
+def _share(value: Tensor, target: Tensor) -> float:
+    """‖value − target‖ / ‖target‖."""
+    return float((value - target).norm() / target.norm())
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -548,31 +645,27 @@ EXERCISES = (
             {7: (6, 7), 11: (10, 11)}, {7: (8, 9), 11: None}, {7: (7, 8), 11: (11, 12)}, {7: (7, 8), 11: 12}, (7, 8),
             {7: 7, 11: None}, {7: (8, 7), 11: None}, {7: (7, 9), 11: None}, {7: [7, 8], 11: (10, 11)},
         ),
+        right=({7: [7, 8], 11: None}, {11: None, 7: (7, 8)}, {7: (-6, -5), 11: None}),
+        payoff=_payoff_2_1,
     ),
     Exercise(
         "2.2", "r without the outliers", 2, 8, r_without_outliers, _check_2_2,
         "size = torch.maximum(before.abs(), after.abs()); torch.quantile wants a share between 0 and 1; index both tensors with "
         "the same mask; torch.corrcoef of the two stacked rows has r at [0, 1].",
-        solution_2_2, wrong=_wrong_2_2(),
+        solution_2_2, wrong=_wrong_2_2(), right=_right_2_2(), payoff=_payoff_2_2,
     ),
     Exercise(
         "2.3", "Deltas that are true in any mode", 2, 10, deltas, _check_2_3,
-        "The picture of the block at the start shows two places for a hook. In train mode only one of them is what is added: "
-        "attn.resid_dropout and mlp.dropout. Keep output.detach(), run the model once, remove both handles.",
-        solution_2_3, wrong=_wrong_2_3(),
+        "The picture of the block shows two places for a hook. In train mode only one of them is what is added: "
+        "attn.resid_dropout and mlp.dropout. Keep output.detach(), run the model once, remove both handles in a `finally`.",
+        solution_2_3, wrong=_wrong_2_3(), right=_right_2_3(), payoff=_payoff_2_3,
     ),
     Exercise(
-        "2.4", "An edit that every recorder sees", 2, 8, scale_output, _check_2_4,
-        "Ask isinstance(output, tuple) inside the hook and return the same form with a new tensor. register_forward_hook has an "
-        "argument that puts your hook in front of those that are there already.",
-        solution_2_4, wrong=_wrong_2_4(),
-    ),
-    Exercise(
-        "2.5", "Design your own: one MLP at a time", 3, 12, mlp_effects, _check_2_5,
+        "2.4", "Which MLP is missed most?", 3, 12, mlp_effects, _check_2_4,
         "One clean trace, then a loop over blocks with `with edit(lm, skip_mlp(block)):` around a second trace. relative_error(…, "
         "include_first=False) has one number per point of the stream; the last one is the end, before the final norm.",
-        solution_2_5, wrong=_wrong_2_5(),
+        solution_2_4, wrong=_wrong_2_4(), right=_right_2_4(), payoff=_payoff_2_4,
     ),
 )  # fmt: skip
 
-check_2_1, check_2_2, check_2_3, check_2_4, check_2_5 = (checker(exercise) for exercise in EXERCISES)
+check_2_1, check_2_2, check_2_3, check_2_4 = (checker(exercise) for exercise in EXERCISES)

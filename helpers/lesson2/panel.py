@@ -19,9 +19,9 @@ from helpers.tables import format_number
 from helpers.tracing import Trace
 
 PAIRS = (
-    ("input H_l → output H_l+1", "output"),
-    ("input H_l → reconstruction H_l + Δ attention + Δ MLP", "rebuilt"),
-    ("reconstruction → output H_l+1", "match"),
+    ("state before → state after", "output"),
+    ("state before → sum of the three parts", "rebuilt"),
+    ("sum of the three parts → state after", "match"),
 )
 
 
@@ -57,10 +57,10 @@ def describe_view(view: BlockView) -> str:
     kept = view.before[view.keep], view.after[view.keep]
     _, attention, mlp = (values[view.block] for values in view.norms)
     return (
-        f"block {view.block}: r = {_n(correlation(*kept))} over {int(view.keep.sum())} of {view.keep.numel()} values "
-        f"(a random step would give {_n(random_step_correlation(*kept))}); they fill "
-        f"{_n(100 * filled_axis(view.before, view.after, view.keep))} % of the axis; ‖Δ attention‖ = {_n(attention)}, "
-        f"‖Δ MLP‖ = {_n(mlp)}"
+        f"block {view.block}: r = {_n(correlation(*kept))} over {int(view.keep.sum())} of {view.keep.numel()} values, and a random "
+        f"step as long would give {_n(random_step_correlation(*kept))}. These values fill "
+        f"{_n(100 * filled_axis(view.before, view.after, view.keep))} % of the axis. The block's attention adds a length of "
+        f"{_n(attention)}, its MLP {_n(mlp)}."
     )
 
 
@@ -74,7 +74,7 @@ def hidden_states_panel(models: Models, prompt: str, block: int = 10) -> Panel:
         min=90,
         max=100,
         step=0.5,
-        description="keep percentile",
+        description="keep lowest %",
         continuous_update=False,
         style=LABEL,
         layout=WIDE,
@@ -84,7 +84,7 @@ def hidden_states_panel(models: Models, prompt: str, block: int = 10) -> Panel:
         return view_block(replay.clean(prompt), block, percentile, pair, by_token)
 
     return Panel(
-        "A block's input, its output, and what it adds",
+        "A state before a block, after it, and what the block adds",
         models,
         {
             "block": block_slider(block),

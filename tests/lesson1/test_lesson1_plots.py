@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from helpers.lesson1 import plots as streams
+from helpers.measured import Measured
 from helpers.plots.style import description, to_png
 
 RISING = torch.tensor([0.0, 0.0, 1.0, 2.0, 4.0])
@@ -35,21 +36,6 @@ def test_the_last_block_has_no_course():
     assert streams.measure_finding(RISING, 3, "cosine similarity").startswith("Cosine similarity is 4")
 
 
-@pytest.mark.parametrize(
-    ("delta", "relative", "said"),
-    [
-        (RISING, RISING, "Δ grows from 1 to 4, and relative to the stream\nthe error grows from 1 to 4"),
-        (RISING, FALLING, "Δ grows from 1 to 4, but relative to the stream\nthe error falls from 4 to 1"),
-        (FALLING, FALLING, "Δ falls from 4 to 1, and relative to the stream\nthe error falls from 4 to 1"),
-    ],
-)
-def test_both_views_are_told(delta, relative, said):
-    figure = streams.plot_growth(delta, RISING * 10, relative, torch.ones(5), 1, 0.5)
-    assert figure.get_suptitle() == said
-    assert [len(ax.get_legend().get_texts()) for ax in figure.axes] == [2, 2]
-    assert to_png(figure).startswith(b"\x89PNG")
-
-
 def test_first_token_ratio_is_told():
     ax = streams.plot_first_token(RISING * 30, RISING, 1, 0.5)
     assert "With the first token Δ is 30 times as large" in ax.get_title(loc="left")
@@ -61,17 +47,65 @@ def test_first_token_ratio_is_told():
     assert streams.plot_first_token(RISING * 1.1, RISING, 1, 0.5).get_yscale() == "linear"
 
 
-def test_token_norms_find_the_loudest_point():
-    norms = torch.ones(5, 3)
-    norms[3, 0] = 50
-    ax = streams.plot_token_norms(norms)
-    assert "50 times as long as the others' (after block 2)" in ax.get_title(loc="left").replace("\n", " ")
-    norms[0, 0] = 60
-    assert "50 times" in description(streams.plot_token_norms(norms))  # what the embedding holds is no activation yet
+def factors(mean, error, kept):
+    """What measured(…, "factors") holds of it, for one block and factors 0, 0.5 and 1.5."""
+    of_prompts = ["scaled", "factor", "prompt", "flag"]
+    of_means = ["prompts", "scaled", "factor", "measure"]
+    return Measured(
+        "some", "factors",
+        {
+            "mean": torch.tensor([-9.0, *mean])[None, None, :, None],
+            "standard error": torch.tensor([0.1, *error])[None, None, :, None],
+            "flags": torch.tensor([[False, False], *kept])[None, :, :, None],
+        },
+        {"mean": of_means, "standard error": of_means, "flags": of_prompts},
+        {"scaled": [2], "factor": [0.0, 0.5, 1.5], "prompts": ["all"], "measure": ["log p"], "prompt": ["a", "b"],
+         "flag": ["top-1 kept"]},
+        {}, {"what": ""},
+    )  # fmt: skip
 
 
-def test_the_end_counts_both_dips():
-    ax = streams.plot_end({0.5: [9.0, 8.0, 2.0], 1.5: [9.0, 10.0, 3.0]}, ["block 10", "block 11", "final norm"])
+def test_factors_are_told_with_their_intervals():
+    found = {
+        "big": factors([-6.0, 0.1], [0.5, 0.2], [[True, False], [True, True]]),
+        "small": factors([-0.2, -0.3], [0.01, 0.01], [[False, False], [False, True]]),
+    }
+    ax = streams.plot_factors(found, 2)
+    assert ax.get_title(loc="left").replace("\n", " ") == (
+        "Block 2 × 0.5 and × 1.5 change log p by −6.00 and +0.10 on big, −0.20 and −0.30 on small"
+    )
+    assert "Big, mean over 2 prompts: × 0.5 −6.00 ± 0.98, the most probable word stays on 50 %" in description(ax)
+    hollow = [line for line in ax.lines if line.get_markerfacecolor() == "white"]
+    assert [list(line.get_ydata()) for line in hollow] == [pytest.approx([0.1]), []]  # the interval of one holds 0
+    assert to_png(ax).startswith(b"\x89PNG")
+
+
+def test_relative_errors_are_told_and_the_norm_stands_apart():
+    falls = torch.tensor([0.0, 0, 0.5, 0.4, 0.3])
+    rises = torch.tensor([0.0, 0, 0.5, 0.6, 0.8])
+    ax = streams.plot_relative({0.5: (rises, torch.tensor([0.9])), 1.5: (falls, torch.tensor([0.25]))}, 1)
     title = ax.get_title(loc="left").replace("\n", " ")
-    assert "The last block lowers Δ for 1 of 2 factors, the final norm for 2" in title
-    assert "× 0.5: 9, 8, 2" in description(ax)
+    assert (
+        title == "× 0.5: the relative error grows from 0.50 to 0.80; × 1.5: the relative error falls from 0.50 to 0.30"
+    )
+    assert "× 0.5: 0.500 after block 1, 0.600 before the last block, 0.800 after it, 0.900 after" in description(ax)
+    assert [len(line.get_xdata()) for line in ax.lines] == [3, 1, 3, 1]  # no line crosses the change of unit
+    assert to_png(ax).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_writer_and_erasers_are_named(sign):
+    mlp = sign * torch.tensor([3.0, 20000, 1, -4000, -11000.4])
+    ax = streams.plot_writes(torch.tensor([0.0, 7, 0, 0, 0]), mlp, 507)
+    title = ax.get_title(loc="left").replace("\n", " ")
+    minus = "" if sign > 0 else "−"
+    assert f"block 1 writes {minus}20,000 into coordinate 507; those of blocks 3 and 4 take 15,000 back" in title
+    assert "attention adds at most 7" in description(ax)
+    assert to_png(ax).startswith(b"\x89PNG")
+
+
+def test_attention_is_told_where_it_is_highest():
+    ax = streams.plot_attention({"as it is": torch.tensor([0.1, 0.9, 0.5]), "it silent": torch.tensor([0.1, 0.2, 0.6])})
+    title = ax.get_title(loc="left").replace("\n", " ")
+    assert title == "Block 1 gives the first token 0.90 of its attention as it is, 0.20 with it silent"
+    assert to_png(ax).startswith(b"\x89PNG")

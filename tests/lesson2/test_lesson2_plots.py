@@ -1,3 +1,5 @@
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.axes import Axes
@@ -5,6 +7,7 @@ from matplotlib.figure import Figure
 
 from helpers.correlations import within_percentile
 from helpers.lesson2 import plots as blocks
+from helpers.loading import load_model
 from helpers.plots.style import description, to_png
 
 NAMES = ("H_3", "H_4")
@@ -61,22 +64,6 @@ def test_delta_norms_have_three_lines_and_the_mark_of_a_block():
     assert "from 1 before block 0 to 5 before block 4" in drawn(ax)
 
 
-@pytest.mark.parametrize("by_token", [True, False])
-def test_a_scatter_shows_the_values_that_are_kept(by_token):
-    before, after = states()
-    keep = within_percentile(before, after, 90)
-    ax = blocks.plot_scatter(before, after, NAMES, keep, by_token)
-    assert isinstance(ax, Axes)
-    assert sum(len(cloud.get_offsets()) for cloud in ax.collections) == int(keep.sum())
-    assert f"{int(keep.sum())} values of H_4 against H_3" in drawn(ax)
-    assert ax.get_xlim()[1] < 40 < blocks.plot_scatter(before, after, NAMES).get_xlim()[1]
-
-
-def test_a_scatter_of_one_token_has_no_others():
-    before, after = states(pos=1)
-    assert "r = " in drawn(blocks.plot_scatter(before, after, NAMES))
-
-
 def test_the_title_compares_r_with_chance_and_knows_equal_states():
     before, after = states()
     assert "a random step of the same size would give" in blocks.scatter_finding(before, after, NAMES)
@@ -97,17 +84,72 @@ def test_the_mask_figure_counts_what_it_hides():
     assert f"{int((~keep).sum())} outliers take the rest" in drawn(figure)
 
 
-def test_correlations_name_the_lowest_block():
-    ax = blocks.plot_correlations({"all": torch.tensor([0.2, 0.96, 0.99]), "some": torch.tensor([0.1, 0.5, 0.6])})
-    assert isinstance(ax, Axes)
-    assert "r is 0.95 or more at 2 of 3 blocks; the lowest is 0.2, at block 0" in drawn(ax)
+def test_the_mask_figure_shows_every_kept_value_once():
+    before, after = states()
+    keep = within_percentile(before, after, 95)
+    figure = blocks.plot_mask(before, after, NAMES, keep)
+    left, right = figure.axes[:2]
+    assert sum(len(cloud.get_offsets()) for cloud in left.collections) == keep.numel()
+    (density,) = right.collections
+    assert np.nansum(density.get_array().filled(0)) == int(keep.sum())
+    assert left.get_aspect() == right.get_aspect() == 1
 
 
-def test_downstream_names_the_largest_and_the_smallest():
-    delta = {"without A": torch.tensor([0.0, 1.0, 3.0]), "without B": torch.tensor([0.0, 2.0, 1.0])}
-    ax = blocks.plot_downstream(delta, 0, "block 0")
-    assert isinstance(ax, Axes)
-    assert "Δ is largest without A (3) and smallest without B (1); it has grown since block 0 in 1 of 2" in drawn(ax)
+@pytest.mark.parametrize(
+    ("value", "said"), [(0.99985, "0.99985"), (1 - 1e-9, "1"), (0.9312, "0.931"), (-0.03, "-0.03")]
+)
+def test_only_a_perfect_r_is_called_1(value, said):
+    assert blocks._r(value) == said
+
+
+def test_likeness_counts_the_blocks_that_look_perfect_and_marks_the_threshold():
+    ax = blocks.plot_likeness({"all": torch.tensor([0.2, 0.9995, 0.9999]), "without": torch.tensor([0.1, 0.5, 0.6])})
+    assert "r is 0.999 or more at 2 of 3 blocks; without: at none" in drawn(ax)
+    assert ax.get_yscale() == "log"
+    assert ax.lines[0].get_ydata() == pytest.approx([0.8, 0.0005, 0.0001], rel=1e-3)
+    assert list(ax.lines[2].get_ydata()) == pytest.approx([0.05, 0.05])
+
+
+def test_words_draw_the_probability_and_name_who_comes_first():
+    lm = load_model()
+    germany, france = lm.token_id(" Germany"), lm.token_id(" France")
+    flat = torch.zeros(lm.vocabulary, dtype=torch.float64)
+    here, there = flat.index_fill(0, torch.tensor([germany]), 12.0), flat.index_fill(0, torch.tensor([france]), 12.0)
+    ax = blocks.plot_words(lm, {"clean run": here, "without it": there}, " Germany")
+    widths = [bar.get_width() for bar in ax.patches]
+    assert widths == pytest.approx([float(x.softmax(-1)[germany]) for x in (here, there)])
+    words = drawn(ax)
+    assert "' Germany' goes from 0.964 to < 0.0001" in words and "(without it)" in words
+    assert "to 0.964 (clean run)" in drawn(blocks.plot_words(lm, {"clean run": here, "off": there}, " Germany", "clean run"))
+    assert "without it: < 0.0001, most probable is ' France' with 0.964" in words
+
+
+def test_steps_count_how_often_the_word_comes_first():
+    first = torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0])
+    values = torch.tensor([0.9, 0.1, 0.6, 0.2, 0.7])
+    ax = blocks.plot_steps({4: (values, first), 9: (values / 2, 0 * first)}, " Germany")
+    assert "With random steps ' Germany' comes first in 2 of 3 at block 4, in 0 of 3 at block 9" in drawn(ax)
+    assert list(ax.lines[0].get_xdata()) == pytest.approx([0.6, 0.2, 0.7])
+
+
+def test_parts_name_the_lost_and_the_longest_and_rank_them():
+    length = torch.tensor([[1.0, 2.0, 3.0], [4.0, 50.0, 60.0]])
+    cost = torch.tensor([[9.0, 0.2, 0.3], [0.4, 0.5, 0.1]])
+    first = torch.tensor([[0.0, 1.0, 1.0], [1.0, 1.0, 1.0]])
+    assert blocks.named_parts(length, cost, first) == [(0, 0), (1, 2), (1, 1), (1, 0)]
+    ax = blocks.plot_parts(length, cost, first, " Germany")
+    words = drawn(ax)
+    assert "' Germany' still comes first without any one of 5 of the 6 parts" in words
+    assert "attention 0: length 1, KL 9" in words and "MLP 2: length 60, KL 0.1" in words
+    assert {text.get_text() for text in ax.texts} == {"attention 0", "MLP 0", "MLP 1", "MLP 2"}
+    filled = [line for line in ax.lines if line.get_markerfacecolor() != "none"]
+    assert sum(len(line.get_xdata()) for line in filled) == 1
+
+
+def test_the_rank_correlation_is_spearmans():
+    a, b = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))
+    expected = pd.Series(a.flatten().numpy()).rank().corr(pd.Series(b.flatten().numpy()).rank())
+    assert blocks.rank_correlation(a, b) == pytest.approx(expected)
 
 
 def test_the_widgets_picture_draws_both_panels():

@@ -1,0 +1,35 @@
+"""What a run would say next: one word's probability, and a small table of several runs side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from helpers.course.words import Words
+from helpers.models import LanguageModel
+from helpers.tables import format_number, show_table
+from helpers.tracing import Trace
+
+
+def probability(lm: LanguageModel, run: Trace, word: str) -> float:
+    """The probability of `word`, one token, right after the prompt of a traced run. Raises TargetIsNotOneToken."""
+    return float(run.last_logits[0].softmax(-1)[lm.token_id(word)])
+
+
+def show_next_words(lm: LanguageModel, runs: Mapping[str, Trace], most: int = 3) -> None:
+    """Display how probable the `most` likeliest next words of each run are in every run."""
+    tops = [run.last_logits[0].topk(most).indices.tolist() for run in runs.values()]
+    ids = list(dict.fromkeys(token for top in tops for token in top))
+    shares = [run.last_logits[0].softmax(-1)[ids].tolist() for run in runs.values()]
+    rows = {
+        repr(lm.tokenizer.decode([token])): list(row) for token, row in zip(ids, zip(*shares, strict=True), strict=True)
+    }
+    show_table(rows, "How probable each next word is", columns=list(runs), corner="next word", digits=2)
+
+
+def word_finding(words: Words) -> str:
+    """Return in one sentence what becomes of the clean run's most probable word."""
+    first = max(range(len(words.names)), key=words.edited.__getitem__)
+    name, before, after = repr(words.names[0]), *(format_number(one[0], 2) for one in (words.clean, words.edited))
+    if words.edited[first] == words.edited[0]:
+        return f"{name} stays first: {before} before, {after} after"
+    return f"{name} goes from {before} to {after}, and {words.names[first]!r} is first with {format_number(words.edited[first], 2)}"

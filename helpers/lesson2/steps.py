@@ -1,0 +1,110 @@
+"""What stands in for a block's step in this lesson: random steps, values set to zero, parts left out.
+
+    after = random_steps(clean.resid[23], clean.resid[24], 20)      # 20 states, as far from the one before
+    length, cost, first = part_costs(real, prompt, " Germany")      # one number for each part of each block
+
+States are (batch, pos, d_model), as in `Trace.resid[l]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from helpers.correlations import within_percentile
+from helpers.countries import capital_prompts
+from helpers.edits import patch_block
+from helpers.lesson2.plots import filled_axis
+from helpers.measures import Measure, Outcome, predictions
+from helpers.models import LanguageModel
+from helpers.sweeps import sweep_blocks, sweep_edits
+from helpers.tracing import trace
+
+
+def random_steps(before: Tensor, after: Tensor, count: int, seed: int = 0) -> Tensor:
+    """(count, pos, d_model) states: `before` of one prompt plus a random step, for each token as long as `after` − `before`."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(count, *before.shape[1:], generator=generator, dtype=torch.float64).to(before)
+    return before + drawn * (after - before).norm(dim=-1, keepdim=True) / drawn.norm(dim=-1, keepdim=True)
+
+
+def zero_others(state: Tensor, keep: Tensor, count: int, seed: int = 0) -> Tensor:
+    """(count, pos, d_model) states of one prompt: in each, as many values at zero as `keep` hides, drawn among the others."""
+    generator = torch.Generator().manual_seed(seed)
+    others, number = keep.flatten().nonzero().squeeze(-1), int((~keep).sum())
+    draws = (others[torch.randperm(len(others), generator=generator)[:number]] for _ in range(count))
+    return torch.cat([state.flatten().index_fill(0, chosen, 0).view_as(state) for chosen in draws])
+
+
+def word_measure(lm: LanguageModel, word: str) -> Measure:
+    """Of a sweep: the probability of `word` as the next token, and 1 where it comes first. Raises TargetIsNotOneToken."""
+    token = lm.token_id(word)
+
+    def compute(outcome: Outcome) -> Tensor:
+        probabilities = outcome.edited.softmax(-1)
+        return torch.stack([probabilities[:, token], (probabilities.argmax(-1) == token).to(probabilities)], dim=-1)
+
+    return Measure(compute, ("probability", "comes first"))
+
+
+def part_costs(lm: LanguageModel, prompt: str, word: str) -> tuple[Tensor, Tensor, Tensor]:
+    """For attention and MLP of each block, (2, n_blocks): the length of what it adds, over all tokens; KL(clean ‖ without it) of
+    the next word, in nats; and 1 where `word` still comes first without it. Raises BadPrompt, TargetIsNotOneToken.
+    """
+    run = trace(lm, prompt)
+    length = torch.stack([run.attn, run.mlp]).flatten(2).norm(dim=-1)
+    swept = torch.stack([sweep_blocks(lm, prompt, part=p, measure=predictions(lm, word)) for p in ("attention", "mlp")])
+    columns = predictions(lm, word).columns
+    return length, swept[..., columns.index("kl")], swept[..., columns.index("target is top-1")]
+
+
+MASK_FACTS = (
+    "masked",
+    "of them at the first token",
+    "largest value",
+    "its coordinate",
+    "% of the axis for the other 99 %",
+)
+
+
+def mask_facts(before: Tensor, after: Tensor) -> list[str | int | float]:
+    """What a mask of the largest 1 % hides of one prompt's two states, in the order of MASK_FACTS."""
+    keep = within_percentile(before, after, 99)
+    row, column = divmod(int(after[0].abs().argmax()), after.shape[-1])
+    return [
+        f"{int((~keep).sum())} of {keep.numel():,}", int((~keep)[:, 0].sum()), f"{float(after[0, row, column]):,.0f}", column,
+        100 * filled_axis(before, after, keep),
+    ]  # fmt: skip
+
+
+def zero_largest(before: Tensor, after: Tensor) -> Tensor:
+    """`after` with the values at zero that a mask of the largest 1 % hides (`within_percentile`)."""
+    return after * within_percentile(before, after, 99)
+
+
+def random_step(before: Tensor, after: Tensor) -> Tensor:
+    """One of `random_steps`."""
+    return random_steps(before, after, 1)
+
+
+Put = Callable[[Tensor, Tensor], Tensor]
+
+
+def on_facts(lm: LanguageModel, puts: Sequence[tuple[int, Put]], count: int = 12) -> list[str]:
+    """For each (block, put): on how many of the facts that the model knows is the answer still first, with
+    `put(before, after)` in the place of what the block hands on? before, after: the states around it, (1, pos, d_model).
+
+    The facts are `count` countries asked by their capitals, with an example, less those that the model gets wrong without an
+    edit. Returns for example ["7 of 9"]. Raises BlockOutOfRange.
+    """
+    known, kept = 0, torch.zeros(len(puts), dtype=torch.long)
+    for one in capital_prompts(lm, count=count, examples=["France"]):
+        run = trace(lm, one.prompt)
+        if int(run.last_logits.argmax()) != lm.token_id(one.target):
+            continue
+        known += 1
+        edits = [patch_block(block, put(run.resid[block], run.resid[block + 1])) for block, put in puts]
+        kept += sweep_edits(lm, one.prompt, edits, measure=word_measure(lm, one.target))[:, 1].long()
+    return [f"{number} of {known}" for number in kept.tolist()]
