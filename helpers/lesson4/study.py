@@ -183,6 +183,13 @@ def who_gains(
     return {"top": ordered, "near": torch.stack(near), "far": torch.stack(far)}
 
 
+def show_gains(gain: Mapping[str, Any]) -> None:
+    """Print what `who_gains` found, means over the prompts."""
+    near, far = (float(gain[where].mean()) for where in ("near", "far"))
+    print(f"Means instead, first words: {gain['top']}")
+    print(f"Wrong countries of the region gain {near:.1f} nats, countries of other regions {far:.1f}.")
+
+
 # ---- other phrasings
 
 

@@ -154,6 +154,17 @@ def test_who_gains_compares_neighbours_with_all_other_countries(lm, facts):
     assert list(found["top"].values()) == sorted(found["top"].values(), reverse=True)
 
 
+def test_gains_and_agreement_are_told_with_their_numbers(capsys):
+    study.show_gains({"top": {" the": 2}, "near": torch.tensor([1.0, 2.0]), "far": torch.tensor([3.0, 5.0])})
+    said = capsys.readouterr().out
+    assert "{' the': 2}" in said and "the region gain 1.5 nats, countries of other regions 4.0." in said
+    zero, mean = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[3.0, 2.0, 1.0]])
+    study.show_agreement({"zero": zero, "mean": mean, "resample": mean}, -4.577, -4.582)
+    assert capsys.readouterr().out == (
+        "r of two maps: zero and mean -1.00, mean and resample 1.00\nBerlin, head 23.4 → zero: -4.58 now, -4.58 stored\n"
+    )
+
+
 def test_the_mean_map_takes_its_means_over_all_and_its_changes_over_a_few(lm, facts):
     found = study.mean_map(lm, facts, 2)
     said = torch.stack([trace(lm, fact.prompt).heads[9, 0] for fact in facts]).mean(0)
