@@ -23,7 +23,7 @@ from helpers import (
     trace,
 )
 from helpers.errors import BadValue
-from helpers.measured import MEASURED_FOLDER, read, stored
+from helpers.measurements import MEASURED_FOLDER, read, stored
 
 MODELS = ("pocket", "smollm2")
 PARTS = ("blocks", "factors", "heads", "pairs", "phrasings", "prices", "sink")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from helpers.measured import Measured
+from helpers.measurements import Measured
 
 
 def findings(found: Measured) -> list[str]:

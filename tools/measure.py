@@ -1,7 +1,7 @@
 """Measure once what a lesson cannot wait for, and store it small: python tools/measure.py [--model smollm2] [--only heads]
 
 Parts: sink, factors, blocks, heads, phrasings, pairs, prices. Each becomes one file in helpers/data/measured, which
-`helpers.measured` reads. Finished steps are kept in .cache/measured, so a run that was killed goes on where it was;
+`helpers.measurements` reads. Finished steps are kept in .cache/measured, so a run that was killed goes on where it was;
 they are used again only for the same weights, the same prompts and the same versions. Seeds are fixed: the same machine
 and versions write the same bytes. `--show` prints the findings of the stored files and measures nothing.
 """
@@ -58,7 +58,7 @@ from helpers import (
     windows,
 )
 from helpers.countries import PHRASINGS
-from helpers.measured import MEASURED_FOLDER, read
+from helpers.measurements import MEASURED_FOLDER, read
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "measured"

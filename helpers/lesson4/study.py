@@ -6,7 +6,7 @@ Heads are named "23.4", block 23 and head 4, in figures and tables. Changes are 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,17 +15,13 @@ from helpers.countries import CapitalPrompt, read_countries
 from helpers.course.ledger import columns_of, directions
 from helpers.edits import Edit, edit, replace_heads
 from helpers.errors import TargetIsNotOneToken
+from helpers.measurements import Measured
 from helpers.measures import Measure, predictions
 from helpers.models import LanguageModel
 from helpers.replacements import mean_heads
 from helpers.sweeps import sweep_edits, sweep_heads
 from helpers.tables import Table, format_number
 from helpers.tracing import Trace, trace
-
-if TYPE_CHECKING:
-    from helpers.measured import (
-        Measured,
-    )  # an import here would put the module in place of helpers.measured, the function
 
 Place = tuple[int, int]  # block and head
 

@@ -7,7 +7,6 @@ holds them all.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from matplotlib.axes import Axes
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 from torch import Tensor
 
+from helpers.measurements import Measured
 from helpers.plots.style import (
     CLEAN,
     MARKERS,
@@ -29,9 +29,6 @@ from helpers.plots.style import (
     set_title,
 )
 from helpers.tables import format_number
-
-if TYPE_CHECKING:  # at run time `helpers.measured` would be the module, and no longer the function of that name
-    from helpers.measured import Measured
 
 CHEAP = 0.1  # nats per token, 10 % more perplexity: the line between cheap and costly blocks
 

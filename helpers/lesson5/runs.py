@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import transformers
@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from helpers.edits import Edit, edit, skip_block
 from helpers.hooks import with_first
 from helpers.lesson5.claims import try_hooks
+from helpers.measurements import Measured
 from helpers.measures import text_damage
 from helpers.metrics import top_k
 from helpers.models import LanguageModel
@@ -26,9 +27,6 @@ from helpers.sweeps import sweep_edits, windows
 from helpers.tables import format_number, show_table
 from helpers.texts import held_out_passages
 from helpers.tracing import Trace
-
-if TYPE_CHECKING:
-    from helpers.measured import Measured
 
 
 def held_out(lm: LanguageModel, passages: int, length: int) -> Tensor:

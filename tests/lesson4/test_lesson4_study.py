@@ -7,7 +7,7 @@ from helpers import CapitalPrompt, capital_prompts, load_model, trace, zero_head
 from helpers.countries import read_countries
 from helpers.course.exercise import tiny_model
 from helpers.lesson4 import study
-from helpers.measured import measured
+from helpers.measurements import measured
 
 PROMPT = "Berlin is the capital of"
 

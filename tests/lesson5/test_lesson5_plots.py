@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from helpers.lesson5 import plots
+from helpers.measurements import Measured
 from helpers.plots.style import description, to_png
 
 CLEAN = torch.tensor([4.0, 2.0, 1.0, 2.0])
@@ -55,10 +56,6 @@ def test_what_became_of_the_most_probable_token():
 
 
 def stored(tensors, dims, **labels):
-    from helpers.measured import (
-        Measured,
-    )  # here: the module would hide the function `helpers.measured` from other tests
-
     tensors = {name: torch.as_tensor(value) for name, value in tensors.items()}
     return Measured("made", "part", tensors, dims, labels, {}, {"writer": 1})
 

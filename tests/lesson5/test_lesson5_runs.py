@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import tiny
 
-from helpers import edit, load_model, skip_block, trace
+from helpers import edit, load_model, measured, skip_block, trace
 from helpers.course.exercise import hooks_on, tiny_model
 from helpers.lesson5 import runs
 from helpers.texts import held_out_passages
@@ -37,8 +37,6 @@ def test_words_of_each_run(lm, capsys):
 
 
 def test_stored_numbers_are_measured_again(lm, capsys):
-    from helpers.measured import measured  # here: the module would hide the function of its name from other tests
-
     runs.show_again(lm, measured("pocket", "blocks"), [0, 7], passages=2)
     _, head, then, now = capsys.readouterr().out.splitlines()
     assert head.split() == ["block", "0", "block", "7"]
