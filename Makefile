@@ -23,6 +23,8 @@ PINS := pyproject.toml constraints.txt
 CODE := helpers tools tests start.py
 # What is about the course or its tools, not about the helpers, runs once, on the pinned transformers.
 COURSE_TESTS := $(addprefix tests/,test_notebooks_rules.py test_guards.py test_browser.py test_package.py test_training.py test_evaluation.py test_measured.py test_run_again.py test_start.py test_page.py test_page_export.py plots)
+# Of a lesson's room the exercises (tests/course) and the claims are tried on transformers 4.57 too.
+ROOM_TESTS := $(foreach part,modes panel plots runs says steps study,--ignore-glob='*_$(part).py')
 # Two workers; a notebook and its kernel stay with one of them; what takes longest is named first.
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -39,7 +41,7 @@ real: .venv/.lab
 
 test: .venv/.test .venv-4.57/.test lint real page-tested
 	@echo "== the helpers on transformers 4.57 =="
-	$(OLD) -m pytest tests $(PARALLEL) $(addprefix --ignore=,$(COURSE_TESTS)) --ignore-glob='*_plots.py' --ignore-glob='*_panel.py'
+	$(OLD) -m pytest tests $(PARALLEL) $(addprefix --ignore=,$(COURSE_TESTS)) $(ROOM_TESTS)
 	@echo "== every lesson in a browser =="
 	$(PY) -m pytest tests/test_browser.py
 	@echo "== everything else, and every cell of every notebook, on the pinned versions =="

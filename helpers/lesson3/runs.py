@@ -11,7 +11,7 @@ from torch import Tensor
 
 from helpers.course.ledger import DIVERGENCE, several
 from helpers.edits import Edit, change, edit, noise_neurons, scale_attention, scale_mlp
-from helpers.hooks import on_output, remove
+from helpers.hooks import on_call, remove
 from helpers.lesson3.plots import plot_spread
 from helpers.metrics import kl, top_k
 from helpers.models import LanguageModel
@@ -151,13 +151,15 @@ def plot_runs(lm: LanguageModel, runs: Mapping[str, Trace], block: int) -> Axes:
 
 def block_form(lm: LanguageModel) -> str:
     """What a hook on a block is given on this version of transformers: "a tensor" or "a tuple of 1"."""
-    seen: list[object] = []
-    handle = on_output(lm.blocks[0], lambda state, output: seen.append(output))
+    calls: list[tuple[tuple, dict[str, Any]]] = []
+    handle = on_call(lm.blocks[0], lambda args, kwargs: calls.append((args, kwargs)))
     try:
         lm.logits(WATER)
     finally:
         remove([handle])
-    return form_of(seen[0])
+    args, kwargs = calls[0]
+    with torch.no_grad():
+        return form_of(lm.blocks[0](*args, **kwargs))
 
 
 def on_each_form(hook: Hook, factor: float) -> list[str]:
