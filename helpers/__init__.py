@@ -29,7 +29,7 @@ _WHERE = {
     "replacements": ["mean_heads"],
     "measures": ["Measure", "Outcome", "predictions", "text_damage"],
     "countries": ["capital_prompts", "CapitalPrompt", "PHRASINGS", "answers_right", "positions_of"],
-    "measured": ["measured", "Measured"],
+    "measurements": ["measured", "Measured"],
     "texts": ["held_out_passages"],
     "errors": ["HelpersError"],
 }  # fmt: skip

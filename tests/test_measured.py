@@ -23,10 +23,10 @@ from helpers import (
     trace,
 )
 from helpers.errors import BadValue
-from helpers.measured import MEASURED_FOLDER, read, stored
+from helpers.measurements import MEASURED_FOLDER, read, stored
 
 MODELS = ("pocket", "smollm2")
-PARTS = ("blocks", "factors", "heads", "pairs", "phrasings", "sink")
+PARTS = ("blocks", "factors", "heads", "pairs", "phrasings", "prices", "sink")
 FILES = [(model, part) for model in MODELS for part in PARTS]
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
 # float16 keeps 11 bits; float32 passes differ between machines in the fifth digit.
@@ -499,3 +499,25 @@ def test_an_unknown_model_is_told_in_one_sentence(tool, capsys, tmp_path):
     (tmp_path / "empty").mkdir()
     assert tool.main(["--model", str(tmp_path / "empty"), "--out", str(tmp_path)]) == 1
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("model", "block", "head"), [("pocket", 8, 4), ("smollm2", 23, 4)])
+def test_the_price_of_a_head_and_of_its_attention(model, block, head, models):
+    lm, found = models(model), measured(model, "prices")
+    ids = torch.tensor(found.about["prompts"][2])
+    clean = logits(lm, ids).log_softmax(-1)
+    loss = -clean[:-1].gather(1, ids[1:, None]).mean()
+
+    def damage(hook):
+        edited = logits(lm, ids, [hook]).log_softmax(-1)
+        rise = -edited[:-1].gather(1, ids[1:, None]).mean() - loss
+        return torch.stack([rise, (clean.exp() * (clean - edited)).sum(-1).mean()]).float()
+
+    projection = output_projection(lm, block)
+    without_head = damage((projection, True, with_head(lm, head, 0.0)))
+    torch.testing.assert_close(found["damage of heads"][2, block, head], without_head, rtol=1e-3, atol=1e-4)
+    silent = damage((projection, False, lambda module, args, output: torch.zeros_like(output)))
+    torch.testing.assert_close(found.at("damage", part="attention")[2, block], silent, rtol=1e-3, atol=1e-4)
+    assert found["parameters"][0, block] == sum(p.numel() for p in layer(lm, block).parameters())
+    sizes = found.at("parameters", part="attention")
+    torch.testing.assert_close(found["parameters of a head"], sizes / lm.n_heads, rtol=1e-6, atol=0)

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from helpers.measured import Measured
+from helpers.measurements import Measured
 
 
 def findings(found: Measured) -> list[str]:
     """A few sentences for one part. Every number is read from the stored tensors."""
-    says = {"sink": _sink, "factors": _factors, "blocks": _blocks, "heads": _heads, "phrasings": _phrasings}
+    says = {
+        "sink": _sink,
+        "factors": _factors,
+        "blocks": _blocks,
+        "heads": _heads,
+        "phrasings": _phrasings,
+        "prices": _prices,
+    }
     return says.get(found.part, _pairs)(found)
 
 
@@ -174,3 +181,23 @@ def _pairs(found: Measured) -> list[str]:
             + best
         )
     return lines
+
+
+def _prices(found: Measured) -> list[str]:
+    damage, heads = found.at("damage", measure="KL").mean(1), found.at("damage of heads", measure="KL").mean(0)
+    sizes, size = found["parameters"], found["parameters of a head"][:, None]
+    per = {
+        part: (damage[i].quantile(0.5), (1e6 * damage[i] / sizes[i]).quantile(0.5))
+        for i, part in enumerate(found.labels["part"])
+    }
+    per["head"] = (heads.quantile(0.5), (1e6 * heads / size).quantile(0.5))
+    lines = [
+        f"{part}: KL {kl.item():.4f} nats when it is taken out, {price.item():.3f} for each million parameters (medians)."
+        for part, (kl, price) in per.items()
+    ]
+    times = (damage[0][:, None] / heads).quantile(0.5).item()
+    larger = (sizes[0][:, None] / size).quantile(0.5).item()
+    return [
+        *lines,
+        f"A block's KL is {times:.1f} times that of one of its heads (median), and it has {larger:.0f} times the parameters.",
+    ]

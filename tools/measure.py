@@ -1,7 +1,7 @@
 """Measure once what a lesson cannot wait for, and store it small: python tools/measure.py [--model smollm2] [--only heads]
 
-Parts: sink, factors, blocks, heads, phrasings, pairs. Each becomes one file in helpers/data/measured, which
-`helpers.measured` reads. Finished steps are kept in .cache/measured, so a run that was killed goes on where it was;
+Parts: sink, factors, blocks, heads, phrasings, pairs, prices. Each becomes one file in helpers/data/measured, which
+`helpers.measurements` reads. Finished steps are kept in .cache/measured, so a run that was killed goes on where it was;
 they are used again only for the same weights, the same prompts and the same versions. Seeds are fixed: the same machine
 and versions write the same bytes. `--show` prints the findings of the stored files and measures nothing.
 """
@@ -52,18 +52,19 @@ from helpers import (
     sweep_block_pairs,
     sweep_blocks,
     sweep_edits,
+    sweep_heads,
     text_damage,
     trace,
     windows,
 )
 from helpers.countries import PHRASINGS
-from helpers.measured import MEASURED_FOLDER, read
+from helpers.measurements import MEASURED_FOLDER, read
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "measured"
 SEED = 0
 EDITION = 1  # one more when a measurement's definition changes: older steps in the cache are then not used
-PARTS = ("sink", "factors", "blocks", "heads", "phrasings", "pairs")
+PARTS = ("sink", "factors", "blocks", "heads", "phrasings", "pairs", "prices")
 IN_A_ROW = 15  # prompts that share their beginning and run as one row
 COUNT = 60  # prompts of the head map and of the factor curves
 FACTORS = (0.0, 0.25, 0.5, 0.75, 1.25, 1.5, 2.0, 3.0)
@@ -650,6 +651,49 @@ def measure_blocks(job: Job, folder: Path) -> None:
     write(job, "blocks", what, table, labels, folder, prompts=text.tolist())
 
 
+def measure_prices(job: Job, folder: Path) -> None:
+    """A block, its attention, its MLP and each of its heads, all on the same text, and how many parameters each has."""
+    lm, text = job.lm, job.texts(PAIR_WINDOW, job.setup.pair_windows)
+    parts = ["block", "attention", "mlp"]
+
+    def size(module: nn.Module) -> int:
+        return sum(parameter.numel() for parameter in module.parameters())
+
+    def skipped(part: Any) -> Tensor:
+        return sweep_blocks(lm, text, part=part, measure=text_damage())[..., :2]
+
+    def without_head(window: int) -> Tensor:
+        return sweep_heads(lm, text[window : window + 1], measure=text_damage())[..., :2]
+
+    found = torch.stack([job.steps.one(f"prices {part}", text.tolist(), skipped, part) for part in parts])
+    of_heads = [job.steps.one(f"prices heads {w}", text[w].tolist(), without_head, w) for w in range(len(text))]
+    sizes = [[size(module(b)) for b in range(lm.n_blocks)] for module in (lm.blocks.__getitem__, lm.attention, lm.mlp)]
+    table: Table = {
+        "damage": (
+            found.float(),
+            ["part", "window", "block", "measure"],
+            "part skipped: rise of the loss and KL, nats",
+        ),
+        "damage of heads": (
+            torch.cat(of_heads).float(),
+            ["window", "block", "head", "measure"],
+            "each head's output set to zero, the same",
+        ),
+        "parameters": (torch.tensor(sizes), ["part", "block"], "number of parameters of the part"),
+        "parameters of a head": (
+            torch.tensor(sizes[1]) / lm.n_heads,
+            ["block"],
+            "its attention's parameters over the number of heads",
+        ),
+    }
+    labels: dict[str, list[Any]] = {"part": parts, "window": list(range(len(text))), "measure": ["loss", "KL"]}
+    what = (
+        f"each block, its attention, its MLP and each of its heads taken out, over {len(text)} held-out passages of "
+        f"{PAIR_WINDOW} tokens"
+    )
+    write(job, "prices", what, table, labels, folder, prompts=text.tolist())
+
+
 def measure_pairs(job: Job, folder: Path) -> None:
     lm, steps = job.lm, job.steps
     text, whole = job.texts(PAIR_WINDOW, job.setup.pair_windows), job.texts(WINDOW, 10**6)
@@ -946,7 +990,7 @@ def measure_sink(job: Job, folder: Path) -> None:
 
 MEASURES: dict[str, Callable[[Job, Path], None]] = {
     "sink": measure_sink, "factors": measure_factors, "blocks": measure_blocks, "heads": measure_heads,
-    "phrasings": measure_phrasings, "pairs": measure_pairs,
+    "phrasings": measure_phrasings, "pairs": measure_pairs, "prices": measure_prices,
 }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
-from helpers.measured import Measured
+from helpers.measurements import Measured
 from helpers.plots.style import (
     PALETTE,
     block_axis,

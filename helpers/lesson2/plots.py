@@ -374,7 +374,7 @@ def plot_block_view(
 ) -> Figure:  # fmt: skip
     """Draw the widget's picture: the scatter of one block, and the norms of stream and deltas over all blocks."""
     figure = new_figure((8.6, 3.5), dpi, layout=None)
-    left = new_axes(figure.add_axes((0.08, 0.14, 0.36, 0.78)))
+    left = new_axes(figure.add_axes((0.095, 0.14, 0.345, 0.78)))
     right = new_axes(figure.add_axes((0.63, 0.14, 0.36, 0.78)))
     _points(
         left, before, after, names, keep, by_token, figure.add_axes((0.455, 0.14, 0.013, 0.78)) if by_token else None,

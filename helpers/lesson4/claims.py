@@ -4,7 +4,7 @@
 
 Changes are in nats, without the head minus with it. They are looked at where the report looks, in block 5, and where the
 effect lives: a sweep over all heads finds the strongest on some prompts, and others judge them, so that no head is chosen
-and judged by the same numbers. Tables are [prompt][head], for each of these sites; an interval is (mean, low, high).
+and judged by the same numbers. Tables are [prompt][head], for each of these sites.
 """
 
 from __future__ import annotations
@@ -35,13 +35,11 @@ from helpers.course.ledger import (
 from helpers.edits import replace_heads
 from helpers.errors import TargetIsNotOneToken
 from helpers.measures import Measure, Outcome, predictions
-from helpers.metrics import bootstrap_interval
 from helpers.models import LanguageModel
 from helpers.staircase import groups
 from helpers.sweeps import CHUNK, Replacement, sweep_edits, sweep_heads
 from helpers.tracing import trace
 
-Interval = tuple[float, float, float]
 Sites = Mapping[str, Table2]
 REPLACEMENTS: tuple[Replacement, ...] = ("zero", "mean", "resample")
 # An instruction-tuned model may need to see the pattern before it answers in one word.
@@ -288,23 +286,6 @@ class Study:
         return zero["contrast"] - (after - before)
 
 
-def study_heads(
-    lm: LanguageModel,
-    facts: Sequence[CapitalPrompt],
-    heads: int | Sequence[tuple[int, int]],
-    reference: Sequence[str] | None = None,
-    generator: torch.Generator | None = None,
-) -> Study:
-    """Put each head at zero, at its mean and at its value on another prompt, and all of them at once, on every prompt.
-
-    heads: a block, or (block, head) of each. The mean is taken at each position, counted from the end, over the reference
-    prompts (Wang et al. 2022), those of the study if None. Where they have the length of the prompt, a head's mean is what it
-    says at that place whatever the country. The other prompt is one of them, drawn with `generator` (seed 0 by default).
-    """
-    chosen = [(heads, head) for head in range(lm.n_heads)] if isinstance(heads, int) else list(heads)
-    return study_sites(lm, facts, {"": chosen}, reference, generator)[""]
-
-
 def study_sites(
     lm: LanguageModel,
     facts: Sequence[CapitalPrompt],
@@ -313,7 +294,12 @@ def study_sites(
     generator: torch.Generator | None = None,
     keep: Keep = compute_now,
 ) -> dict[str, Study]:
-    """`study_heads` of several sets of heads in one go."""
+    """Put each head at zero, at its mean and at its value on another prompt, and all of a site's at once, on every prompt.
+
+    sites: name -> (block, head) of each. The mean is taken at each position, counted from the end, over the reference prompts
+    (Wang et al. 2022), those of the study if None. Where they have the length of the prompt, a head's mean is what it says at
+    that place whatever the country. The other prompt is one of them, drawn with `generator` (seed 0 by default).
+    """
     draw = torch.Generator().manual_seed(0) if generator is None else generator
     texts = [fact.prompt for fact in facts] if reference is None else list(reference)
     rows = [lm.encode(text).ids[0] for text in texts]
@@ -532,51 +518,3 @@ def ledger(
         verdict_4_7(regional),
         verdict_4_8(stays, {site: of_right(study.at_once["zero"]["target is top-1"], study) for site, study in studies.items()}),
     ]  # fmt: skip
-
-
-# ---- what the lesson shows of a study
-
-
-def intervals(values: Tensor, seed: int = 0) -> list[Interval]:
-    """(mean, low, high) of each column of (n_prompts, n): the mean over prompts and its 95 % bootstrap interval."""
-    generator = torch.Generator().manual_seed(seed)
-    return [bootstrap_interval(column, generator) for column in values.unbind(1)]
-
-
-def interval(values: Tensor, seed: int = 0) -> Interval:
-    """(mean, low, high) of (n_prompts,) values."""
-    return bootstrap_interval(values, torch.Generator().manual_seed(seed))
-
-
-def hidden_movement(changes: Tensor, kept: Tensor) -> tuple[float, float]:
-    """(silent, hidden): the share of removals that keep the top token, and their share of all movement, the sum of |change|.
-
-    changes, kept: of one shape, nats and bool.
-    """
-    size = changes.abs()
-    return float(kept.double().mean()), float(size[kept].sum() / size.sum()) if float(size.sum()) else 0.0
-
-
-def cooperation(study: Study) -> dict[str, Any]:
-    """How the study's heads share their work, with heads at zero: half (how many hold half of all change), heads (of how many),
-    and the intervals of the change together, and of what it has beyond the sum of single ones in log p and in the logit difference."""
-    single, together = study.changes["zero"], study.together
-    return {
-        "half": _half(single["target"].mean(0).tolist()),
-        "heads": len(study.heads),
-        "together": interval(together["target"]),
-        "extra": interval(together["target"] - single["target"].sum(1)),
-        "extra_logits": interval(together["logit difference"] - single["logit difference"].sum(1)),
-    }
-
-
-def compare_replacements(study: Study) -> dict[str, Any]:
-    """How much each replacement disturbs the prediction: the damage and its interval, the gaps between two, the strongest head."""
-    divergence = {name: columns["kl"] for name, columns in study.changes.items()}
-    names = list(divergence)
-    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
-    return {
-        "damage": {name: interval(values.mean(1)) for name, values in divergence.items()},
-        "gaps": {f"{a} − {b}": interval((divergence[a] - divergence[b]).mean(1)) for a, b in pairs},
-        "strongest": {name: int(values.mean(0).argmax()) for name, values in divergence.items()},
-    }

@@ -1,19 +1,27 @@
-"""Lesson 4's exercises: what a head's removal reaches, the right hook, log-probabilities, means, interactions."""
+"""Lesson 4's exercises: what a head's removal reaches, the right hook, means at each position, what heads write, pairs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from helpers.course.exercise import Exercise, checker, hooks_on, tiny_model
-from helpers.edits import change, edit, zero_heads
+from helpers.course.exercise import Exercise, a_model, checker, hooks_on, tiny_model
+from helpers.edits import change, edit, replace_heads, skip_attention, zero_heads
+from helpers.lesson4.study import direction_of, name_of, output_weight
+from helpers.loading import load_model
 from helpers.metrics import log_prob
 from helpers.models import LanguageModel
+from helpers.readings import attention_patterns
 from helpers.tracing import trace
 
+BERLIN, TARGET, CONTRAST = "Berlin is the capital of", " Germany", " Greece"
+EXAMPLE = "Paris is the capital of France. "  # SmolLM2 needs to see the pattern
+CARRIES = {"SmolLM2": (23, 4), "the pocket model": (8, 4)}  # the head that writes most towards the country
+SISTER = 5  # SmolLM2: head 23.5 looks at the capital too
 TOKENS = torch.tensor([[3, 14, 15, 9, 26, 5], [35, 8, 9, 7, 9, 3]])
 
 
@@ -23,6 +31,11 @@ def _wrong_shape(got: Any, shape: Sequence[int]) -> str | None:
     if tuple(got.shape) != tuple(shape):
         return f"the shape is {tuple(got.shape)} and should be {tuple(shape)}."
     return None
+
+
+def _prompt(model: str, capital: str = "Berlin") -> str:
+    """The prompt that this model answers with the country."""
+    return (EXAMPLE if model == "SmolLM2" else "") + BERLIN.replace("Berlin", capital)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -77,6 +90,22 @@ def _check_4_1(answer: Any) -> str | None:
     for letter in sorted(truth - guess):
         return missing[letter]
     return None
+
+
+def _payoff_4_1(answer: Any) -> str:
+    lm, model = a_model()
+    block, head = CARRIES[model]
+    prompt = _prompt(model)
+    clean, looked = trace(lm, prompt), attention_patterns(lm, prompt)
+    with edit(lm, zero_heads(block, head)):
+        cut, looks = trace(lm, prompt), attention_patterns(lm, prompt)
+    moved = (looks - looked).abs().amax((1, 2, 3, 4))  # of each block
+    p = [run.last_logits[0].softmax(-1)[lm.token_id(TARGET)] for run in (clean, cut)]
+    return (
+        f"On {model} without head {name_of(block, head)} no pattern up to block {block} moves (largest change "
+        f"{float(moved[: block + 1].max()):.2f}), in later blocks attention moves by up to {float(moved[block + 1 :].max()):.2f}. "
+        f"The answer{TARGET} goes from {float(p[0]):.3f} to {float(p[1]):.3f}."
+    )
 
 
 # ---- 4.2
@@ -135,6 +164,60 @@ def _zero_last(x: Tensor, lm: LanguageModel, head: int) -> Tensor:
     return x
 
 
+def _zero_position(x: Tensor, lm: LanguageModel, head: int) -> Tensor:
+    x[:, head] = 0
+    return x
+
+
+def _keep_only(x: Tensor, lm: LanguageModel, head: int) -> Tensor:
+    kept = torch.zeros_like(x)
+    mine = slice(head * lm.d_head, (head + 1) * lm.d_head)
+    kept[..., mine] = x[..., mine]
+    return kept
+
+
+def _before_c_attn(lm: LanguageModel, tokens: Tensor, block: int, head: int) -> Tensor:
+    module = lm.blocks[block].get_submodule("attn.c_attn")
+    handle = module.register_forward_pre_hook(lambda m, args: (_zero_slots(args[0].clone(), lm, head),))
+    logits = lm.logits(tokens)
+    handle.remove()
+    return logits
+
+
+def _all_attention(lm: LanguageModel, tokens: Tensor, block: int, head: int) -> Tensor:
+    with edit(lm, skip_attention(block)):
+        return lm.logits(tokens)
+
+
+def _weights_for_good(lm: LanguageModel, tokens: Tensor, block: int, head: int) -> Tensor:
+    with torch.no_grad():
+        output_weight(lm, block)[head * lm.d_head : (head + 1) * lm.d_head] = 0
+    return lm.logits(tokens)
+
+
+def _by_weights_and_back(lm: LanguageModel, tokens: Tensor, block: int, head: int) -> Tensor:
+    rows = output_weight(lm, block)[head * lm.d_head : (head + 1) * lm.d_head]
+    kept = rows.clone()
+    try:
+        rows.zero_()
+        return lm.logits(tokens)
+    finally:
+        rows.copy_(kept)
+
+
+def _by_edit(lm: LanguageModel, tokens: Tensor, block: int, head: int) -> Tensor:
+    with edit(lm, zero_heads(block, head)):
+        return lm.logits(tokens)
+
+
+def _by_slices(lm: LanguageModel, tokens: Tensor, block: int, head: int) -> Tensor:
+    projection = lm.blocks[block].get_submodule("attn.c_proj")
+    mask = torch.ones(lm.n_heads * lm.d_head, dtype=lm.dtype)
+    mask[head * lm.d_head : (head + 1) * lm.d_head] = 0
+    with projection.register_forward_pre_hook(lambda m, args: args[0] * mask):  # one input may come back bare
+        return lm.model(tokens).logits
+
+
 def _after_the_projection(lm: LanguageModel, tokens: Tensor, block: int, head: int) -> Tensor:
     projection = lm.blocks[block].get_submodule("attn.c_proj")
     handle = projection.register_forward_hook(lambda m, args, output: _zero_slots(output.clone(), lm, head))
@@ -156,34 +239,65 @@ def _check_4_2(answer: Any) -> str | None:
             return complaint
         if left > 0:
             return "your hook stays on the model: every later run would have this head off too. Remove its handle."
-        if _same(got, clean):
-            return "nothing changed: a hook that edits must return the new input."
-        with edit(lm, change("attention", block, lambda v: _zero_slots(v.clone(), lm, head))):
-            if _same(got, lm.logits(TOKENS)):
-                return (
-                    "you zeroed columns of the projection's *output* (a forward hook, or the wrong module). There the heads "
-                    "are already mixed, and those columns belong to none of them: use register_forward_pre_hook."
-                )
-        variants = {
-            _zero_stripes: "the reshape takes every n_heads-th number. The heads lie one after the other, so the last axis "
-            "splits into (n_heads, d_head), in this order.",
-            _zero_slots_of_first_row: "only the first row of the batch lost its head: `x[0]` is the first prompt. Keep the "
-            "batch axis.",
-            _zero_last: "the head is off at the last token only; zero it at every position.",
-        }
-        for wrong, sentence in variants.items():
-            with edit(lm, change("heads", block, _on_heads(wrong, lm, head))):
-                if _same(got, lm.logits(TOKENS)):
-                    return sentence
-        for other in range(lm.n_heads):
-            with edit(lm, zero_heads(block, [other])):
-                if other != head and _same(got, lm.logits(TOKENS)):
-                    return f"asked for head {head}, you removed head {other}: head h has columns h·d_head to (h + 1)·d_head."
+        if not _same(lm.logits(TOKENS), clean):
+            return "the model itself has changed: what you did to its weights is still there after your function has returned."
         if not _same(got, right):
-            return (
-                "these logits differ from those of a model without this head; compare each step with the lesson's hook."
-            )
+            return _slip_4_2(got, lm, block, head)
+        with suppress(Exception):
+            answer(lm, TOKENS + 10**6, block, head)  # no such token: the pass fails
+        if hooks_on(lm.model) > hooks:
+            return "when the pass fails, your hook stays on the model: remove its handle in a `finally`."
     return None
+
+
+def _slip_4_2(got: Tensor, lm: LanguageModel, block: int, head: int) -> str:
+    """Which slip gives these logits."""
+    if _same(got, lm.logits(TOKENS)):
+        return "nothing changed: a hook that edits must return the new input."
+    with edit(lm, change("attention", block, lambda v: _zero_slots(v.clone(), lm, head))):
+        if _same(got, lm.logits(TOKENS)):
+            return (
+                "you zeroed columns of the projection's *output* (a forward hook, or the wrong module). There the heads "
+                "are already mixed, and those columns belong to none of them: use register_forward_pre_hook."
+            )
+    variants = {
+        _zero_stripes: "the reshape takes every n_heads-th number. The heads lie one after the other, so the last axis "
+        "splits into (n_heads, d_head), in this order.",
+        _zero_slots_of_first_row: "only the first row of the batch lost its head: `x[0]` is the first prompt. Keep the "
+        "batch axis.",
+        _zero_last: "the head is off at the last token only; zero it at every position.",
+        _zero_position: "you zeroed all heads at one position: `x[:, head]` picks from the second axis, and that is the position. "
+        "Split the last axis into heads first.",
+        _keep_only: "you kept this head and zeroed all others; it is the other way round.",
+    }
+    for wrong, sentence in variants.items():
+        with edit(lm, change("heads", block, _on_heads(wrong, lm, head))):
+            if _same(got, lm.logits(TOKENS)):
+                return sentence
+    if _same(got, _all_attention(lm, TOKENS, block, head)):
+        return "the whole attention of the block is gone: zero one head's numbers, not all of them."
+    if _same(got, _before_c_attn(lm, TOKENS, block, head)):
+        return "you edited what goes into c_attn, which makes queries, keys and values for all heads. Hook attn.c_proj."
+    for other in range(lm.n_heads):
+        if other != head and _same(got, _by_edit(lm, TOKENS, block, other)):
+            return f"asked for head {head}, you removed head {other}: head h has columns h·d_head to (h + 1)·d_head."
+    return "these logits differ from those of a model without this head; compare each step with the lesson's hook."
+
+
+def _payoff_4_2(answer: Any) -> str:
+    lm, ids = load_model(), load_model().encode(BERLIN).ids  # the pocket model: its projection is called c_proj
+    target = lm.token_id(TARGET)
+    clean = log_prob(lm.logits(ids)[0, -1], target)
+    worst = {}
+    for block in (5, 8):
+        found = (
+            torch.stack([log_prob(answer(lm, ids, block, head)[0, -1], target) for head in range(lm.n_heads)]) - clean
+        )
+        worst[block] = f"head {name_of(block, int(found.argmin()))} costs most, {-float(found.min()):.3f} nats"
+    return (
+        f"On the pocket model, with your function: in block 5 {worst[5]}. In block 8 {worst[8]}: the report looked in a block "
+        "where little happens for this question."
+    )
 
 
 def _on_heads(wrong: Callable[[Tensor, LanguageModel, int], Tensor], lm: LanguageModel, head: int):
@@ -193,118 +307,234 @@ def _on_heads(wrong: Callable[[Tensor, LanguageModel, int], Tensor], lm: Languag
 # ---- 4.3
 
 
-def _stub_4_3(clean_logits, edited_logits, mask, target):
+def _stub_4_3(rows, length):
     return ...
 
 
-def solution_4_3(clean_logits, edited_logits, mask, target):
-    rows = torch.arange(len(mask))
-    last = mask.sum(dim=1) - 1  # prompts are padded on the right
-    before = clean_logits[rows, last].log_softmax(dim=-1)[:, target]
-    after = edited_logits[rows, last].log_softmax(dim=-1)[:, target]
-    return after - before
+def solution_4_3(rows, length):
+    means = []
+    for back in range(length, 0, -1):  # 1 is the last token
+        said = [row[-back] for row in rows if len(row) >= back]
+        means.append(torch.stack(said).mean(dim=0))
+    return torch.stack(means)
 
 
-def _change_variants(clean: Tensor, edited: Tensor, mask: Tensor, target: int) -> dict[str, Tensor]:
-    rows, last = torch.arange(len(mask)), mask.sum(dim=1) - 1
-    a, b = clean[rows, last], edited[rows, last]
-    right = log_prob(b, target) - log_prob(a, target)
-    column = log_prob(edited[:, -1], target) - log_prob(clean[:, -1], target)
+def _by_nan(rows: list[Tensor], length: int) -> Tensor:
+    longest = max(len(row) for row in rows)
+    padded = torch.full((len(rows), longest, *rows[0].shape[1:]), torch.nan, dtype=rows[0].dtype)
+    for i, row in enumerate(rows):
+        padded[i, longest - len(row) :] = row
+    return padded.nanmean(dim=0)[-length:]
+
+
+def _by_sums(rows: list[Tensor], length: int) -> Tensor:
+    total = torch.zeros(length, *rows[0].shape[1:], dtype=rows[0].dtype)
+    for row in rows:
+        few = min(length, len(row))
+        total[length - few :] += row[-few:]
+    counts = torch.tensor([sum(len(row) >= length - i for row in rows) for i in range(length)], dtype=total.dtype)
+    return total / counts.view(-1, *[1] * (total.ndim - 1))
+
+
+def _by_flip(rows: list[Tensor], length: int) -> Tensor:
+    flipped = [row.flip(0) for row in rows]
+    return torch.stack([torch.stack([f[i] for f in flipped if len(f) > i]).mean(0) for i in range(length)]).flip(0)
+
+
+def _in_place_mean(rows: list[Tensor], length: int) -> Tensor:
+    found = _by_sums(rows, length)
+    rows[0] *= 0
+    return found
+
+
+def _mean_variants(rows: list[Tensor], length: int) -> dict[str, Tensor]:
+    right = _by_sums(rows, length)
+    whole = [row for row in rows if len(row) >= length]
+    from_start = torch.stack([torch.stack([r[i] for r in rows if len(r) > i]).mean(0) for i in range(length)])
+    counts = torch.tensor([sum(len(row) >= length - i for row in rows) for i in range(length)], dtype=right.dtype)
+    sums = right * counts.view(-1, *[1] * (right.ndim - 1))
+    pooled = torch.cat(rows).mean(0)
     return {
         "right": right,
-        "the sign is turned round: after minus before, so that a fall is negative.": -right,
-        "these are differences of p. Take the logarithm first: log p tells 0.02 → 0.01 from 0.52 → 0.51.": (
-            b.softmax(-1) - a.softmax(-1)
-        )[:, target],
-        "these are differences of raw logits, which mean nothing alone: if every logit rises by 1, no probability changes. "
-        "Use log_softmax.": (b - a)[:, target],
-        "you read the last column, which is padding for the shorter prompts: take each row's last real token.": column,
-        "the logarithm is to base 2 or 10; here log is the natural one, and the unit is the nat.": right
-        / torch.log(torch.tensor(2.0)),
+        "your prompts meet at their first token. Count back from the last one: row[-1], row[-2] and so on.": from_start,
+        "this is one mean over all positions. It loses what a head says at this place on every prompt: keep one for each.": (
+            pooled.expand(length, *pooled.shape)
+        ),
+        "these are sums: divide by the number of prompts that have this position.": sums,
+        "you divided by all prompts. A short prompt has no early position, so it does not count there.": sums
+        / len(rows),
+        "the order is turned round: the last row of the result belongs to the last token.": right.flip(0),
+        "the short prompts are missing: they have late positions too, and count there.": (
+            torch.stack([row[-length:] for row in whole]).mean(0)
+        ),
     }
 
 
 def _check_4_3(answer: Any) -> str | None:
     draw = torch.Generator().manual_seed(43)
-    clean = torch.randn(3, 7, 50, generator=draw, dtype=torch.float64)
-    edited = clean + 0.5 * torch.randn(3, 7, 50, generator=draw, dtype=torch.float64)
-    mask = torch.arange(7)[None] < torch.tensor([7, 4, 5])[:, None]
-    target = 11
-    variants = _change_variants(clean, edited, mask, target)
-    got = answer(clean.clone(), edited.clone(), mask.clone(), target)
-    right = variants.pop("right")
-    if isinstance(got, Tensor) and _same(got, right):
-        return None
-    if isinstance(got, float) or (isinstance(got, Tensor) and got.ndim == 0):
-        return "one number came back where each prompt has its own: keep the batch axis."
-    complaint = _wrong_shape(got, right.shape)
-    if complaint:
-        return complaint
-    for sentence, values in variants.items():
-        if _same(got, values):
-            return sentence
-    return "the numbers differ from log p(target) after minus before, at each prompt's last real token."
+    for lengths, length, width in (((6, 3, 5, 4), 5, (8,)), ((2, 4, 4), 3, (3, 5))):
+        rows = [torch.randn(n, *width, generator=draw, dtype=torch.float64) + 0.5 for n in lengths]
+        variants = _mean_variants(rows, length)
+        right = variants.pop("right")
+        mine = [row.clone() for row in rows]
+        got = answer(mine, length)
+        if len(mine) != len(rows) or not all(torch.equal(a, b) for a, b in zip(mine, rows, strict=True)):
+            return "the rows that you were given have changed: work on copies."
+        if isinstance(got, Tensor) and _same(got, right):
+            continue
+        if isinstance(got, Tensor) and _same(got, torch.cat(rows).mean(0)):
+            return "one mean came back, over all positions: there is one for each position."
+        for sentence, values in variants.items():
+            if isinstance(got, Tensor) and _same(got, values):
+                return sentence
+        if isinstance(got, Tensor) and len(got) == max(lengths):
+            return (
+                f"you return {max(lengths)} positions, as many as the longest prompt has; asked are the last {length}."
+            )
+        return _wrong_shape(got, right.shape) or "this is not the mean over the prompts at each position from the end."
+    return None
 
 
 def _wrong_4_3(index: int) -> Callable[..., Tensor]:
-    return lambda *args: list(_change_variants(*args).values())[index]
+    return lambda *args: list(_mean_variants(*args).values())[index]
+
+
+def _payoff_4_3(answer: Any) -> str:
+    lm, model = a_model()
+    cities = [
+        "Rome",
+        "Madrid",
+        "Cairo",
+        "Tokyo",
+        "Moscow",
+        "Vienna",
+        "Warsaw",
+        "Lisbon",
+        "Oslo",
+        "Dublin",
+        "Havana",
+        "Lima",
+    ]
+    length = len(lm.token_ids(_prompt(model)))
+    said = [trace(lm, _prompt(model, city), stop_after=0).heads[0, 0] for city in cities]
+    mean = answer(said, length)
+    target, everyone = lm.token_id(TARGET), list(range(lm.n_heads))
+    clean = log_prob(lm.logits(_prompt(model))[0, -1], target)
+    cost = []
+    for edits in (zero_heads(0, everyone), replace_heads(0, everyone, mean[None])):
+        with edit(lm, edits):
+            cost.append(float(log_prob(lm.logits(_prompt(model))[0, -1], target) - clean))
+    return (
+        f"On {model} all heads of block 0 at zero change log p({TARGET!r}) by {cost[0]:+.2f} nats, at your means over 12 other "
+        f"capitals by {cost[1]:+.2f}. What these heads say here, they say on nearly every such prompt."
+    )
 
 
 # ---- 4.4
 
 
-def _stub_4_4(heads, mask, head):
+def _stub_4_4(z, weight, direction):
     return ...
 
 
-def solution_4_4(heads, mask, head):
-    real = heads[:, :, head][mask]  # (real tokens, d_head): the mask drops the padding and joins batch and position
-    return real.mean(dim=0)
+def solution_4_4(z, weight, direction):
+    n_heads, d_head = z.shape
+    rows = weight.unflatten(0, (n_heads, d_head))  # the rows of W_O that belong to each head
+    written = torch.einsum("hd,hdm->hm", z, rows)  # (n_heads, d_model): what each head adds to the stream
+    return written @ direction
 
 
-def _mean_variants(heads: Tensor, mask: Tensor, head: int) -> dict[str, Tensor]:
-    mine = heads[:, :, head]
-    weights = mask.unsqueeze(-1).to(mine)
-    per_prompt = (mine * weights).sum(1) / weights.sum(1)
-    return {
-        "right": mine[mask].mean(0),
-        "padding is in your mean: it holds numbers too, but they belong to no text. Select with the mask first.": mine.mean(
-            (0, 1)
+def _one_by_one(z: Tensor, weight: Tensor, direction: Tensor) -> Tensor:
+    n = z.shape[1]
+    return torch.stack([z[h] @ weight[h * n : (h + 1) * n] @ direction for h in range(len(z))])
+
+
+def _direction_first(z: Tensor, weight: Tensor, direction: Tensor) -> Tensor:
+    return (z.flatten() * (weight @ direction)).view_as(z).sum(-1)
+
+
+def _each_alone(z: Tensor, weight: Tensor, direction: Tensor) -> Tensor:
+    return torch.stack(
+        [((z * (torch.arange(len(z)) == h)[:, None]).flatten() @ weight) @ direction for h in range(len(z))]
+    )
+
+
+def _in_place_write(z: Tensor, weight: Tensor, direction: Tensor) -> Tensor:
+    found = _one_by_one(z, weight, direction)
+    direction /= direction.norm()
+    return found
+
+
+def _write_variants(z: Tensor, weight: Tensor, direction: Tensor) -> dict[str, Tensor]:
+    n_heads, d_head = z.shape
+    rows = weight.unflatten(0, (n_heads, d_head))
+    written = torch.einsum("hd,hdm->hm", z, rows)
+    stripes = weight.unflatten(0, (d_head, n_heads)).transpose(0, 1)
+    right = written @ direction
+    found = {
+        "right": right,
+        "the rows of W_O are split wrongly: head h has the rows h·d_head to (h + 1)·d_head, one after the other.": (
+            torch.einsum("hd,hdm->hm", z, stripes) @ direction
         ),
-        "you zeroed the padding and then divided by all positions: divide by the number of real tokens.": (
-            mine * weights
-        ).mean((0, 1)),
-        "you averaged within each prompt first, so that a token of a short prompt counts more; average over tokens.": (
-            per_prompt.mean(0)
+        "these are the lengths of what the heads add, in every direction. Take the dot product with `direction`.": (
+            written.norm(dim=-1)
         ),
-        "the mean runs over all heads together: choose the head first.": heads[mask].mean((0, 1)),
-        "the mean ran over d_head too and left one number: a head's output is a vector, and so is its mean.": (
-            mine[mask].mean()
+        "these are cosines. A head that adds little would count as much as one that adds a lot: leave the lengths in.": (
+            torch.cosine_similarity(written, direction[None], dim=-1)
         ),
+        "you shortened the direction to length 1: its length turns the result into nats, keep it.": right
+        / direction.norm(),
+        "the sign is turned round.": -right,
     }
+    if weight.shape[0] == weight.shape[1]:
+        turned = weight.t().unflatten(0, (n_heads, d_head))
+        found["you took columns of W_O: an output is `z @ weight`, so a head has rows of it."] = (
+            torch.einsum("hd,hdm->hm", z, turned) @ direction
+        )
+    return found
 
 
 def _check_4_4(answer: Any) -> str | None:
     draw = torch.Generator().manual_seed(44)
-    heads = torch.randn(3, 6, 4, 8, generator=draw, dtype=torch.float64) + 0.5
-    mask = torch.arange(6)[None] < torch.tensor([6, 2, 4])[:, None]
-    for head in (0, 2):
-        variants = _mean_variants(heads, mask, head)
+    for n_heads, d_head, d_model in ((4, 8, 32), (3, 5, 20)):
+        z, weight, direction = (
+            torch.randn(shape, generator=draw, dtype=torch.float64)
+            for shape in ((n_heads, d_head), (n_heads * d_head, d_model), (d_model,))
+        )
+        variants = _write_variants(z, weight, direction)
         right = variants.pop("right")
-        got = answer(heads.clone(), mask.clone(), head)
+        given = [z.clone(), weight.clone(), direction.clone()]
+        got = answer(*given)
+        if not all(torch.equal(a, b) for a, b in zip(given, (z, weight, direction), strict=True)):
+            return "a tensor that you were given has changed: work on copies."
         if isinstance(got, Tensor) and _same(got, right):
             continue
+        if isinstance(got, Tensor) and got.numel() == 1 and torch.allclose(got.double(), right.sum()):
+            return "this is what all heads write together: give one number for each head."
+        if isinstance(got, Tensor) and got.shape == (n_heads, d_model):
+            return "these are the vectors that the heads add; take each one's dot product with `direction`."
         for sentence, values in variants.items():
             if isinstance(got, Tensor) and _same(got, values):
                 return sentence
-        if isinstance(got, Tensor) and got.shape == (len(mask), heads.shape[-1]):
-            return "there is one mean for each prompt; mean ablation uses one for all."
-        return _wrong_shape(got, right.shape) or "this is not the mean of the head's outputs over all real tokens."
+        return _wrong_shape(got, right.shape) or "this is not z_h times its rows of W_O, times the direction."
     return None
 
 
 def _wrong_4_4(index: int) -> Callable[..., Tensor]:
-    return lambda *args: list(_mean_variants(*args).values())[index]
+    return lambda *args: list(_write_variants(*args).values())[index]
+
+
+def _payoff_4_4(answer: Any) -> str:
+    lm, model = a_model()
+    run = trace(lm, _prompt(model))
+    towards = direction_of(lm, run, lm.token_id(TARGET), lm.token_id(CONTRAST))
+    found = torch.stack([answer(run.heads[b, 0, -1], output_weight(lm, b), towards) for b in range(lm.n_blocks)])
+    best, worst = (divmod(int(i), lm.n_heads) for i in (found.argmax(), found.argmin()))
+    return (
+        f"On {model} your function finds that head {name_of(*best)} writes most towards{TARGET} against{CONTRAST}: "
+        f"{float(found[best]):+.2f} of the {float(found.sum()):.2f} nats of all {found.numel()} heads. Most against the answer "
+        f"writes head {name_of(*worst)}, {float(found[worst]):+.2f}."
+    )
 
 
 # ---- 4.5
@@ -347,6 +577,7 @@ def _pair_variants(lm: LanguageModel, tokens: Tensor, block: int, target: int) -
 
     clean, joint = _joint(lm, tokens, block, target)
     p_clean, p_joint = _joint(lm, tokens, block, target, lambda logits, t: logits.softmax(-1)[t])
+    raw_clean, raw_joint = _joint(lm, tokens, block, target, lambda logits, t: logits[t])
     effect = joint - clean
     right = extra(effect).fill_diagonal_(0)
     return {
@@ -358,6 +589,12 @@ def _pair_variants(lm: LanguageModel, tokens: Tensor, block: int, target: int) -
         "the sign is turned round: joint effect minus the two single effects.": -right,
         "these are differences of p: use log p.": extra(p_joint - p_clean).fill_diagonal_(0),
         "the diagonal must be 0: a head makes no pair with itself.": extra(effect),
+        "these are differences of raw logits, which mean nothing alone: take log_softmax first.": (
+            extra(raw_joint - raw_clean).fill_diagonal_(0)
+        ),
+        "only one of the two single effects is subtracted: a pair has two heads.": (
+            (effect - effect.diagonal()[:, None]).fill_diagonal_(0)
+        ),
     }
 
 
@@ -384,6 +621,53 @@ def _check_4_5(answer: Any) -> str | None:
     return "this is not effect(i and j) − effect(i) − effect(j), with effect = log p(target) without the heads − with them."
 
 
+def _by_rows(lm: LanguageModel, tokens: Tensor, block: int, target: int) -> Tensor:
+    clean, joint = _joint(lm, tokens, block, target)
+    effect = joint - clean
+    rows = [[effect[i, j] - effect[i, i] - effect[j, j] for j in range(lm.n_heads)] for i in range(lm.n_heads)]
+    return torch.tensor(rows, dtype=torch.float64) * (1 - torch.eye(lm.n_heads, dtype=torch.float64))
+
+
+def _one_triangle(lm: LanguageModel, tokens: Tensor, block: int, target: int) -> Tensor:
+    upper = solution_4_5(lm, tokens, block, target).triu(1)
+    return upper + upper.t()
+
+
+def _by_masks(lm: LanguageModel, tokens: Tensor, block: int, target: int) -> Tensor:
+    def without(heads: set[int]) -> Tensor:
+        keep = torch.tensor([h not in heads for h in range(lm.n_heads)])
+        with edit(lm, change("heads", block, lambda value: value * keep[:, None])):
+            return lm.logits(tokens)[0, -1].log_softmax(-1)[target]
+
+    n, found = lm.n_heads, torch.zeros(lm.n_heads, lm.n_heads, dtype=torch.float64)
+    for i in range(n):
+        for j in range(i):
+            found[i, j] = found[j, i] = without({i, j}) - without({i}) - without({j}) + without(set())
+    return found
+
+
+def _payoff_4_5(answer: Any) -> str:
+    small = load_model()  # a pass of the real model takes too long for every pair
+    found = answer(small, small.encode(BERLIN).ids, 8, small.token_id(TARGET)).double()
+    i, j = sorted(divmod(int(found.argmin()), len(found)))
+    said = (
+        f"On the pocket model the pair of block 8 that is worth most together is {name_of(8, i)} and {name_of(8, j)}: without both "
+        f"log p({TARGET!r}) falls by {-float(found[i, j]):.3f} nats more than the two single losses add up to."
+    )
+    lm, model = a_model()
+    if model == "the pocket model":
+        return said
+    block, head = CARRIES[model]
+    runs = []
+    for heads in ([], [head], [SISTER], [head, SISTER]):
+        with edit(lm, *(zero_heads(block, h) for h in heads)):
+            runs.append(log_prob(lm.logits(_prompt(model))[0, -1], lm.token_id(TARGET)))
+    extra = float(runs[3] - runs[1] - runs[2] + runs[0])
+    return (
+        said + f" The same sum for {name_of(block, head)} and {name_of(block, SISTER)} of {model} is {extra:+.2f} nats."
+    )
+
+
 def _wrong_4_5(index: int) -> Callable[..., Tensor]:
     return lambda *args: list(_pair_variants(*args).values())[index]
 
@@ -391,10 +675,12 @@ def _wrong_4_5(index: int) -> Callable[..., Tensor]:
 EXERCISES = (
     Exercise(
         "4.1", "What can a removed head reach?", 1, 3, ..., _check_4_1,
-        "Follow the picture of the stream from left to right. What is already computed when the pre-hook on the output "
-        "projection runs? What reads its result later?",
+        "Follow a pass from left to right. What is already computed when the pre-hook on the output projection runs? What "
+        "reads its result later?",
         {"d", "e", "f"},
-        wrong=({"a", "d", "e", "f"}, {"b", "d", "e", "f"}, {"c", "d", "e", "f"}, {"d", "f"}, {"d", "e"}, "def", {"z"}),
+        wrong=({"a", "d", "e", "f"}, {"b", "d", "e", "f"}, {"c", "d", "e", "f"}, {"d", "f"}, {"d", "e"}, {"e", "f"}, "def", {"z"}),
+        right=(["d", "e", "f"], ("F", "E", "D"), frozenset({" d", "e ", "f"})),
+        payoff=_payoff_4_1,
     ),
     Exercise(
         "4.2", "The hook in the right place", 2, 8, _stub_4_2, _check_4_2,
@@ -403,34 +689,43 @@ EXERCISES = (
         solution_4_2,
         wrong=(
             _after_the_projection, _by_pre_hook(_zero_stripes), _by_pre_hook(_zero_slots_of_first_row),
-            _by_pre_hook(_zero_last), _by_pre_hook(_zero_slots, keep=True),
+            _by_pre_hook(_zero_last), _by_pre_hook(_zero_slots, keep=True), _by_pre_hook(_zero_position),
+            _by_pre_hook(_keep_only), _by_pre_hook(_zero_slots), _before_c_attn, _all_attention, _weights_for_good,
             _by_pre_hook(lambda x, lm, head: _zero_slots(x, lm, (head + 1) % lm.n_heads)),
             lambda lm, tokens, block, head: lm.logits(tokens), lambda lm, tokens, block, head: lm.logits(tokens)[0],
         ),
+        right=(_by_edit, _by_weights_and_back, _by_slices),
+        payoff=_payoff_4_2,
     ),
     Exercise(
-        "4.3", "A change in log p", 2, 6, _stub_4_3, _check_4_3,
-        "mask.sum(dim=1) − 1 is the position of each row's last real token. Select that row of the logits, take log_softmax "
-        "over the vocabulary, and only then the target's entry.",
+        "4.3", "The mean at each position", 2, 6, _stub_4_3, _check_4_3,
+        "row[-1] is a prompt's last token, row[-2] the one before. Go through the positions from `length` to 1 back, and average "
+        "over the prompts that are long enough.",
         solution_4_3,
-        wrong=(*(_wrong_4_3(i) for i in range(1, 6)), lambda *args: solution_4_3(*args).mean()),
+        wrong=(*(_wrong_4_3(i) for i in range(1, 7)), _in_place_mean, lambda rows, length: torch.cat(rows).mean(0),
+               lambda rows, length: _by_sums(rows, max(map(len, rows)))),
+        right=(_by_nan, _by_sums, _by_flip),
+        payoff=_payoff_4_3,
     ),
     Exercise(
-        "4.4", "The mean that replaces a head", 2, 6, _stub_4_4, _check_4_4,
-        "Indexing with a boolean tensor of shape (batch, pos) selects the real tokens and joins the two axes: x[mask] has "
-        "shape (real tokens, …).",
+        "4.4", "What does a head write?", 2, 6, _stub_4_4, _check_4_4,
+        "weight.unflatten(0, (n_heads, d_head)) gives each head its rows of W_O. z_h times these rows is what the head adds to the "
+        "stream; a dot product with the direction makes one number of it.",
         solution_4_4,
-        wrong=(
-            *(_wrong_4_4(i) for i in range(1, 6)),
-            lambda heads, mask, head: heads[:, :, head].mean(1), lambda heads, mask, head: heads[:, :, head],
-        ),
+        wrong=(*(_wrong_4_4(i) for i in range(1, 6)), lambda *args: list(_write_variants(*args).values())[-1], _in_place_write,
+               lambda z, weight, direction: z.flatten() @ weight @ direction,
+               lambda z, weight, direction: torch.einsum("hd,hdm->hm", z, weight.unflatten(0, z.shape))),
+        right=(_one_by_one, _direction_first, _each_alone),
+        payoff=_payoff_4_4,
     ),
     Exercise(
         "4.5", "Do two heads cover for each other?", 3, 10, _stub_4_5, _check_4_5,
         "effect(S) is log p(target) with the heads S off, minus the clean log p(target). Fill a matrix with effect({i, j}); "
         "its diagonal is effect({i}). Then subtract the diagonal along both axes and set the diagonal to 0.",
         solution_4_5,
-        wrong=(*(_wrong_4_5(i) for i in range(1, 5)), lambda *args: solution_4_5(*args).triu(), lambda *args: 0.0),
+        wrong=(*(_wrong_4_5(i) for i in range(1, 8)), lambda *args: solution_4_5(*args).triu(), lambda *args: 0.0),
+        right=(_by_rows, _one_triangle, _by_masks),
+        payoff=_payoff_4_5,
     ),
 )  # fmt: skip
 check_4_1, check_4_2, check_4_3, check_4_4, check_4_5 = (checker(exercise) for exercise in EXERCISES)

@@ -14,12 +14,10 @@ from torch import Tensor
 from helpers.countries import capital_prompts
 from helpers.course.panels import Models, Panel, block_slider, choice, index_slider, prompt_box
 from helpers.course.words import Words, these_words, words_table
-from helpers.edits import Edit, edit, replace_heads
+from helpers.edits import Edit, replace_heads
 from helpers.errors import BadValue
-from helpers.lesson4.plots import attention_finding, plot_head_and_attention, plot_head_panel
-from helpers.measures import predictions
+from helpers.lesson4.plots import attention_finding, plot_head_and_attention
 from helpers.models import LanguageModel
-from helpers.plots.style import DPI
 from helpers.readings import attention_patterns
 from helpers.replacements import from_the_end, mean_heads
 from helpers.replay import Replay
@@ -36,52 +34,19 @@ REFERENCE = 24  # country prompts that the mean runs over, and that a resampled 
 TOP = 10
 SMALL = 50_000_000  # parameters: below this all heads are mapped in a moment, without being asked
 
-Question = tuple[str, str, str, str]  # prompt, target, contrast, replacement
-
-
-@dataclass(frozen=True)
-class HeadMap:
-    """All heads of one model on one prompt. Changes are in nats, (n_blocks, n_heads), with the replacement minus without."""
-
-    prompt: str
-    target: str
-    contrast: str
-    replacement: str
-    on_target: Tensor  # change of log p(target)
-    on_contrast: Tensor
-    edits: tuple[Edit, ...]  # one for each head, block by block
-    clean: Tensor  # (vocabulary,) logits
-
-
-@dataclass(frozen=True)
-class HeadView:
-    """A map with one head chosen. tokens: the TOP most probable next tokens of the clean run, and target and contrast where
-    they are not among them; clean, edited: their probabilities, (len(tokens),), with the head and without it.
-    """
-
-    map: HeadMap
-    block: int
-    head: int
-    tokens: tuple[str, ...]
-    clean: Tensor
-    edited: Tensor
-    same_top: bool  # the most probable of all tokens is the same in both runs
+Question = tuple[str, str, str]  # prompt, target, replacement
 
 
 def head_map(
-    lm: LanguageModel, prompt: str, target: str, contrast: str, replacement: str = "zero", progress: Progress = False
-) -> HeadMap:
-    """Ablate every head of every block, one at a time, in one sweep.
+    lm: LanguageModel, prompt: str, target: str, replacement: str = "zero", progress: Progress = False
+) -> Tensor:
+    """(n_blocks, n_heads): change of log p(target) with each head ablated, one at a time, in nats; one sweep.
 
     replacement: "zero"; "mean", over 24 country prompts, one for each position; or "resample", the head's output on one
     of them. Positions are counted back from the last token. Raises TargetIsNotOneToken, BadPrompt, PromptTooLong, BadValue.
     """
-    measure = predictions(lm, target, contrast)
-    edits = _edits(lm, prompt, replacement)
-    found = sweep_edits(lm, prompt, edits, measure=measure, progress=progress).unflatten(0, (lm.n_blocks, lm.n_heads))
-    on_target, on_contrast = (found[..., measure.columns.index(name)] for name in ("target", "contrast"))
-    clean = trace(lm, prompt).last_logits[0].cpu()
-    return HeadMap(prompt, target, contrast, replacement, on_target, on_contrast, edits, clean)
+    found = sweep_edits(lm, prompt, _edits(lm, prompt, replacement), target, progress=progress)
+    return found.unflatten(0, (lm.n_blocks, lm.n_heads))
 
 
 def _edits(lm: LanguageModel, prompt: str, replacement: str) -> tuple[Edit, ...]:
@@ -101,31 +66,20 @@ def _values(lm: LanguageModel, prompt: str, replacement: str) -> Tensor:
         return torch.zeros(lm.n_blocks, 1, lm.n_heads, lm.d_head, dtype=lm.dtype, device=lm.device)
     if replacement not in REPLACEMENTS:
         raise BadValue(f"replacement {replacement!r} is unknown: choose {', '.join(REPLACEMENTS)}.")
-    others = [fact.prompt for fact in capital_prompts(lm) if fact.prompt != prompt][:REFERENCE]
+    others = _others(lm, prompt)
     if replacement == "mean":
         return from_the_end(mean_heads(lm, others), length)
     return from_the_end(trace(lm, others[len(others) // 2]).heads[:, 0], length)
 
 
-def head_view(lm: LanguageModel, found: HeadMap, block: int, head: int) -> HeadView:
-    """Choose one head of a map; costs one pass. Raises BlockOutOfRange, HeadOutOfRange."""
-    block, (head,) = lm.check_block(block), lm.check_heads([head])
-    with edit(lm, found.edits[block * lm.n_heads + head]):
-        after = trace(lm, found.prompt).last_logits[0].cpu().softmax(-1)
-    before = found.clean.softmax(-1)
-    shown = before.topk(min(TOP, len(before))).indices.tolist()
-    shown += [i for i in map(lm.token_id, (found.target, found.contrast)) if i not in shown]
-    tokens = tuple(lm.tokenizer.decode([i]) for i in shown)
-    same_top = bool(before.argmax() == after.argmax())
-    return HeadView(found, block, head, tokens, before[shown], after[shown], same_top)
-
-
-def draw_view(view: HeadView, dpi: int = DPI) -> Figure:
-    """Draw the map with the chosen head in a frame, and the shift of the most probable next tokens."""
-    name, place = f"log p({view.map.target!r})", (view.block, view.head)
-    return plot_head_panel(
-        view.map.on_target, place, view.tokens, view.clean, view.edited, name, view.map.replacement, dpi
-    )
+def _others(lm: LanguageModel, prompt: str) -> list[str]:
+    """Other country prompts in the prompt's own form: with the same words in front, and if there are enough, of its length."""
+    facts = capital_prompts(lm)
+    front = next((prompt.removesuffix(fact.prompt) for fact in facts if prompt.endswith(fact.prompt)), "")
+    texts = [front + fact.prompt for fact in facts if not prompt.endswith(fact.prompt)]
+    length = len(lm.token_ids(prompt))
+    same = [text for text in texts if len(lm.token_ids(text)) == length]
+    return (same if len(same) >= REFERENCE else texts)[:REFERENCE]
 
 
 @dataclass(frozen=True)
@@ -181,9 +135,9 @@ class HeadLab:
         lm = self.replay.lm
         wanted, other = lm.token_id(target), lm.token_id(contrast)
         self._refresh(prompt)
-        question = (prompt, target, contrast, replacement)
+        question = (prompt, target, replacement)
         if mapped and question not in self.maps:
-            self.maps[question] = head_map(lm, *question, progress=self.progress).on_target
+            self.maps[question] = head_map(lm, *question, progress=self.progress)
         values = self._latest(self._values, (prompt, replacement), lambda: _values(lm, prompt, replacement))
         clean, edited = self.replay(prompt, _edit(values, block, head))
         before, after = clean.last_logits[0], edited.last_logits[0]

@@ -1,12 +1,11 @@
-"""Figures of lesson 4: what the prediction loses without a head.
+"""Figures of lesson 4: which heads matter, where they look, what they write, what they do together.
 
-Changes are in nats: log p without the head minus log p with it, so that a fall is negative. Every title is computed from
-the numbers that are drawn.
+Changes are in nats: with the edit minus without, so that a fall is negative. A head is named "23.4", block 23 and head 4.
+Every title is computed from the numbers that are drawn.
 """
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -17,12 +16,11 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from helpers.lesson4.study import half_of, map_correlation, name_of, strongest
 from helpers.plots.style import (
-    CLEAN,
     DIVERGING,
-    DPI,
     EDIT,
-    EDITED,
+    PALETTE,
     QUIET,
     SEQUENTIAL,
     WIDGET_DPI,
@@ -33,75 +31,214 @@ from helpers.plots.style import (
     series_style,
     set_title,
     settle,
-    tick_step,
 )
 from helpers.tables import format_number
 
+FINE = 150  # dpi: small names stay sharp
 
-def plot_head_changes(
-    changes: Mapping[str, Tensor],
-    block: int,
-    intervals: Mapping[str, Tensor] | None = None,
-    finding: str | None = None,
-    ax: Axes | None = None,
-) -> Axes:
-    """Draw, for each head of one block, one or more changes side by side, with intervals where there are some.
 
-    changes: name -> (n_heads,) in nats. intervals: name -> (n_heads, 2), low and high. finding: the title; by default
-    how many heads each series falls and rises for (with intervals: how many intervals lie below and above 0).
+def plot_two_maps(maps: Mapping[str, Tensor], named: int = 4, measure: str = "logit difference") -> Figure:
+    """Draw two maps of all heads side by side, one scale, the `named` strongest of each by name.
+
+    maps: what is put in a head's place -> (n_blocks, n_heads) changes in nats.
     """
-    ax = new_axes(ax)
-    n_heads = len(next(iter(changes.values())))
-    width = 0.6 / len(changes)
-    for index, (name, values) in enumerate(changes.items()):
-        x = torch.arange(n_heads) + (index - (len(changes) - 1) / 2) * width
-        style = {**series_style(index), "linestyle": "none"}
-        if intervals is None:
-            ax.vlines(x, 0, values, color=style["color"], linewidth=1.8)
-            ax.plot(x, values, label=name, **style)
-        else:
-            reach = (values - intervals[name][:, 0], intervals[name][:, 1] - values)
-            ax.errorbar(x, values, yerr=torch.stack(reach).clamp(min=0), label=name, capsize=2, **style)
+    figure = new_figure((7.0, 5.2), FINE)
+    panels = figure.subplots(1, 2, sharey=True)
+    reach = max(float(values.abs().max()) for values in maps.values()) or 1.0
+    words = []
+    for ax, (kind, values) in zip(panels, maps.items(), strict=True):
+        n_blocks, n_heads = values.shape
+        image = ax.imshow(values.tolist(), cmap=DIVERGING, vmin=-reach, vmax=reach, origin="lower", aspect="auto")
+        for block, head in strongest(values, named):
+            value = float(values[block, head])
+            color = "white" if abs(value) > 0.6 * reach else "black"
+            ax.text(head, block, name_of(block, head), ha="center", va="center", fontsize=6.5, color=color)
+        top = ", ".join(f"{name_of(*place)} ({_n(values[place])})" for place in strongest(values, named))
+        ax.set_title(f"each head → {kind}\nhalf of all change in {half_of(values)} heads", loc="left", fontsize=9)
+        ax.set_xticks(range(n_heads))
+        ax.set_yticks(range(0, n_blocks, 2 if n_blocks < 20 else 5))
+        ax.set_xlabel("head")
+        words.append(f"{kind}: half of all change sits in {half_of(values)} heads, the strongest are {top}")
+    panels[0].set_ylabel("block")
+    bar = figure.colorbar(image, ax=panels.tolist(), ticks=MaxNLocator(5))
+    bar.set_label(f"change of the {measure} (nats)")
+    (one, a), (two, b) = maps.items()
+    finding = f"With {one} {half_of(a)} of {a.numel()} heads hold half of all change, with {two} {half_of(b)}"
+    figure.suptitle(finding, x=0.01, ha="left", fontsize=11)
+    size = f"{a.shape[0]} blocks by {a.shape[1]} heads"
+    describe(figure, f"Two maps of {size}. {'. '.join(words)}. Their r is {_r(map_correlation(a, b))}.")
+    return figure
+
+
+def plot_looks_and_writes(looks: Tensor, writes: Tensor, far: float = 0.3, ax: Axes | None = None) -> Axes:
+    """Draw each head by the attention that it gives to the capital and by what it writes towards target − contrast.
+
+    looks, writes: (n_blocks, n_heads), shares and nats. far: from which size on a head has its name.
+    """
+    ax = new_axes(ax, dpi=FINE)
+    strong = [place for place in strongest(writes, writes.numel()) if abs(float(writes[place])) >= far]
+    rest = torch.ones_like(writes, dtype=torch.bool)
+    for place in strong:
+        rest[place] = False
+    ax.plot(looks[rest], writes[rest], marker="o", linestyle="none", color=QUIET, markerfacecolor="white", markersize=4,
+            label=f"the other {int(rest.sum())} heads")  # fmt: skip
+    for sign, name, marker, color in ((1, "for the answer", "^", PALETTE[0]), (-1, "against it", "v", PALETTE[1])):
+        chosen = [place for place in strong if float(writes[place]) * sign > 0]
+        if chosen:
+            ax.plot([float(looks[p]) for p in chosen], [float(writes[p]) for p in chosen], marker=marker, linestyle="none",
+                    color=color, markersize=8, label=f"{name} ({len(chosen)})")  # fmt: skip
+        for place in chosen:
+            ax.annotate(name_of(*place), (float(looks[place]), float(writes[place])), xytext=(7, 4),
+                        textcoords="offset points", fontsize=9)  # fmt: skip
     ax.axhline(0, color=QUIET, linewidth=1)
-    ax.set_xticks(range(n_heads))
-    ax.set_xlabel(f"head of block {block}, switched off")
-    ax.set_ylabel("change of log p (nats)")
-    ax.legend(frameon=False)
-    counts = changes_finding(changes, intervals)
-    set_title(ax, finding or counts)
-    ranges = "; ".join(f"{name} from {_n(v.min())} to {_n(v.max())} nats" for name, v in changes.items())
-    describe(ax, f"Points for each of the {n_heads} heads of block {block}. {counts}. Changes: {ranges}.")
+    ax.set_xlim(-0.03, 1.05)
+    ax.set_xlabel("attention of the last token to the capital (mean over prompts)")
+    ax.set_ylabel("written towards target − contrast\n(nats of the logit difference)")
+    ax.legend(frameon=False, loc="upper center", fontsize=9)
+    total = float(writes.sum())
+    part = sum(float(writes[place]) for place in strong)
+    sums = f"{len(strong)} of {writes.numel()} heads write {part:.2f} of the {total:.2f} nats that all heads write"
+    readers = [place for place in strong if float(looks[place]) > 0.5 and float(writes[place]) > 0]
+    finding = sums
+    if readers:
+        low, high = (f(float(writes[place]) for place in readers) for f in (min, max))
+        names = ", ".join(name_of(*place) for place in readers)
+        finding = f"{len(readers)} heads look at the capital and write {low:.2f} to {high:.2f} nats towards its country: {names}"
+    set_title(ax, finding)
+    listed = "; ".join(
+        f"{name_of(*place)} looks {float(looks[place]):.2f} at the capital and writes {float(writes[place]):+.2f}"
+        for place in strong
+    )
+    describe(ax, f"Points, one for each head. {finding}. {sums}: {listed}.")
     return ax
 
 
-def changes_finding(changes: Mapping[str, Tensor], intervals: Mapping[str, Tensor] | None = None) -> str:
-    """Return in one sentence for how many heads each series falls and rises."""
-    parts = []
-    for name, values in changes.items():
-        low, high = (values, values) if intervals is None else (intervals[name][:, 0], intervals[name][:, 1])
-        parts.append(f"{name} falls for {int((high < 0).sum())} and rises for {int((low > 0).sum())}")
-    heads = f"Of {len(values)} heads" if intervals is None else f"Of {len(values)} heads, by 95 % intervals"
-    return f"{heads}: {'; '.join(parts)}"
-
-
-def plot_head_map(
-    changes: Tensor,
-    marked: tuple[int, int] | None = None,
-    measure: str = "change of log p (nats)",
-    ax: Axes | None = None,
+def plot_swaps(
+    named: Mapping[str, tuple[Tensor, Tensor]], donors: Sequence[str], model: str, ax: Axes | None = None
 ) -> Axes:
-    """Draw (n_blocks, n_heads) changes as a map, white at 0, with the head (block, head) in a frame."""
-    ax = new_axes(ax, size=(7.0, 5.0))
-    n_blocks, n_heads = changes.shape
-    image = _map(ax, changes, tick_step(ax, max(n_blocks, n_heads)), marked)
-    bar = ax.figure.colorbar(image, ax=ax)
-    bar.set_label(measure)
-    finding = map_finding(changes)
+    """Draw how probable each other prompt's answer becomes when heads say what they said there.
+
+    named: the swapped heads -> (first, p), (n_donors,) each: whether the donor's country is the top token, its probability.
+    A filled mark: it is. donors: the capitals.
+    """
+    ax = new_axes(ax, (7.0, 4.2), FINE)
+    last = list(named.values())[-1][1]
+    order = last.argsort(descending=True)
+    for index, (name, (first, p)) in enumerate(named.items()):
+        style = {**series_style(index), "linestyle": "none", "markersize": 6}
+        first, p = first[order], p[order]
+        places = torch.arange(len(order))
+        ax.plot(places[first], p[first], label=f"heads {name}: first on {int(first.sum())}", **style)
+        ax.plot(places[~first], p[~first], markerfacecolor="white", **style)
+    ax.set_xticks(range(len(donors)), [donors[i] for i in order.tolist()], rotation=60, ha="right", fontsize=8)
+    ax.set_ylim(-0.03, 1.3)
+    ax.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    ax.set_xlabel("capital of the prompt that the heads' output came from")
+    ax.set_ylabel("probability of that capital's country")
+    ax.legend(frameon=False, loc="upper right", ncols=len(named), fontsize=8, handletextpad=0.1, columnspacing=0.8)
+    name, (first, _) = list(named.items())[-1]
+    finding = f"Swap heads {name}, and {model} names the other prompt's country on {int(first.sum())} of {len(first)} (filled)"
     set_title(ax, finding)
-    here = ""
-    if marked is not None:
-        here = f" In the frame: head {marked[1]} of block {marked[0]}, {_n(changes[marked])}."
-    describe(ax, f"Map of {n_blocks} blocks by {n_heads} heads. {finding}.{here}")
+    parts = "; ".join(
+        f"heads {n}: first on {int(a.sum())} of {len(a)}, mean probability {_n(b.mean())}"
+        for n, (a, b) in named.items()
+    )
+    describe(ax, f"Points for each of {len(donors)} capitals. {finding}. {parts}.")
+    return ax
+
+
+def plot_together(alone: Tensor, together: Tensor, error: Tensor, ax: Axes | None = None) -> Axes:
+    """Draw, for each block, the sum of its heads' single effects beside the effect of all of them at once. (n_blocks,) each.
+
+    error: half of the 95 % interval of `together`.
+    """
+    ax = new_axes(ax, dpi=FINE)
+    x = torch.arange(len(alone))
+    points = {**series_style(1), "linestyle": "none"}
+    ax.errorbar(x, together, yerr=error, label="all heads of the block at once (95 % interval)", capsize=3, **points)
+    points = {**series_style(0), "linestyle": "none", "markerfacecolor": "white", "markersize": 7}
+    ax.plot(x, alone, label="one head at a time, summed", **points)
+    ax.axhline(0, color=QUIET, linewidth=1)
+    block_axis(ax, len(alone))
+    ax.set_ylabel("mean change of log p(target) (nats)")
+    ax.legend(frameon=False, loc="lower left")
+    gap = int((together - alone).abs().argmax())
+    finding = (
+        f"The heads of block {gap} change log p by {float(alone[gap]):.2f} nats one at a time, "
+        f"by {float(together[gap]):.2f} all at once"
+    )
+    set_title(ax, finding)
+    others = [block for block in range(len(alone)) if block != gap]
+    largest = max(others, key=lambda block: abs(float(together[block] - alone[block])))
+    describe(
+        ax,
+        f"Two points for each block. {finding}. The next largest gap is at block {largest}: {float(alone[largest]):.2f} summed, "
+        f"{float(together[largest]):.2f} at once.",
+    )
+    return ax
+
+
+def plot_top_one(
+    change: Tensor, lost: Tensor, sure: Tensor, prompts: int, named: int = 3, ax: Axes | None = None
+) -> Axes:
+    """Draw, for each head, how far log p(target) moves and on how many prompts the target loses its first place.
+
+    change: (n_blocks, n_heads) mean change in nats; lost: number of prompts; sure: whether the change is significant (filled).
+    """
+    ax = new_axes(ax, dpi=FINE)
+    for chosen, name, face in ((sure, "significant", None), (~sure, "not significant", "white")):
+        style = {**series_style(0 if face is None else 2), "linestyle": "none", "markersize": 5}
+        if face:
+            style["markerfacecolor"] = face
+        ax.plot(change[chosen], lost[chosen], label=f"{name} ({int(chosen.sum())} heads)", **style)
+    for place in strongest(lost.double(), named):
+        ax.annotate(name_of(*place), (float(change[place]), float(lost[place])), xytext=(6, 3), textcoords="offset points",
+                    fontsize=9)  # fmt: skip
+    ax.set_xlabel("mean change of log p(target) without the head (nats)")
+    ax.set_ylabel(f"prompts (of {prompts}) on which the\ntarget loses its first place")
+    ax.legend(frameon=False, loc="upper right")
+    quiet = lost == 0
+    finding = (
+        f"{int(quiet.sum())} of {change.numel()} heads never cost the first place; {int((quiet & sure).sum())} of them shift log p "
+        "significantly"
+    )
+    set_title(ax, finding)
+    top = ", ".join(f"{name_of(*p)} on {int(lost[p])} ({_n(change[p])} nats)" for p in strongest(lost.double(), named))
+    describe(ax, f"Points, one for each head. {finding}. The first place is lost most often without {top}.")
+    return ax
+
+
+def plot_phrasings(agreement: Mapping[str, Mapping[str, float]], main: str, ax: Axes | None = None) -> Axes:
+    """Draw how well the maps of other phrasings agree with the main one's.
+
+    agreement: what the map is of (model and replacement) -> phrasing -> Pearson's r over all heads.
+    """
+    ax = new_axes(ax, (7.0, 3.2), FINE)
+    phrasings = list(next(iter(agreement.values())))
+    for index, (name, values) in enumerate(agreement.items()):
+        shift = (index - (len(agreement) - 1) / 2) * 0.12
+        y = [place + shift for place in range(len(phrasings))]
+        ax.plot(
+            [values[one] for one in phrasings],
+            y,
+            label=name,
+            **{**series_style(index), "linestyle": "none", "markersize": 8},
+        )
+    ax.axvline(0, color=QUIET, linewidth=1)
+    ax.set_yticks(range(len(phrasings)), [f"“{one}”" for one in phrasings])
+    ax.set_ylim(-0.5, len(phrasings))
+    ax.set_xlim(-0.4, 1.05)
+    ax.grid(axis="x", color="0.9")
+    ax.set_xlabel(f"agreement (Pearson's r over all heads) with the map of “{main}”")
+    ax.legend(frameon=False, loc="upper left", ncols=len(agreement), fontsize=9, handletextpad=0.2)
+    low = {name: min(values.values()) for name, values in agreement.items()}
+    (one, a), *_, (two, b) = low.items()
+    finding = (
+        f"{two[0].upper()}{two[1:]}: maps of other phrasings agree (r at least {_r(b)}); {one}: r falls to {_r(a)}"
+    )
+    set_title(ax, finding)
+    listed = "; ".join(f"{n}: " + ", ".join(f"{one} {_r(r)}" for one, r in v.items()) for n, v in agreement.items())
+    describe(ax, f"Points for {len(phrasings)} phrasings. {finding}. {listed}.")
     return ax
 
 
@@ -132,103 +269,6 @@ def map_finding(changes: Tensor) -> str:
         f"Head {top % n_heads} of block {top // n_heads} has the largest effect ({_n(changes.flatten()[top])}); "
         f"half of all change sits in {half} of {changes.numel()} heads"
     )
-
-
-def plot_silent_changes(changes: Tensor, kept: Tensor, ax: Axes | None = None) -> Axes:
-    """Draw all changes in order of size, with another mark where the most probable token is no longer the same.
-
-    changes: (n,) change of the logit difference in nats; kept: (n,) bool, the most probable token stayed.
-    """
-    ax = new_axes(ax)
-    order = changes.argsort()
-    values, same = changes[order], kept[order]
-    places = torch.arange(len(values))
-    for index, (name, chosen) in enumerate((("same top token", same), ("another top token", ~same))):
-        style = {**series_style(index), "linestyle": "none", "markersize": 5 + 2 * index}
-        if chosen.any():
-            ax.plot(places[chosen], values[chosen], label=f"{name} ({int(chosen.sum())})", **style)
-    ax.axhline(0, color=QUIET, linewidth=1)
-    ax.set_xlabel("heads of all blocks, in order of their effect")
-    ax.set_ylabel("change of the logit difference (nats)")
-    ax.legend(frameon=False)
-    finding = f"The top token stays for {int(kept.sum())} of {len(kept)} heads"
-    if kept.any():
-        finding += f", while the logit difference moves by {_n(changes[kept].min())} to {_n(changes[kept].max())} nats"
-    set_title(ax, finding)
-    describe(ax, f"Points, one for each head, sorted by their effect. {finding}.")
-    return ax
-
-
-def plot_together(alone: Tensor, together: Tensor, extra: Tensor | None = None, ax: Axes | None = None) -> Axes:
-    """Draw, for each block, the sum of its heads' single effects beside the effect of all of them at once. (n_blocks,) each.
-
-    extra: (n_blocks, 2), the interval of together − alone, low and high: the title then counts the blocks whose interval
-    does not touch 0.
-    """
-    ax = new_axes(ax)
-    series = {"sum of the heads, one at a time": alone, "all heads at once": together}
-    for index, (name, values) in enumerate(series.items()):
-        ax.plot(range(len(values)), values.tolist(), label=name, **series_style(index))
-    ax.axhline(0, color=QUIET, linewidth=1)
-    block_axis(ax, len(alone))
-    ax.set_ylabel("mean change of log p(target) (nats)")
-    ax.legend(frameon=False)
-    finding = together_finding(alone, together, extra)
-    set_title(ax, finding)
-    worst = int(together.argmin())
-    describe(
-        ax,
-        f"Two lines over the blocks. {finding}. The largest loss is at block {worst}: {_n(together[worst])} at once "
-        f"against {_n(alone[worst])} for the sum.",
-    )
-    return ax
-
-
-def together_finding(alone: Tensor, together: Tensor, extra: Tensor | None = None) -> str:
-    """Return in one sentence in how many blocks all heads at once cost more than the sum of their single effects."""
-    if extra is None:
-        more = int((together < alone).sum())
-        return f"All heads of a block at once cost more than the sum of their single effects in {more} of {len(alone)} blocks"
-    more, less = int((extra[:, 1] < 0).sum()), int((extra[:, 0] > 0).sum())
-    return (
-        f"All heads of a block at once cost surely more than the sum of their single effects in {more} of {len(alone)} blocks, "
-        f"surely less in {less}"
-    )
-
-
-def plot_top_tokens(tokens: Sequence[str], clean: Tensor, edited: Tensor, label: str, ax: Axes | None = None) -> Axes:
-    """Draw the probability of each token in the clean and in the edited run, on a logarithmic axis, where equal steps are
-    equal changes of log p. clean, edited: (len(tokens),).
-    """
-    ax = new_axes(ax)
-    y = torch.arange(len(tokens))
-    ax.hlines(y, clean, edited, color="0.6", linewidth=2)
-    for name, values, color, marker, size in (("clean", clean, CLEAN, "o", 7), (label, edited, EDITED, "D", 4)):
-        ax.plot(values, y, label=name, color=color, marker=marker, linestyle="none", markersize=size)
-    ax.set_yticks(range(len(tokens)), [repr(token) for token in tokens])
-    ax.set_ylim(len(tokens) + 1.4, -0.6)  # most probable on top; two free rows for the legend, whose marks are no data
-    ax.set_xscale("log")
-    low, high = float(torch.minimum(clean, edited).min()), float(torch.maximum(clean, edited).max())
-    ax.set_xlim(low / 1.5, min(1.0, high * 1.5))
-    ticks = _round_probabilities(low / 1.5, high * 1.5)
-    ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
-    ax.set_xticks([], minor=True)
-    ax.grid(axis="x", color="0.9")
-    ax.set_xlabel("probability of the next token (logarithmic)")
-    ax.legend(frameon=False, loc="lower right")
-    moved = int((edited / clean).log().abs().argmax())
-    finding = f"{tokens[moved]!r} changes by the largest factor, from {_n(clean[moved])} to {_n(edited[moved])}"
-    set_title(ax, finding)
-    listed = ", ".join(f"{t!r} {_n(a)} to {_n(b)}" for t, a, b in zip(tokens, clean, edited, strict=True))
-    describe(ax, f"Probabilities of {len(tokens)} tokens, clean and {label}. {finding}. {listed}.")
-    return ax
-
-
-def _round_probabilities(low: float, high: float, most: int = 6) -> list[float]:
-    """Where an axis of probabilities has its ticks: 1, 0.3, 0.1 …, over a wide range 1, 0.1, 0.01 … or fewer."""
-    tens = [10.0**-power for power in range(0, 40) if low <= 10.0**-power <= high]
-    finer = sorted([*tens, *(3 * 10.0**-power for power in range(1, 40) if low <= 3 * 10.0**-power <= high)])
-    return finer if len(finer) <= most else sorted(tens[:: -(-len(tens) // most)])
 
 
 def plot_head_and_attention(
@@ -295,27 +335,9 @@ def attention_finding(pattern: Tensor, tokens: Sequence[str]) -> str:
     return f"the last token looks most at {tokens[most]!r} ({_n(pattern[-1, most])})"
 
 
-def plot_head_panel(
-    changes: Tensor,
-    marked: tuple[int, int],
-    tokens: Sequence[str],
-    clean: Tensor,
-    edited: Tensor,
-    measure: str = "log p(target)",
-    replacement: str = "zero",
-    dpi: int = DPI,
-) -> Figure:
-    """Draw the map with one head in a frame, and beside it what the replacement of that head does to the next token."""
-    figure = new_figure((10.0, 4.4), dpi, layout=None)
-    left, right = figure.add_axes((0.055, 0.13, 0.4, 0.73)), figure.add_axes((0.665, 0.13, 0.325, 0.73))
-    plot_head_map(changes, marked, f"change of {measure} (nats)", new_axes(left))
-    map_words = figure.get_label()
-    plot_top_tokens(tokens, clean, edited, f"head {marked[1]} of block {marked[0]} → {replacement}", new_axes(right))
-    for ax, width in ((left, 58), (right, 48)):
-        ax.set_title("\n".join(textwrap.wrap(ax.get_title(loc="left"), width)), loc="left", fontsize=9, pad=6)
-    describe(figure, f"{map_words} {figure.get_label()}")
-    return figure
-
-
 def _n(value: float | Tensor) -> str:
     return format_number(float(value), 3)
+
+
+def _r(value: float) -> str:
+    return f"{value:.2f}"

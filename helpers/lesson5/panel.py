@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,17 +9,16 @@ from typing import Any
 import ipywidgets as widgets
 import traitlets
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from torch import Tensor
 
 from helpers.course.panels import Models, Panel, choice, prompt_box
 from helpers.course.words import Words, next_words, words_table
 from helpers.edits import skip_attention, skip_block, skip_mlp
-from helpers.lesson5.plots import name_blocks, next_token_finding, plot_next_tokens, plot_steps
+from helpers.lesson5.plots import name_blocks, next_token_finding, plot_steps
 from helpers.metrics import kl, step_norm
 from helpers.models import LanguageModel
-from helpers.plots.style import describe, description, mark_edit, new_axes, new_figure, panel_axes, settle
+from helpers.plots.style import mark_edit, panel_axes, settle
 from helpers.replay import Replay
 from helpers.tables import format_number
 
@@ -55,21 +53,6 @@ def skip_effect(
         tuple(blocks), part, step_norm(clean.resid), step_norm(skipped.resid), words.names, words.clean, words.edited,
         float(kl(*logits)),
     )  # fmt: skip
-
-
-def draw_skipped(result: Skipped, dpi: int = 100) -> Figure:
-    """Draw the steps of both runs on the left, their most probable next tokens on the right."""
-    figure = new_figure((9.5, 4.0), dpi, layout=None)
-    figure.subplots_adjust(left=0.07, right=0.975, bottom=0.13, top=0.82, wspace=0.26)
-    left, right = (new_axes(ax) for ax in figure.subplots(1, 2, width_ratios=(5, 4)))
-    draw_steps(result, left)
-    words = description(figure)
-    plot_next_tokens(result.names, result.before, result.after, right)
-    for ax in (left, right):  # half as wide as a figure of its own: shorter lines
-        title = textwrap.wrap(ax.get_title(loc="left").replace("\n", " "), 48)
-        ax.set_title("\n".join(title), loc="left", fontsize=10, pad=18)  # over the mark of an edit
-    describe(figure, f"{summarize(result)} {words} {description(figure)}")
-    return figure
 
 
 def draw_steps(result: Skipped, ax: Axes) -> Axes:

@@ -1,29 +1,25 @@
 """Figures of lesson 5: what happens when a block, or a part of it, is skipped.
 
-Values belong to blocks, (n_blocks,), pairs of blocks, (n_blocks, n_blocks), or heads, (n_blocks, n_heads). Every title is
-computed from the numbers that are drawn.
+Every title is computed from the numbers that are drawn. The plain text of a picture, which screen readers and tests read,
+holds them all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, NullLocator
 from torch import Tensor
 
+from helpers.measurements import Measured
 from helpers.plots.style import (
     CLEAN,
-    DIVERGING,
-    EDIT,
-    EDITED,
+    MARKERS,
     PALETTE,
     QUIET,
-    SEQUENTIAL,
     block_axis,
     describe,
     mark_edit,
@@ -34,7 +30,7 @@ from helpers.plots.style import (
 )
 from helpers.tables import format_number
 
-NEARLY_ZERO = 0.01  # nats: where the logarithmic axes of a cost turn linear, so that 0 and less have a place
+CHEAP = 0.1  # nats per token, 10 % more perplexity: the line between cheap and costly blocks
 
 
 def plot_steps(steps: Mapping[str, Tensor], skipped: Sequence[int] = (), ax: Axes | None = None) -> Axes:
@@ -82,30 +78,6 @@ def steps_finding(steps: Mapping[str, Tensor], skipped: Sequence[int] = ()) -> s
     return f"The step is exactly 0 at {names}; elsewhere it changes by up to {_n(100 * moved[most])} % (block {others[most]})"
 
 
-def plot_next_tokens(
-    names: Sequence[str], before: Sequence[float], after: Sequence[float], ax: Axes | None = None
-) -> Axes:
-    """Draw the probability of some next tokens in a clean and in an edited run, side by side, in the order given."""
-    ax = new_axes(ax)
-    places = range(len(names))
-    ax.barh([i - 0.2 for i in places], list(before), height=0.38, color=CLEAN, label="clean")
-    ax.barh(
-        [i + 0.2 for i in places], list(after), height=0.38, color=EDITED, hatch="///", edgecolor="white", label="edited"
-    )  # fmt: skip
-    ax.set_yticks(places, [_safe(repr(name)) for name in names])
-    ax.invert_yaxis()
-    ax.grid(axis="y", visible=False)
-    ax.grid(axis="x", color="0.9", linewidth=0.8)
-    ax.xaxis.set_major_locator(MaxNLocator(4))
-    ax.set_xlabel("probability of the next token")
-    ax.legend(frameon=False, loc="lower right")
-    finding = next_token_finding(names, before, after)
-    set_title(ax, _safe(finding))
-    told = "; ".join(f"{n!r} {_n(b)} and {_n(a)}" for n, b, a in zip(names, before, after, strict=True))
-    describe(ax, f"Bars of the next token's probability, clean and edited. {finding}. {told}.")
-    return ax
-
-
 def next_token_finding(names: Sequence[str], before: Sequence[float], after: Sequence[float]) -> str:
     """Return in one sentence what became of the most probable next token."""
     old = max(range(len(names)), key=lambda i: before[i])
@@ -115,207 +87,322 @@ def next_token_finding(names: Sequence[str], before: Sequence[float], after: Seq
     return f"{names[new]!r} takes the first place from {names[old]!r}"
 
 
-def plot_costs(
-    cost: Tensor, low: Tensor, high: Tensor, divergence: Tensor, agreement: Tensor, bound: float = 0.1
-) -> Figure:
-    """Draw what it costs to skip each block alone: loss with its interval and KL on the left, top-1 agreement on the right.
+def plot_damage(found: Mapping[str, Measured], bound: float = CHEAP) -> Figure:
+    """Draw the rise of the loss without each block, one panel a model; the shape of a mark says on which side of `bound` it is.
 
-    cost, low, high: rise of the loss in nats per token and its interval, (n_blocks,); divergence: mean KL(clean ‖ edited)
-    in nats; agreement: share of the positions whose most probable token stays. bound: what counts as cheap, drawn as a line.
+    found: name of a model -> its stored part "blocks". The first name is the one that the title is about.
     """
-    figure = new_figure((7.0, 4.2))
-    left, right = (new_axes(ax) for ax in figure.subplots(1, 2, width_ratios=(3, 2)))
-    n_blocks = len(cost)
-    x = torch.arange(n_blocks)
-    reach = torch.stack([cost - low, high - cost]).clamp(min=0)
-    left.errorbar(
-        (x - 0.12).tolist(), cost.tolist(), yerr=reach.numpy(), fmt=" ", marker="o", color=PALETTE[0], markersize=5,
-        capsize=3, label="rise of the loss (95 % interval)",
-    )  # fmt: skip
-    left.plot((x + 0.15).tolist(), divergence.tolist(), linestyle=" ", marker="s", color=PALETTE[1], label="KL")
-    left.axhline(bound, color=EDIT, linestyle=":", linewidth=1.4, label=f"{_n(bound)} nats")
-    left.set_yscale("symlog", linthresh=NEARLY_ZERO)
-    left.yaxis.set_major_formatter(lambda value, _: format_number(float(value)))
-    least = min(float(low.min()), float(divergence.min()))
-    left.set_ylim(min(0.0, 2 * least), 6 * left.get_ylim()[1])  # below 0 only where a cost is
-    left.set_ylabel("nats per token (logarithmic, linear near 0)")
-    left.legend(frameon=False, fontsize=9)
-    right.plot(x.tolist(), (100 * agreement).tolist(), **series_style(2))
-    right.set_ylabel("top-1 prediction stays (% of the positions)")
-    right.set_ylim(0, 103)
-    for ax in (left, right):
-        block_axis(ax, n_blocks)
-    finding = costs_finding(cost, low, high, bound)
+    figure = new_figure((8.5, 4.3))
+    sizes = [len(one.labels["block"]) for one in found.values()]
+    axes = figure.subplots(1, len(found), width_ratios=[n + 8 for n in sizes], sharey=True, squeeze=False)[0]
+    told = []
+    for ax, (name, one) in zip(axes, found.items(), strict=True):
+        new_axes(ax)
+        mean, reach = _rise(one)
+        for sign, (marker, colour, face, label) in SIDES.items():
+            chosen = (sides(mean, reach, bound) == sign).nonzero().flatten()
+            if len(chosen):
+                ax.errorbar(
+                    chosen.tolist(), mean[chosen].tolist(), yerr=reach[chosen].numpy(), fmt=" ", marker=marker, color=colour,
+                    markerfacecolor=face, markersize=6, capsize=2, linewidth=1.2, label=label.format(_n(bound)),
+                )  # fmt: skip
+        ax.axhline(bound, color=QUIET, linestyle=":", linewidth=1.2)
+        ax.set_yscale("log")
+        ax.set_ylim(0.01, 16)
+        ax.yaxis.set_major_locator(FixedLocator([0.01, 0.1, 1, 10]))
+        ax.yaxis.set_major_formatter(lambda value, _: format_number(float(value)))
+        block_axis(ax, len(mean))
+        ax.set_xlabel("skipped block")
+        ax.set_title(name, fontsize=10)
+        for block in mean.argsort(descending=True)[:3].tolist() if len(mean) > 20 else [int(mean.argmax())]:
+            ax.annotate(
+                str(block),
+                (block, float(mean[block])),
+                xytext=(6, 0),
+                textcoords="offset points",
+                fontsize=9,
+                va="center",
+            )
+        told.append(f"{name}: " + ", ".join(f"block {b} {_n(v)}" for b, v in enumerate(mean)) + ".")
+    axes[0].set_ylabel("rise of the loss, nats a token (logarithmic)")
+    handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), frameon=False, ncols=3, loc="outside lower center", fontsize=9)
+    finding = damage_finding(*next(iter(found.items())), bound=bound)
     figure.suptitle(finding, x=0.01, ha="left", fontsize=11)
-    dearest, cheapest = int(cost.argmax()), int(cost.argmin())
+    describe(figure, f"Rise of the loss in nats a token without each block. {_line(finding)} {' '.join(told)}")
+    return figure
+
+
+SIDES = {  # sure and unsure are told apart by shape: full above, hollow on the line, a triangle below
+    1: ("o", PALETTE[3], PALETTE[3], "the 95 % interval lies above {} nats"),
+    0: ("s", PALETTE[7], "white", "undecided: the interval holds {}"),
+    -1: ("v", PALETTE[0], PALETTE[0], "below"),
+}
+
+
+def _rise(found: Measured) -> tuple[Tensor, Tensor]:
+    """Mean rise of the loss without each block and half of its 95 % interval, over passages, (n_blocks,)."""
+    at = {"part": "block", "measure": "loss"}
+    return found.at("mean", **at), 1.96 * found.at("standard error", **at)
+
+
+def sides(mean: Tensor, reach: Tensor, bound: float = CHEAP) -> Tensor:
+    """1 where the whole interval mean ± reach lies above `bound`, −1 where it lies below, else 0."""
+    return (mean - reach > bound).int() - (mean + reach < bound).int()
+
+
+def damage_finding(name: str, found: Measured, bound: float = CHEAP) -> str:
+    """Return in two lines what the costliest blocks cost, and how many are cheap."""
+    mean, reach = _rise(found)
+    first, *rest = [f"block {block} {_two(mean[block])}" for block in mean.argsort(descending=True)[:3].tolist()]
+    cheap, sure = int((mean < bound).sum()), int((sides(mean, reach, bound) < 0).sum())
+    return (
+        f"{name}: {first} nats a token when skipped, {' and '.join(rest)}, the median block {_two(mean.quantile(0.5))};\n"
+        f"{cheap} of {len(mean)} blocks cost less than {_n(bound)}, {sure} of them surely"
+    )
+
+
+def plot_writer(found: Mapping[str, Measured]) -> Figure:
+    """Draw what the massive first token is worth: on the left the loss without parts of the block that writes it, on the right
+    the attention that later tokens give to the first one, with and without it.
+
+    found: the real model's stored parts "blocks" and "sink".
+    """
+    blocks, sink = found["blocks"], found["sink"]
+    writer = sink.about["writer"]
+    whole, reach = (float(value[writer]) for value in _rise(blocks))
+    rows = {f"block {writer}, all tokens": (whole, reach)}
+    for name, values in zip(sink.labels["edit"], sink["text damage"][..., 0], strict=True):
+        if f" {writer} " in name:
+            error = 1.96 * float(values.std()) / len(values) ** 0.5
+            rows[name.replace(" skipped at", ",")] = (float(values.mean()), error)
+    figure = new_figure((8.5, 3.7))
+    left, right = (new_axes(ax) for ax in figure.subplots(1, 2, width_ratios=(5, 6)))
+    places = range(len(rows))
+    left.barh(
+        places, [mean for mean, _ in rows.values()], xerr=[error for _, error in rows.values()], color=CLEAN, height=0.6
+    )
+    left.set_yticks(places, list(rows))
+    left.invert_yaxis()
+    left.grid(axis="y", visible=False)
+    for place, (mean, error) in zip(places, rows.values(), strict=True):
+        left.annotate(
+            _two(mean), (mean + error, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9
+        )
+    left.set_xlim(0, 1.25 * max(mean for mean, _ in rows.values()))
+    left.set_xlabel("rise of the loss when skipped, nats a token")
+    share, without = (sink[f"attention to first{more}"].mean((0, 2)) for more in ("", " without writer"))
+    for index, (label, values) in enumerate(
+        {"clean": share, f"MLP {writer} skipped at the first token": without}.items()
+    ):
+        right.plot(range(len(values)), values.tolist(), label=label, **series_style(index))
+    right.axhline(float(sink["even attention"].mean()), color=QUIET, linestyle=":", label="if spread evenly")
+    block_axis(right, len(share))
+    mark_edit(right, writer, "the edit")
+    right.set_ylim(0, 1.3)
+    right.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
+    right.set_ylabel("attention to the first token")
+    right.legend(facecolor="white", edgecolor="white", framealpha=1, fontsize=8.5, loc="upper left")
+    one = rows[f"MLP {writer}, the first token"][0]
+    peak = int(share.argmax())
+    finding = (
+        f"SmolLM2: one MLP at one token carries {_two(one)} of the {_two(whole)} nats that block {writer} is worth;\n"
+        f"without it block {peak} gives the first token {_two(without[peak])} of its attention instead of {_two(share[peak])}"
+    )
+    figure.suptitle(finding, x=0.01, ha="left", fontsize=11)
+    told = ", ".join(f"{name} {_n(mean)}" for name, (mean, _) in rows.items())
+    lines = "; ".join(f"block {b} {_two(c)} and {_two(w)}" for b, (c, w) in enumerate(zip(share, without, strict=True)))
+    resting = [
+        int((sink[f"attention to first{more}"].mean(0)[writer + 1 :] > 0.5).sum()) for more in ("", " without writer")
+    ]
+    heads = (
+        f"Heads after block {writer} that give the first token more than half of their attention: {resting[0]} clean, "
+        f"{resting[1]} without."
+    )
     describe(
         figure,
-        f"Two panels over the skipped block. {_line(finding)} The loss rises most without block {dearest}, by "
-        f"{_n(cost[dearest])} nats, and least without block {cheapest}, by {_n(cost[cheapest])}. The first choice stays at "
-        f"{_n(100 * agreement.min())} to {_n(100 * agreement.max())} % of the positions.",
+        f"{_line(finding)}. Rise of the loss: {told}. Attention to the first token, clean and without: {lines}. {heads}",
     )
     return figure
 
 
-def costs_finding(cost: Tensor, low: Tensor, high: Tensor, bound: float = 0.1) -> str:
-    """Return in one sentence which blocks are cheap to skip and which are dear, each with its whole interval."""
-    cheap = [block for block in range(len(cost)) if high[block] < bound]
-    dear = [block for block in range(len(cost)) if low[block] > bound]
-    undecided = len(cost) - len(cheap) - len(dear)
-    first = f"{len(cheap)} of {len(cost)} blocks can be skipped, one at a time, for less than {_n(bound)} nats a token"
-    second = (
-        f"{name_blocks(dear)} cost{'s' if len(dear) == 1 else ''} more (up to {_n(cost.max())})"
-        if dear
-        else "none surely costs more"
-    )
-    open_ones = f", {undecided} block{'s are' if undecided > 1 else ' is'} undecided" if undecided else ""
-    return f"{first};\n{second}{open_ones}."
+def plot_removal(found: Mapping[str, Measured]) -> Figure:
+    """Draw the loss with 1 to 8 blocks removed, one panel a model: the cheapest blocks' costs added up, the same blocks removed
+    together, blocks chosen greedily, and the best set where all were tried.
 
-
-def plot_pairs(cost: Tensor, pair_cost: Tensor) -> Figure:
-    """Draw what each pair of blocks costs, and how much that is above the sum of the two alone.
-
-    cost: rise of the loss without one block in each passage, (n_passages, n_blocks); pair_cost: without both,
-    (n_passages, n_blocks, n_blocks), symmetric. Its diagonals are not used: a block paired with itself is that block alone.
-    The maps show means; a dot marks a pair whose surplus has the same sign in every passage.
+    found: name of a model -> its stored part "pairs".
     """
-    passages = len(cost)
-    finding, always = pairs_finding(cost, pair_cost), same_sign(surplus(cost, pair_cost))
-    cost, pair_cost = cost.mean(0), pair_cost.mean(0)
-    n_blocks = len(cost)
-    both = pair_cost.clone()
-    both.fill_diagonal_(0)
-    both = both + torch.diag(cost)
-    extra = surplus(cost, pair_cost)
-    figure = new_figure((7.0, 3.9))
-    left, right = figure.subplots(1, 2)
-    widest = max(float(extra.nan_to_num().abs().max()), 2 * NEARLY_ZERO)
-    for ax, values, colours, norm, label in (
-        (left, both, SEQUENTIAL, _log_norm(min(float(both.min()), 0.0), max(float(both.max()), 2 * NEARLY_ZERO)),
-         "rise of the loss (nats)"),
-        (right, extra, DIVERGING, _log_norm(-widest, widest), "above the sum of both (nats)"),
+    figure = new_figure((8.5, 4.0))
+    axes = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+    told = []
+    for ax, (name, one) in zip(axes, found.items(), strict=True):
+        new_axes(ax)
+        counts = one.labels["removed"]
+        for index, (label, key) in enumerate(CURVES.items()):
+            if key in one.tensors:
+                ax.plot(counts, one[key].tolist(), label=label, **series_style(index))
+                told.append(f"{name}, {label}: {', '.join(_two(value) for value in one[key])}.")
+        ax.set_title(name, fontsize=10)
+        ax.set_xticks(counts)
+        ax.set_xlabel("number of blocks removed")
+    axes[0].set_ylabel("rise of the loss, nats a token")
+    axes[0].set_ylim(bottom=0)
+    handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), frameon=False, ncols=4, loc="outside lower center", fontsize=9)
+    finding = removal_finding(found)
+    figure.suptitle(finding, x=0.01, ha="left", fontsize=11)
+    describe(figure, f"{_line(finding)}. {' '.join(told)}")
+    return figure
+
+
+CURVES = {
+    "costs added up": "lowest sum",
+    "the same blocks, removed together": "cheapest together",
+    "chosen greedily": "greedy",
+    "best of all sets": "best",
+}
+
+
+def removal_finding(found: Mapping[str, Measured]) -> str:
+    """Return one line a model: the most blocks, their costs added up, and all of them at once."""
+    lines = []
+    for name, one in found.items():
+        count = one.labels["removed"][-1]
+        summed, together, greedy = (_two(one[CURVES[label]][-1]) for label in list(CURVES)[:3])
+        lines.append(
+            f"{name}, {count} cheapest blocks: {summed} nats added up, {together} removed together; {greedy} if chosen greedily"
+        )
+    return "\n".join(lines)
+
+
+def worst_pairs(found: Measured, count: int = 3) -> dict[str, list[str]]:
+    """Rows for a table: the pairs of blocks whose removal costs most above the sum of the two alone, in nats.
+
+    found: a stored part "pairs".
+    """
+    both = found.at("mean", measure="loss")
+    alone = both.diagonal()
+    extra = (both - alone[:, None] - alone[None]).tril(-1)
+    rows = {}
+    for place in extra.flatten().argsort(descending=True)[:count].tolist():
+        second, first = divmod(place, len(both))
+        numbers = (alone[first], alone[second], both[first, second], extra[second, first])
+        rows[f"blocks {first} and {second}"] = [f"{float(number):.2f}" for number in numbers]
+    return rows
+
+
+def plot_prices(found: Mapping[str, Measured]) -> Figure:
+    """Draw what a block, its attention, its MLP and each of its heads cost: on the left as they are, on the right for each
+    million parameters. A point is a part, a bar the median.
+
+    found: name of a model -> its stored part "prices"; the first is drawn, all are described.
+    """
+    name, one = next(iter(found.items()))
+    figure = new_figure((8.5, 4.0))
+    left, right = (new_axes(ax) for ax in figure.subplots(1, 2))
+    damage, price = prices(one)
+    draw = torch.Generator().manual_seed(0)
+    for ax, values, label in (
+        (left, damage, "KL(clean ‖ edited), nats a token"), (right, price, "KL for each million parameters"),
     ):  # fmt: skip
-        image = ax.imshow(values.numpy(), cmap=colours, norm=norm)
-        bar = figure.colorbar(image, ax=ax, shrink=0.8, location="bottom", label=label)
-        bar.ax.minorticks_off()
-        bar.set_ticks(_marks(float(norm.vmin or 0), float(norm.vmax or 0)))
-        bar.ax.xaxis.set_major_formatter(lambda value, _: format_number(float(value), 2))
-        ticks = range(0, n_blocks, 1 if n_blocks <= 8 else 2 if n_blocks <= 16 else 4)
-        ax.set_xticks(ticks)
-        ax.set_yticks(ticks)
-        ax.set_xlabel("second skipped block")
-    rows, columns = always.nonzero(as_tuple=True)
-    right.plot(columns.tolist(), rows.tolist(), linestyle=" ", marker=".", markersize=4, color="black")
-    left.set_ylabel("first skipped block")
-    left.set_title("both together (diagonal: one alone)", fontsize=10)
-    right.set_title(f"surplus (dot: same sign in all {passages})", fontsize=10)
+        for place, (part, numbers) in enumerate(values.items()):
+            x = place + 0.5 * (torch.rand(len(numbers), generator=draw) - 0.5)
+            ax.plot(
+                x.tolist(), numbers.tolist(), linestyle=" ", marker=MARKERS[place], markersize=5 if part != "head" else 3,
+                color=PALETTE[place], alpha=0.6, markeredgewidth=0,
+            )  # fmt: skip
+            middle = float(numbers.quantile(0.5))
+            ax.plot([place - 0.36, place + 0.36], [middle, middle], color="black", linewidth=2)
+            ax.annotate(
+                _two(middle), (place + 0.38, middle), fontsize=9, va="center",
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
+            )  # fmt: skip
+        ax.set_yscale("log")
+        ax.set_xticks(range(len(values)), list(values))
+        ax.set_xlim(-0.6, len(values) - 0.2)
+        ax.set_ylabel(f"{label} (logarithmic)")
+        ax.yaxis.set_major_formatter(lambda value, _: format_number(float(value), 2))
+        ax.yaxis.set_minor_locator(NullLocator())
+    finding = price_finding(name, one)
     figure.suptitle(finding, x=0.01, ha="left", fontsize=11)
-    cheapest, dearest = _extreme_pairs(both)
-    describe(
-        figure,
-        f"Two maps over pairs of skipped blocks. {_line(finding)} The cheapest pair, {_pair(cheapest)}, costs "
-        f"{_n(both[cheapest])} nats, the dearest, {_pair(dearest)}, {_n(both[dearest])}.",
-    )
+    told = [price_finding(other, stored) for other, stored in found.items()]
+    describe(figure, f"Points over parts of the model. {' '.join(map(_line, told))} Black bars are medians.")
     return figure
 
 
-def surplus(cost: Tensor, pair_cost: Tensor) -> Tensor:
-    """Cost of each pair above the sum of its two blocks' own costs, (..., n_blocks, n_blocks), NaN on the diagonal.
+def prices(found: Measured) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What each part costs when it is taken out, KL in nats a token, and the same for each million of its parameters.
 
-    cost: (..., n_blocks); pair_cost: (..., n_blocks, n_blocks).
+    found: a stored part "prices". Keys "block", "attention", "MLP", (n_blocks,), and "head", (n_blocks · n_heads,).
     """
-    extra = pair_cost - cost[..., :, None] - cost[..., None, :]
-    return extra.masked_fill(torch.eye(cost.shape[-1], dtype=torch.bool), torch.nan)
+    damage = dict(zip(("block", "attention", "MLP"), found.at("damage", measure="KL").mean(1), strict=True))
+    price = {
+        name: 1e6 * values / size for (name, values), size in zip(damage.items(), found["parameters"], strict=True)
+    }
+    heads = found.at("damage of heads", measure="KL").mean(0)
+    damage["head"] = heads.flatten()
+    price["head"] = (1e6 * heads / found["parameters of a head"][:, None]).flatten()
+    return damage, price
 
 
-def same_sign(values: Tensor) -> Tensor:
-    """1 or −1 where all passages have that sign, else 0: (n_passages, ...) to (...) integers."""
-    return (values > 0).all(0).int() - (values < 0).all(0).int()
-
-
-def pairs_finding(cost: Tensor, pair_cost: Tensor) -> str:
-    """Return in one sentence whether two blocks together cost more than the sum of each alone; see `plot_pairs`."""
-    n_blocks = cost.shape[-1]
-    rows, columns = torch.triu_indices(n_blocks, n_blocks, 1)
-    each = surplus(cost, pair_cost)[:, rows, columns]
-    always, extra = same_sign(each), each.mean(0)
-    most = int(extra.argmax())
-    first = (
-        f"Of {len(extra)} pairs {int((always > 0).sum())} cost more than the sum of their blocks in every passage, "
-        f"{int((always < 0).sum())} less"
+def price_finding(name: str, found: Measured) -> str:
+    """Return in two lines how a block compares with a head, as it is and per parameter (medians)."""
+    (damage, price), heads = prices(found), found.at("damage of heads", measure="KL").mean(0)
+    times = float((damage["block"][:, None] / heads.clamp(min=1e-12)).quantile(0.5))
+    size = float((found["parameters"][0] / found["parameters of a head"]).quantile(0.5))
+    block, head = (_two(price[part].quantile(0.5)) for part in ("block", "head"))
+    return (
+        f"{name}: without a block the KL is {times:.0f} times that without one of its heads (median), and a block has\n"
+        f"{size:.0f} times the parameters: {block} nats for a million parameters in a block, {head} in a head"
     )
-    if extra[most] <= 0:
-        return f"{first}."
-    pair = (int(rows[most]), int(columns[most]))
-    return f"{first};\nthe surplus is largest for {_pair(pair)}: {_n(extra[most])} nats."
 
 
-def plot_chainsaw(block: Tensor, attention: Tensor, mlp: Tensor, heads: Tensor, ax: Axes | None = None) -> Axes:
-    """Draw how far the prediction moves when a block, its attention, its MLP or one of its heads is taken out.
+def strongest_head(found: Measured) -> str:
+    """Say in one sentence which head moves the prediction most, and how many whole blocks it outdoes.
 
-    block, attention, mlp: mean KL(clean ‖ edited) in nats, (n_blocks,); heads: (n_blocks, n_heads).
+    found: a stored part "prices".
     """
-    ax = new_axes(ax, (7.0, 4.4))
-    n_blocks, n_heads = heads.shape
-    floor = 1e-6  # nats: nothing smaller is drawn apart
-    for index, (name, values) in enumerate({"block": block, "attention": attention, "MLP": mlp}.items()):
-        style = {**series_style(index), "linestyle": " ", "markersize": 7}
-        x = torch.arange(n_blocks) + (index - 1) * 0.2
-        ax.plot(x.tolist(), values.clamp(min=floor).tolist(), label=f"whole {name}", zorder=3, **style)
-    x = (torch.arange(n_blocks)[:, None] + torch.linspace(-0.3, 0.3, n_heads)[None]).flatten()
-    ax.plot(
-        x.tolist(), heads.clamp(min=floor).flatten().tolist(), linestyle=" ", marker=".", markersize=4, color=QUIET,
-        label="one head", zorder=2,
-    )  # fmt: skip
-    block_axis(ax, n_blocks)
-    ax.set_yscale("log")
-    ax.set_xlabel("block")
-    ax.set_ylabel("KL(clean ‖ edited), nats (logarithmic)")
-    ax.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=9)
-    finding = chainsaw_finding(block, heads)
+    heads = found.at("damage of heads", measure="KL").mean(0)
+    whole = prices(found)[0]["block"]
+    block, head = divmod(int(heads.argmax()), heads.shape[1])
+    outdone = int((whole < heads.max()).sum())
+    return f"Head {block}.{head} alone: KL {_two(heads.max())}, more than {outdone} of the {len(whole)} whole blocks."
+
+
+def plot_crossing(chance: Mapping[str, Sequence[float]], blocks: Sequence[int], answer: str) -> Axes:
+    """Draw the probability of `answer` when the stream after a block is patched from another prompt, one line per place.
+
+    chance: the place that is patched -> a probability for each of `blocks`. answer: what the other prompt calls for.
+    """
+    ax = new_axes(None, (7.5, 3.6))
+    for index, (place, values) in enumerate(chance.items()):
+        ax.plot(list(blocks), list(values), label=f"patched {place}", **series_style(index))
+    ax.set_xticks(range(0, max(blocks) + 1, 3))
+    ax.set_xlabel("block after which the stream is patched")
+    ax.set_ylabel(f"p({answer!r})")
+    ax.set_ylim(-0.02, 1)
+    ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(0.02, 0.28))
+    finding = crossing_finding(chance, blocks, answer)
     set_title(ax, finding)
-    told = ", ".join(
-        f"{name} {_n(values.quantile(0.5))}"
-        for name, values in {"block": block, "attention": attention, "MLP": mlp, "one head": heads}.items()
+    told = "; ".join(
+        f"{place}: {', '.join(f'block {b} {_two(v)}' for b, v in zip(blocks, values, strict=True))}"
+        for place, values in chance.items()
     )
-    describe(ax, f"Points over the block that is edited. {finding}. Medians in nats: {told}.")
+    describe(ax, f"{finding}. {told}.")
     return ax
 
 
-def chainsaw_finding(block: Tensor, heads: Tensor) -> str:
-    """Return in one sentence how a skipped block compares with its heads, and the strongest head with whole blocks."""
-    # quantile: Tensor.median takes the lower of two middle values, the ledger's median their mean
-    ratio = (block[:, None] / heads.clamp(min=1e-12)).quantile(0.5)
-    strongest = int(heads.argmax())
-    row, column = divmod(strongest, heads.shape[1])
-    outdone = int((block < heads.max()).sum())
-    first = f"A skipped block's KL is {_n(ratio)} times that of one of its heads (median)"
-    if not outdone:
-        return f"{first}; no head outdoes any whole block"
-    return f"{first}; head {column} of block {row} alone outdoes {outdone} of {len(block)} whole blocks"
-
-
-def _log_norm(low: float, high: float) -> Any:
-    return SymLogNorm(NEARLY_ZERO, vmin=low, vmax=high)
-
-
-def _marks(low: float, high: float) -> list[float]:
-    """Few round ticks for a colour bar."""
-    sizes = (0.1, 1.0, 10.0) if high >= 1 else (0.1, 0.5)
-    found = [0.0, *(sign * value for value in sizes for sign in (1, -1))]
-    inside = sorted(value for value in found if low <= value <= high)
-    return inside if len(inside) > 1 else [low, high]
-
-
-def _extreme_pairs(both: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
-    rows, columns = torch.triu_indices(len(both), len(both), 1)
-    values = both[rows, columns]
-    pairs = [(int(rows[i]), int(columns[i])) for i in (values.argmin(), values.argmax())]
-    return pairs[0], pairs[1]
-
-
-def _pair(pair: tuple[int, int]) -> str:
-    return f"blocks {pair[0]} and {pair[1]}"
+def crossing_finding(chance: Mapping[str, Sequence[float]], blocks: Sequence[int], answer: str) -> str:
+    """Return in one sentence where the last place takes over from the first."""
+    (_, early), *_, (_, late) = chance.items()
+    over = [i for i in range(len(blocks)) if late[i] > early[i]]
+    if not over or not over[0]:
+        return f"The two places do not change over: p({answer!r}) at most {_two(max(early))} and {_two(max(late))}"
+    here = over[0]
+    return (
+        f"At block {blocks[here]} the answer changes place: patched at the last token p({answer!r}) rises from {late[here - 1]:.4f} "
+        f"(after block {blocks[here - 1]}) to {late[here]:.2f}"
+    )
 
 
 def name_blocks(blocks: Sequence[int]) -> str:
@@ -335,9 +422,15 @@ def _line(text: str) -> str:
     return text.replace("\n", " ")
 
 
-def _safe(text: str) -> str:
-    return text.replace("$", r"\$")  # matplotlib would read formulas between dollars
-
-
 def _n(value: float | Tensor) -> str:
     return format_number(float(value), 3)
+
+
+def _two(value: float | Tensor) -> str:
+    """Two decimals, or the first digit of what is smaller."""
+    number = float(value)
+    return (
+        f"{number:.2f}"
+        if abs(number) >= 0.095 or not number
+        else format_number(number, 2 if abs(number) >= 0.01 else 1)
+    )

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from helpers.lesson1 import plots as streams
-from helpers.measured import Measured
+from helpers.measurements import Measured
 from helpers.plots.style import description, to_png
 
 RISING = torch.tensor([0.0, 0.0, 1.0, 2.0, 4.0])

@@ -120,7 +120,9 @@ def test_words_draw_the_probability_and_name_who_comes_first():
     assert widths == pytest.approx([float(x.softmax(-1)[germany]) for x in (here, there)])
     words = drawn(ax)
     assert "' Germany' goes from 0.964 to < 0.0001" in words and "(without it)" in words
-    assert "to 0.964 (clean run)" in drawn(blocks.plot_words(lm, {"clean run": here, "off": there}, " Germany", "clean run"))
+    assert "to 0.964 (clean run)" in drawn(
+        blocks.plot_words(lm, {"clean run": here, "off": there}, " Germany", "clean run")
+    )
     assert "without it: < 0.0001, most probable is ' France' with 0.964" in words
 
 

@@ -93,13 +93,6 @@ def test_half_of_all_change_is_counted_in_heads():
     assert lesson4._half([0.0, 0.0]) == 1
 
 
-def test_hidden_movement_is_that_of_removals_that_keep_the_top_token():
-    changes = torch.tensor([[-3.0, 1.0], [4.0, -2.0]])
-    kept = torch.tensor([[True, True], [False, True]])
-    assert lesson4.hidden_movement(changes, kept) == pytest.approx((0.75, 0.6))
-    assert lesson4.hidden_movement(torch.zeros(2, 2), kept) == pytest.approx((0.75, 0.0))
-
-
 @pytest.fixture(scope="module")
 def lm():
     return load_model()
@@ -112,7 +105,7 @@ def facts(lm):
 
 @pytest.fixture(scope="module")
 def study(lm, facts):
-    return lesson4.study_heads(lm, facts, 3)
+    return lesson4.study_sites(lm, facts, {"": [(3, head) for head in range(lm.n_heads)]})[""]
 
 
 def test_a_study_gives_the_numbers_of_single_passes(lm, facts, study):

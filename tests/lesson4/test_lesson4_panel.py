@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from helpers import edit, load_model, log_prob, replace_heads, sweep_heads, trace, zero_heads
-from helpers.errors import BadPrompt, BadValue, BlockOutOfRange, HeadOutOfRange, TargetIsNotOneToken
+from helpers import capital_prompts, edit, load_model, log_prob, replace_heads, sweep_heads, trace, zero_heads
+from helpers.errors import BadPrompt, BadValue, TargetIsNotOneToken
 from helpers.lesson4 import panel as lesson4
-from helpers.lesson4.panel import head_map, head_panel, head_view
+from helpers.lesson4.panel import head_map, head_panel
 
 PROMPT, TARGET, CONTRAST = "Berlin is the capital of", " Germany", " France"
 
@@ -15,44 +15,50 @@ def lm():
 
 
 def test_the_map_is_the_sweep(lm):
-    found = head_map(lm, PROMPT, TARGET, CONTRAST)
-    assert torch.allclose(found.on_target, sweep_heads(lm, PROMPT, TARGET), atol=1e-10)
-    assert torch.allclose(found.on_contrast, sweep_heads(lm, PROMPT, CONTRAST), atol=1e-10)
+    assert torch.allclose(head_map(lm, PROMPT, TARGET), sweep_heads(lm, PROMPT, TARGET), atol=1e-10)
 
 
 @pytest.mark.parametrize("kind", ["zero", "mean", "resample"])
 def test_the_chosen_head_agrees_with_the_map(lm, kind):
-    found = head_map(lm, PROMPT, TARGET, CONTRAST, kind)
-    view = head_view(lm, found, 2, 7)
-    with edit(lm, found.edits[2 * lm.n_heads + 7]):
-        logits = trace(lm, PROMPT).last_logits[0]
-    change = log_prob(logits, lm.token_id(TARGET)) - log_prob(found.clean, lm.token_id(TARGET))
-    assert change.item() == pytest.approx(found.on_target[2, 7].item(), abs=1e-10)
-    place = view.tokens.index(TARGET)
-    assert view.edited[place].item() == pytest.approx(logits.softmax(-1)[lm.token_id(TARGET)].item())
-    assert view.clean[:10].tolist() == sorted(view.clean[:10].tolist(), reverse=True)
+    found = head_map(lm, PROMPT, TARGET, kind)
+    panel = head_panel(lm, PROMPT, TARGET, CONTRAST, block=2, head=7)
+    panel.controls["replacement"].value = kind
+    assert panel.result.on_target == pytest.approx(found[2, 7].item(), abs=1e-10)
+    zero = head_map(lm, PROMPT, TARGET)
+    assert torch.allclose(found, zero) == (kind == "zero")
 
 
-def test_zero_is_zero_and_mean_is_not(lm):
+def test_zero_is_zero(lm):
     with edit(lm, zero_heads(4, 3)):
         logits = trace(lm, PROMPT).last_logits[0]
-    view = head_view(lm, head_map(lm, PROMPT, TARGET, CONTRAST), 4, 3)
-    assert view.edited[0].item() == pytest.approx(logits.softmax(-1).max().item()) or not view.same_top
-    mean = head_map(lm, PROMPT, TARGET, CONTRAST, "mean")
-    assert not torch.allclose(mean.on_target, view.map.on_target)
+    change = log_prob(logits, lm.token_id(TARGET)) - log_prob(lm.logits(PROMPT)[0, -1], lm.token_id(TARGET))
+    assert head_map(lm, PROMPT, TARGET)[4, 3].item() == pytest.approx(change.item(), abs=1e-10)
 
 
-def test_resample_takes_another_prompt_aligned_at_its_end(lm):
-    prompt = "It is well known that Berlin is the capital of"
-    found = head_map(lm, prompt, TARGET, CONTRAST, "resample")
-    facts = [fact.prompt for fact in lesson4.capital_prompts(lm)][: lesson4.REFERENCE]
+@pytest.mark.parametrize("front", ["It is well known that ", "Paris is the capital of France. "])
+def test_resample_takes_another_prompt_of_the_same_form(lm, front):
+    """The other prompt has the same words in front and the same length, so that each position means the same."""
+    prompt = front + PROMPT
+    length = len(lm.token_ids(prompt))
+    same = [front + one.prompt for one in capital_prompts(lm) if one.prompt != PROMPT]
+    same = [text for text in same if len(lm.token_ids(text)) == length][: lesson4.REFERENCE]
+    other = trace(lm, same[len(same) // 2]).heads[1, 0]
+    with edit(lm, replace_heads(1, 5, other[:, 5:6])):
+        logits = trace(lm, prompt).last_logits[0]
+    expected = log_prob(logits, lm.token_id(TARGET)) - log_prob(lm.logits(prompt)[0, -1], lm.token_id(TARGET))
+    assert head_map(lm, prompt, TARGET, "resample")[1, 5].item() == pytest.approx(expected.item(), abs=1e-10)
+
+
+def test_other_forms_meet_at_the_last_token(lm):
+    prompt = "Hello, my name is Anna and I live in a small town"
+    facts = [fact.prompt for fact in capital_prompts(lm)][: lesson4.REFERENCE]
     other = trace(lm, facts[len(facts) // 2]).heads[1, 0]
-    length = lm.encode(prompt).ids.shape[1]
+    length = len(lm.token_ids(prompt))
     aligned = torch.cat([other[:1].expand(length - len(other), -1, -1), other])
     with edit(lm, replace_heads(1, 5, aligned[:, 5:6])):
         logits = trace(lm, prompt).last_logits[0]
-    expected = log_prob(logits, lm.token_id(TARGET)) - log_prob(found.clean, lm.token_id(TARGET))
-    assert found.on_target[1, 5].item() == pytest.approx(expected.item(), abs=1e-10)
+    expected = log_prob(logits, lm.token_id(TARGET)) - log_prob(lm.logits(prompt)[0, -1], lm.token_id(TARGET))
+    assert head_map(lm, prompt, TARGET, "resample")[1, 5].item() == pytest.approx(expected.item(), abs=1e-10)
 
 
 def test_every_control_changes_the_picture(lm):
@@ -183,17 +189,12 @@ def test_the_sliders_cover_the_model(lm):
 
 
 def test_mistakes_have_their_own_class(lm):
-    found = head_map(lm, PROMPT, TARGET, CONTRAST)
-    with pytest.raises(BlockOutOfRange):
-        head_view(lm, found, 99, 0)
-    with pytest.raises(HeadOutOfRange):
-        head_view(lm, found, 0, 99)
     with pytest.raises(TargetIsNotOneToken):
-        head_map(lm, PROMPT, " Atlantis", CONTRAST)
+        head_map(lm, PROMPT, " Atlantis")
     with pytest.raises(BadPrompt):
-        head_map(lm, "", TARGET, CONTRAST)
+        head_map(lm, "", TARGET)
     with pytest.raises(BadValue, match="replacement 'median' is unknown"):
-        head_map(lm, PROMPT, TARGET, CONTRAST, "median")
+        head_map(lm, PROMPT, TARGET, "median")
 
 
 def test_the_panel_leaves_no_hook_behind(lm):

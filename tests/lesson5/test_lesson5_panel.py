@@ -3,7 +3,8 @@ import torch
 
 from helpers import edit, kl, load_model, skip_attention, skip_block, skip_mlp, step_norm, trace
 from helpers.errors import BadPrompt, BlockOutOfRange
-from helpers.lesson5.panel import BlockPicker, draw_skipped, skip_effect, skipping_panel
+from helpers.lesson5.panel import BlockPicker, draw_steps, skip_effect, skipping_panel
+from helpers.plots.style import panel_axes
 
 PROMPT = "Berlin is the capital of"
 
@@ -82,7 +83,7 @@ def test_fewer_boxes_forget_the_blocks_that_are_gone():
 def test_all_blocks_can_be_skipped(lm):
     result = skip_effect(lm, PROMPT, range(lm.n_blocks))
     assert (result.steps == 0).all()
-    draw_skipped(result)
+    assert list(draw_steps(result, panel_axes()).lines[1].get_ydata()) == [0] * lm.n_blocks
 
 
 @pytest.mark.parametrize("prompt", ["", "water " * 500])

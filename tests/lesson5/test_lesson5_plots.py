@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from helpers.lesson5 import plots as skipping
+from helpers.lesson5 import plots
+from helpers.measurements import Measured
 from helpers.plots.style import description, to_png
 
 CLEAN = torch.tensor([4.0, 2.0, 1.0, 2.0])
@@ -9,6 +10,13 @@ CLEAN = torch.tensor([4.0, 2.0, 1.0, 2.0])
 
 def title(ax):
     return ax.get_title(loc="left").replace("\n", " ")
+
+
+def suptitle(figure):
+    text = figure.get_suptitle().replace("\n", " ")
+    assert text in description(figure)
+    assert to_png(figure).startswith(b"\x89PNG")
+    return text
 
 
 @pytest.mark.parametrize(
@@ -22,7 +30,7 @@ def title(ax):
     ],
 )
 def test_the_title_says_what_the_steps_do(run, skipped, said):
-    ax = skipping.plot_steps({"clean": CLEAN, "skipped": torch.tensor(run)}, skipped)
+    ax = plots.plot_steps({"clean": CLEAN, "skipped": torch.tensor(run)}, skipped)
     assert title(ax) == said
     assert said in description(ax)
     assert list(ax.lines[1].get_ydata()) == run
@@ -30,91 +38,130 @@ def test_the_title_says_what_the_steps_do(run, skipped, said):
 
 
 def test_names_of_blocks():
-    assert skipping.name_blocks([3]) == "block 3"
-    assert skipping.name_blocks([4, 3]) == "blocks 3 and 4"
-    assert skipping.name_blocks([0, 1, 2, 7, 9]) == "blocks 0 to 2, 7 and 9"
+    assert plots.name_blocks([3]) == "block 3"
+    assert plots.name_blocks([4, 3]) == "blocks 3 and 4"
+    assert plots.name_blocks([0, 1, 2, 7, 9]) == "blocks 0 to 2, 7 and 9"
 
 
-def test_next_tokens_are_drawn_as_they_are():
-    ax = skipping.plot_next_tokens([" a", "$", " c"], [0.5, 0.3, 0.1], [0.2, 0.6, 0.1])
-    assert title(ax) == "'\\$' takes the first place from ' a'"
-    assert [bar.get_width() for bar in ax.patches] == [0.5, 0.3, 0.1, 0.2, 0.6, 0.1]
-    assert "'$' 0.3 and 0.6" in description(ax)
-    assert to_png(ax).startswith(b"\x89PNG")
-    same = skipping.plot_next_tokens([" a", " b"], [0.5, 0.3], [0.4, 0.3])
-    assert title(same) == "' a' stays first: p = 0.5 before, 0.4 after"
-
-
-def costs_title(cost, low, high):
-    cost, low, high = (torch.tensor(values) for values in (cost, low, high))
-    figure = skipping.plot_costs(cost, low, high, cost.abs(), torch.linspace(0, 1, len(cost)))
-    assert to_png(figure).startswith(b"\x89PNG")
-    text = figure.get_suptitle().replace("\n", " ")
-    assert text in description(figure)
-    return text
-
-
-def test_costs_are_counted_with_their_intervals():
-    assert costs_title([2.0, 0.01, 0.2], [1.5, -0.02, 0.05], [2.5, 0.04, 0.4]) == (
-        "1 of 3 blocks can be skipped, one at a time, for less than 0.1 nats a token; "
-        "block 0 costs more (up to 2), 1 block is undecided."
-    )
-    assert costs_title([0.05, 0.06], [0.02, 0.02], [0.08, 0.09]).endswith("none surely costs more.")
-    assert "blocks 0 and 1 cost more (up to 0.6)." in costs_title([0.5, 0.6], [0.4, 0.5], [0.6, 0.7])
-
-
-def test_surplus_is_what_a_pair_costs_above_its_blocks():
-    cost = torch.tensor([1.0, 0.2, 0.1])
-    pairs = torch.tensor([[1.0, 1.5, 1.0], [1.5, 0.2, 0.3], [1.0, 0.3, 0.1]])
-    extra = skipping.surplus(cost, pairs)
-    assert extra.diagonal().isnan().all()
-    assert extra[0, 1] == pytest.approx(0.3)
-    assert extra[0, 2] == pytest.approx(-0.1)
-    figure = skipping.plot_pairs(torch.stack([cost, cost]), torch.stack([pairs, pairs + 0.01]))
-    assert "Of 3 pairs 2 cost more than the sum of their blocks in every passage, 1 less" in figure.get_suptitle()
-    dots = figure.axes[1].lines[0]
-    assert sorted(zip(dots.get_xdata(), dots.get_ydata(), strict=True)) == [
-        (row, column) for row in range(3) for column in range(3) if row != column
-    ]
-    assert "the surplus is largest for blocks 0 and 1: 0.305 nats" in figure.get_suptitle()
-    assert "The cheapest pair, blocks 1 and 2, costs 0.305 nats, the dearest, blocks 0 and 1, 1.5" in description(
-        figure
-    )
-    assert to_png(figure).startswith(b"\x89PNG")
-
-
-def test_pairs_without_any_surplus():
-    cost = torch.tensor([[1.0, 0.5, 0.5]] * 2)
-    pairs = torch.full((2, 3, 3), 1.0)
-    pairs[1, 0, 1] = 1.6
-    assert skipping.pairs_finding(cost, pairs) == (
-        "Of 3 pairs 0 cost more than the sum of their blocks in every passage, 1 less."
+def test_what_became_of_the_most_probable_token():
+    names = [" a", "$", " c"]
+    assert plots.next_token_finding(names, [0.5, 0.3, 0.1], [0.2, 0.6, 0.1]) == "'$' takes the first place from ' a'"
+    assert (
+        plots.next_token_finding(names, [0.5, 0.3, 0.1], [0.4, 0.3, 0.1])
+        == "' a' stays first: p = 0.5 before, 0.4 after"
     )
 
 
-def test_a_sign_counts_only_if_every_passage_has_it():
-    values = torch.tensor([[1.0, -1.0, 1.0, 0.0], [2.0, -0.5, -1.0, 1.0]])
-    assert skipping.same_sign(values).tolist() == [1, -1, 0, 0]
+# ---- what is drawn from stored measurements, here from small made ones
 
 
-def test_chainsaw_and_knife_are_compared():
-    block = torch.tensor([1.0, 0.1])
-    heads = torch.tensor([[0.1, 0.2], [0.01, 0.02]])
-    ax = skipping.plot_chainsaw(block, block / 2, block / 3, heads)
-    assert title(ax).endswith("head 1 of block 0 alone outdoes 1 of 2 whole blocks")
-    assert len(ax.lines[3].get_ydata()) == 4
-    assert ax.get_yscale() == "log"
-    assert to_png(ax).startswith(b"\x89PNG")
-    assert title(skipping.plot_chainsaw(block, block, block, heads / 10)).endswith("no head outdoes any whole block")
+def stored(tensors, dims, **labels):
+    tensors = {name: torch.as_tensor(value) for name, value in tensors.items()}
+    return Measured("made", "part", tensors, dims, labels, {}, {"writer": 1})
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "marks"),
-    [
-        (-0.694, 0.694, [-0.5, -0.1, 0, 0.1, 0.5]),
-        (0, 3.2, [0, 0.1, 1]),
-        (-0.02, 0.02, [-0.02, 0.02]),
-    ],
-)
-def test_a_colour_bar_is_marked_near_both_of_its_ends(low, high, marks):
-    assert skipping._marks(low, high) == marks
+def blocks_of(mean, error):
+    dims = ["part", "block", "measure"]
+    tensors = {"mean": [[[m] for m in mean]], "standard error": [[[e] for e in error]]}
+    return stored(tensors, dict.fromkeys(tensors, dims), part=["block"], block=list(range(len(mean))), measure=["loss"])
+
+
+def test_a_block_is_cheap_costly_or_undecided_by_its_whole_interval():
+    mean, reach = torch.tensor([0.3, 0.12, 0.08, 0.02]), torch.tensor([0.1, 0.05, 0.05, 0.01])
+    assert plots.sides(mean, reach).tolist() == [1, 0, 0, -1]
+
+
+def test_damage_is_told_with_its_numbers_and_shapes():
+    found = {"big": blocks_of([3.0, 0.02, 1.0, 0.5], [0.1, 0.01, 0.1, 0.1]), "small": blocks_of([2.0, 0.1], [0.1, 0.1])}
+    figure = plots.plot_damage(found)
+    assert suptitle(figure) == (
+        "big: block 0 3.00 nats a token when skipped, block 2 1.00 and block 3 0.50, the median block 0.75; "
+        "1 of 4 blocks cost less than 0.1, 1 of them surely"
+    )
+    assert "small: block 0 2, block 1 0.1." in description(figure)
+    shapes = {box[0].get_marker(): list(box[0].get_xdata()) for box in figure.axes[0].containers}
+    assert shapes == {"o": [0, 2, 3], "v": [1]}
+    assert [box[0].get_marker() for box in figure.axes[1].containers] == ["o", "s"]
+
+
+def test_the_writer_of_the_massive_token_is_told():
+    sink = stored(
+        {
+            "text damage": [[[2.0], [2.2]], [[1.5], [1.7]], [[0.0], [0.2]], [[9.0], [9.0]]],
+            "attention to first": [[[0.2, 0.2], [0.6, 0.1], [0.9, 0.7]]],
+            "attention to first without writer": [[[0.2, 0.2], [0.6, 0.1], [0.1, 0.3]]],
+            "even attention": [0.3],
+        },
+        {"text damage": ["edit", "window", "measure"]},
+        edit=["MLP 1 skipped at all tokens", "MLP 1 skipped at the first token", "MLP 1 skipped at the others", "MLP 0 skipped"],
+    )  # fmt: skip
+    figure = plots.plot_writer({"blocks": blocks_of([1.0, 2.5, 0.3], [0.1, 0.1, 0.1]), "sink": sink})
+    assert suptitle(figure) == (
+        "SmolLM2: one MLP at one token carries 1.60 of the 2.50 nats that block 1 is worth; "
+        "without it block 2 gives the first token 0.20 of its attention instead of 0.80"
+    )
+    assert [round(bar.get_width(), 3) for bar in figure.axes[0].patches] == [2.5, 2.1, 1.6, 0.1]
+    assert "more than half of their attention: 2 clean, 0 without" in description(figure)
+
+
+def pairs_of(**more):
+    both = torch.tensor([[1.0, 1.5, 1.0], [1.5, 0.2, 0.9], [1.0, 0.9, 0.1]])
+    curves = {"lowest sum": [0.1, 0.3], "cheapest together": [0.1, 0.9], "greedy": [0.1, 0.5], **more}
+    tensors = {"mean": both[..., None], **curves}
+    dims = {"mean": ["block", "other", "measure"]}
+    return stored(tensors, dims, block=[0, 1, 2], other=[0, 1, 2], measure=["loss"], removed=[1, 2])
+
+
+def test_removal_compares_the_sum_with_what_it_costs_together():
+    figure = plots.plot_removal({"big": pairs_of(), "small": pairs_of(best=[0.1, 0.4])})
+    assert suptitle(figure) == (
+        "big, 2 cheapest blocks: 0.30 nats added up, 0.90 removed together; 0.50 if chosen greedily "
+        "small, 2 cheapest blocks: 0.30 nats added up, 0.90 removed together; 0.50 if chosen greedily"
+    )
+    assert [len(ax.lines) for ax in figure.axes] == [3, 4]
+    assert figure.axes[0].get_ylim()[1] > 0.9, "nothing is cut off"
+    assert "small, best of all sets: 0.10, 0.40." in description(figure)
+
+
+def test_the_worst_pairs_are_those_far_above_their_sum():
+    assert plots.worst_pairs(pairs_of(), 2) == {
+        "blocks 1 and 2": ["0.20", "0.10", "0.90", "0.60"],
+        "blocks 0 and 1": ["1.00", "0.20", "1.50", "0.30"],
+    }
+
+
+def prices_of():
+    return stored(
+        {
+            "damage": [[[[1.0], [0.3]]], [[[0.5], [0.1]]], [[[0.6], [0.2]]]],
+            "damage of heads": [[[[0.1], [0.4]], [[0.02], [0.03]]]],
+            "parameters": [[12_000_000] * 2, [4_000_000] * 2, [8_000_000] * 2],
+            "parameters of a head": [2e6, 2e6],
+        },
+        {"damage": ["part", "window", "block", "measure"], "damage of heads": ["window", "block", "head", "measure"]},
+        part=["block", "attention", "mlp"],
+        measure=["KL"],
+    )
+
+
+def test_prices_are_damage_over_parameters():
+    damage, price = plots.prices(prices_of())
+    assert damage["MLP"].tolist() == pytest.approx([0.6, 0.2])
+    assert price["block"].tolist() == pytest.approx([1 / 12, 0.3 / 12])
+    assert price["head"].tolist() == pytest.approx([0.05, 0.2, 0.01, 0.015])
+    figure = plots.plot_prices({"big": prices_of()})
+    assert suptitle(figure) == (
+        "big: without a block the KL is 10 times that without one of its heads (median), and a block has 6 times the "
+        "parameters: 0.054 nats for a million parameters in a block, 0.032 in a head"
+    )
+    assert plots.strongest_head(prices_of()) == "Head 0.1 alone: KL 0.40, more than 1 of the 2 whole blocks."
+
+
+def test_the_crossing_is_where_the_last_place_takes_over():
+    ax = plots.plot_crossing({"at the name": [0.8, 0.7, 0.0], "at the last token": [0.0, 0.1, 0.6]}, [0, 5, 6], " x")
+    assert title(ax) == (
+        "At block 6 the answer changes place: patched at the last token p(' x') rises from 0.1000 (after block 5) to 0.60"
+    )
+    assert "at the name: block 0 0.80, block 5 0.70, block 6 0.00" in description(ax)
+    never = plots.crossing_finding({"a": [0.8, 0.7], "b": [0.1, 0.2]}, [0, 1], " x")
+    assert never == "The two places do not change over: p(' x') at most 0.80 and 0.20"

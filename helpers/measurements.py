@@ -81,7 +81,8 @@ class Measured:
 
 
 def measured(model: str = "pocket", part: str = "heads") -> Measured:
-    """Return stored results: model "pocket" or "smollm2", part "heads", "phrasings", "blocks", "pairs", "factors" or "sink".
+    """Return stored results: model "pocket" or "smollm2", part "heads", "phrasings", "blocks", "pairs", "prices",
+    "factors" or "sink".
 
     Shapes and axes are in `dims` and `labels`, units in `units`; printing the result lists them. `python tools/measure.py`
     measures again. Raises BadValue when there is no such part, or when its file is damaged.

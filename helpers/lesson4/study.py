@@ -1,0 +1,213 @@
+"""What lesson 4 measures live: next words under edits, what heads write, swaps between prompts, maps of other phrasings.
+
+Heads are named "23.4", block 23 and head 4, in figures and tables. Changes are in nats, with the edit minus without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from helpers.countries import CapitalPrompt, read_countries
+from helpers.course.ledger import columns_of, directions
+from helpers.edits import Edit, edit, replace_heads
+from helpers.errors import TargetIsNotOneToken
+from helpers.measurements import Measured
+from helpers.measures import Measure, predictions
+from helpers.models import LanguageModel
+from helpers.replacements import mean_heads
+from helpers.sweeps import sweep_edits, sweep_heads
+from helpers.tables import Table, format_number
+from helpers.tracing import Trace, trace
+
+Place = tuple[int, int]  # block and head
+
+
+def name_of(block: int, head: int) -> str:
+    return f"{block}.{head}"
+
+
+def strongest(changes: Tensor, count: int) -> list[Place]:
+    """The heads with the largest changes, whatever their sign. changes: (n_blocks, n_heads)."""
+    places = changes.abs().flatten().argsort(descending=True, stable=True)[:count].tolist()
+    return [divmod(place, changes.shape[1]) for place in places]
+
+
+def half_of(changes: Tensor) -> int:
+    """How many of the changes, the largest first, make up half of the sum of their sizes."""
+    size = changes.abs().flatten().sort(descending=True).values
+    return int((size.cumsum(0) < size.sum() / 2).sum()) + 1
+
+
+def significant(changes: Tensor) -> Tensor:
+    """(n_blocks, n_heads) bool: whose change over the prompts, (n_prompts, n_blocks, n_heads), has a significant direction.
+
+    Sign tests at 5 %, corrected for the number of heads with Holm's method.
+    """
+    sides = directions(columns_of(changes.flatten(1).tolist()))
+    return torch.tensor([side != 0 for side in sides]).view(changes.shape[1:])
+
+
+def stored_facts(found: Measured, phrasing: str | None = None) -> list[CapitalPrompt]:
+    """The prompts that a stored result was measured on; of one phrasing, where it has several."""
+    prompts: Any = found.about["prompts"]
+    return [CapitalPrompt(**row) for row in (prompts if phrasing is None else prompts[phrasing])]
+
+
+# ---- next words
+
+
+def words_table(
+    lm: LanguageModel, prompt: str, runs: Mapping[str, Edit | Sequence[Edit]], most: int = 2, also: Sequence[str] = ()
+) -> Table:
+    """The next words of one prompt under several edits: a row for each run, a column for each word that is among the `most`
+    likeliest of some run, or in `also`."""
+    rows = {}
+    for name, edits in runs.items():
+        with edit(lm, *([edits] if isinstance(edits, Edit) else edits)):
+            rows[name] = trace(lm, prompt).last_logits[0].softmax(-1)
+    shown = list(dict.fromkeys(i for row in rows.values() for i in row.topk(most).indices.tolist()))
+    shown += [i for i in map(lm.token_id, also) if i not in shown]
+    return Table(
+        f"Probability of the next word after “… {prompt.split('. ')[-1]}”",
+        ("", *(repr(lm.tokenizer.decode([i])) for i in shown)),
+        tuple((name, *(format_number(float(row[i]), 2) for i in shown)) for name, row in rows.items()),
+    )
+
+
+def show_words(lm: LanguageModel, prompt: str, runs: Mapping[str, Edit | Sequence[Edit]], **more: Any) -> None:
+    """Display `words_table` of the same arguments."""
+    from IPython.display import display
+
+    display(words_table(lm, prompt, runs, **more))
+
+
+# ---- what a head writes
+
+
+def output_weight(lm: LanguageModel, block: int) -> Tensor:
+    """(n_heads × d_head, d_model): the output projection W_O of a block, rows as in GPT-2, whatever the module is."""
+    module: Any = lm.part(block, lm.parts.heads_out)
+    weight = module.weight.detach()
+    return weight.t() if isinstance(module, nn.Linear) else weight
+
+
+@torch.no_grad()
+def direction_of(lm: LanguageModel, run: Trace, target: int, contrast: int) -> Tensor:
+    """(d_model,): a vector in the stream; the dot product with it is a push towards target − contrast, in nats.
+
+    The final norm is linear here, its scale is the run's own at the last token of the first prompt (Elhage et al. 2021).
+    target, contrast: token ids.
+    """
+    norm: Any = lm.final_norm
+    aim = lm.unembed.weight[target] - lm.unembed.weight[contrast]
+    through = aim * norm.weight
+    stream = run.resid[-1, 0, -1]
+    if isinstance(norm, nn.LayerNorm):
+        stream, through = stream - stream.mean(), through - through.mean()
+    assert run.final is not None
+    bias = norm.bias if isinstance(norm, nn.LayerNorm) else 0
+    return through * (run.final[0, -1] - bias).norm() / (norm.weight * stream).norm()
+
+
+@torch.no_grad()
+def written_towards(lm: LanguageModel, run: Trace, target: str, contrast: str) -> Tensor:
+    """(n_blocks, n_heads): what each head writes directly towards target − contrast at the last token, in nats of the logit
+    difference. Direct logit attribution: what later blocks make of it is left out. run: of one prompt.
+    """
+    towards = direction_of(lm, run, lm.token_id(target), lm.token_id(contrast))
+    weights = torch.stack([output_weight(lm, block) for block in range(lm.n_blocks)])
+    weights = weights.unflatten(1, (lm.n_heads, lm.d_head))
+    return torch.einsum("bhd,bhdm,m->bh", run.heads[:, 0, -1], weights, towards)
+
+
+# ---- swaps
+
+
+@torch.no_grad()
+def swap_heads(lm: LanguageModel, prompt: str, others: Trace, heads: Sequence[Place]) -> Tensor:
+    """(n_others, vocabulary): probabilities of the next token of `prompt` when these heads say at its last token what they
+    said at the last token of each prompt of `others`, a trace of prompts without padding."""
+    said = others.heads[:, :, -1:]  # (n_blocks, n_others, 1, n_heads, d_head)
+    swaps = [
+        [replace_heads(block, head, said[block][row : row + 1, :, [head]], positions=-1) for block, head in heads]
+        for row in range(said.shape[1])
+    ]
+    return sweep_edits(lm, prompt, swaps, measure=Measure(lambda outcome: outcome.edited.softmax(-1)))
+
+
+def named_by(lm: LanguageModel, probabilities: Tensor, donors: Sequence[CapitalPrompt]) -> tuple[Tensor, Tensor]:
+    """(first, p): whether the donor's country is the most probable token, and its probability. (n_donors,) each."""
+    ids = torch.tensor([lm.token_id(fact.target) for fact in donors])
+    return probabilities.argmax(-1) == ids, probabilities.gather(1, ids[:, None])[:, 0]
+
+
+@torch.no_grad()
+def who_gains(
+    lm: LanguageModel, facts: Sequence[CapitalPrompt], clean: Trace, block: int, heads: Sequence[int]
+) -> dict[str, Any]:
+    """What takes the target's place when heads of one block say at each position what they say there in the mean over these
+    prompts, which all have one length.
+
+    clean: their trace. top: how often each word is the most probable one then. near, far: mean change of log p of the wrong
+    countries of the target's region, and of the countries of other regions, (n_prompts,) each.
+    """
+    prompts = [fact.prompt for fact in facts]
+    with edit(lm, replace_heads(block, heads, clean.heads[block].mean(0, keepdim=True)[:, :, list(heads)])):
+        after = lm.logits(prompts)[:, -1].log_softmax(-1)
+    change = after - clean.last_logits.log_softmax(-1)
+    region = {country.name: country.region for country in read_countries()}
+    known: dict[str, int] = {}
+    for name in region:
+        try:
+            known[name] = lm.token_id(" " + name)
+        except TargetIsNotOneToken:
+            continue
+    near, far, top = [], [], {}  # type: ignore[var-annotated]
+    for row, fact in enumerate(facts):
+        mine = fact.target.strip()
+        same = [i for name, i in known.items() if region[name] == region[mine] and name != mine]
+        other = [i for name, i in known.items() if region[name] != region[mine]]
+        near.append(change[row, same].mean())
+        far.append(change[row, other].mean())
+        word = lm.tokenizer.decode([int(after[row].argmax())])
+        top[word] = top.get(word, 0) + 1
+    ordered = dict(sorted(top.items(), key=lambda item: -item[1]))
+    return {"top": ordered, "near": torch.stack(near), "far": torch.stack(far)}
+
+
+def show_gains(gain: Mapping[str, Any]) -> None:
+    """Print what `who_gains` found, means over the prompts."""
+    near, far = (float(gain[where].mean()) for where in ("near", "far"))
+    print(f"Means instead, first words: {gain['top']}")
+    print(f"Wrong countries of the region gain {near:.1f} nats, countries of other regions {far:.1f}.")
+
+
+# ---- other phrasings
+
+
+def mean_map(lm: LanguageModel, facts: Sequence[CapitalPrompt], count: int) -> Tensor:
+    """(n_blocks, n_heads): change of the logit difference with each head at its mean over all of these prompts, at each
+    position; averaged over `count` of them, spread over the list."""
+    values = mean_heads(lm, [fact.prompt for fact in facts])
+    few = [facts[i * len(facts) // count] for i in range(count)]
+    measure = predictions(lm, [fact.target for fact in few], [fact.contrast for fact in few])
+    swept = sweep_heads(lm, [fact.prompt for fact in few], replacement=values, measure=measure)
+    return swept[..., measure.columns.index("logit difference")].mean(0)
+
+
+def map_correlation(a: Tensor, b: Tensor) -> float:
+    """Pearson's r of two maps over all heads."""
+    return float(torch.corrcoef(torch.stack([a.flatten().double(), b.flatten().double()]))[0, 1])
+
+
+def show_agreement(maps: Mapping[str, Tensor], live: float, stored: float) -> None:
+    """Print how well the maps of three replacements agree, and one number that was measured again beside the stored one."""
+    zero, mean, resample = maps["zero"], maps["mean"], maps["resample"]
+    print(
+        f"r of two maps: zero and mean {map_correlation(zero, mean):.2f}, mean and resample {map_correlation(mean, resample):.2f}\n"
+        f"Berlin, head 23.4 → zero: {live:.2f} now, {stored:.2f} stored"
+    )
