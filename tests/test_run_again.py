@@ -29,7 +29,8 @@ def sections(nb):
 
 
 def shown(cell):
-    return WIDGET.sub("", "\n".join(text_of(out) for out in cell.outputs))
+    # A kernel may send what is printed in one piece or in several.
+    return re.sub(r"\n+", "\n", WIDGET.sub("", "\n".join(text_of(out) for out in cell.outputs)))
 
 
 def differences(nb):
