@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from helpers.models import LanguageModel
 from helpers.plots.style import CLEAN, EDITED
-from helpers.tables import format_number
+from helpers.tables import Table, format_number, make_table
 
 CELL = "padding: 1px 8px"
 
@@ -36,6 +36,16 @@ def these_words(lm: LanguageModel, clean: Tensor, edited: Tensor, ids: Sequence[
     """The tokens `ids`, each once. clean, edited: logits (vocabulary,)."""
     old, new, chosen = clean.softmax(-1), edited.softmax(-1), list(dict.fromkeys(ids))
     return Words([lm.tokenizer.decode([i]) for i in chosen], old[chosen].tolist(), new[chosen].tolist())
+
+
+def words_side_by_side(
+    lm: LanguageModel, runs: Mapping[str, Tensor], caption: str, most: int = 3, digits: int = 2
+) -> Table:
+    """The `most` likeliest next words of each run, with their probability in every run. runs: label -> logits (vocabulary,)."""
+    shares = {label: logits.softmax(-1) for label, logits in runs.items()}
+    ids = dict.fromkeys(i for row in shares.values() for i in row.topk(most).indices.tolist())
+    rows = {repr(lm.tokenizer.decode([i])): [float(row[i]) for row in shares.values()] for i in ids}
+    return make_table(rows, caption, columns=list(runs), corner="next word", digits=digits)
 
 
 def words_table(words: Words, change: bool = False) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from helpers.course.words import Words
+from helpers.course.words import Words, words_side_by_side
 from helpers.models import LanguageModel
-from helpers.tables import format_number, show_table
+from helpers.tables import format_number
 from helpers.tracing import Trace
 
 
@@ -17,13 +17,10 @@ def probability(lm: LanguageModel, run: Trace, word: str) -> float:
 
 def show_next_words(lm: LanguageModel, runs: Mapping[str, Trace], most: int = 3) -> None:
     """Display how probable the `most` likeliest next words of each run are in every run."""
-    tops = [run.last_logits[0].topk(most).indices.tolist() for run in runs.values()]
-    ids = list(dict.fromkeys(token for top in tops for token in top))
-    shares = [run.last_logits[0].softmax(-1)[ids].tolist() for run in runs.values()]
-    rows = {
-        repr(lm.tokenizer.decode([token])): list(row) for token, row in zip(ids, zip(*shares, strict=True), strict=True)
-    }
-    show_table(rows, "How probable each next word is", columns=list(runs), corner="next word", digits=2)
+    from IPython.display import display
+
+    logits = {name: run.last_logits[0] for name, run in runs.items()}
+    display(words_side_by_side(lm, logits, "How probable each next word is", most))
 
 
 def word_finding(words: Words) -> str:

@@ -10,13 +10,13 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from helpers.course.ledger import DIVERGENCE, several
+from helpers.course.words import words_side_by_side
 from helpers.edits import Edit, change, edit, noise_neurons, scale_attention, scale_mlp
 from helpers.hooks import on_call, remove
 from helpers.lesson3.plots import plot_spread
 from helpers.metrics import kl, top_k
 from helpers.models import LanguageModel
 from helpers.readings import read_site, spread
-from helpers.tables import Table, make_table
 from helpers.tracing import Trace, trace
 
 WATER = "There is a lot of liquid water on planet Earth"
@@ -121,19 +121,11 @@ def same_at_each_token(change_made: Tensor) -> float:
     return float(change_made.mean(dim=(0, 1)).pow(2).sum() * batch * pos / change_made.pow(2).sum())
 
 
-def words_side_by_side(lm: LanguageModel, runs: Mapping[str, Tensor], caption: str, most: int = 3) -> Table:
-    """The `most` likeliest next tokens of each run, with their probability in every run. runs: label -> logits (1, vocabulary)."""
-    probabilities = {label: logits[0].softmax(-1) for label, logits in runs.items()}
-    ids = dict.fromkeys(i for row in probabilities.values() for i in row.topk(most).indices.tolist())
-    rows = {repr(lm.tokenizer.decode([i])): [row[i] for row in probabilities.values()] for i in ids}
-    return make_table(rows, caption, columns=list(runs), corner="next word", digits=3)
-
-
 def show_words(lm: LanguageModel, runs: Mapping[str, Tensor], caption: str, most: int = 3) -> None:
-    """Display them, at once, anywhere in a cell."""
+    """Display the likeliest next words of each run beside one another. runs: label -> logits (1, vocabulary)."""
     from IPython.display import display
 
-    display(words_side_by_side(lm, runs, caption, most))
+    display(words_side_by_side(lm, {label: logits[0] for label, logits in runs.items()}, caption, most, digits=3))
 
 
 def with_lengths_of(stream: Tensor, other: Tensor) -> Tensor:

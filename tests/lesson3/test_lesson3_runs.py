@@ -8,6 +8,7 @@ import torch
 from tiny import tiny
 
 from helpers import edit, spread, trace, zero_keys
+from helpers.course.words import words_side_by_side
 from helpers.lesson3 import runs
 from helpers.plots.style import description
 
@@ -170,7 +171,7 @@ def test_lengths_are_exchanged_and_directions_kept():
 
 def test_words_stand_side_by_side(lm):
     clean = logits(lm)[:, -1]
-    table = runs.words_side_by_side(lm, {"clean": clean, "other": -clean}, "Words", most=2)
+    table = words_side_by_side(lm, {"clean": clean[0], "other": -clean[0]}, "Words", most=2)
     best = [*clean[0].topk(2).indices.tolist(), *(-clean[0]).topk(2).indices.tolist()]
     assert [row[0] for row in table.rows] == [f"' word{i}'" for i in best]
     assert table.header == ("next word", "clean", "other")
