@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+import transformers
 
 import helpers
 from helpers.loading import POCKET_FOLDER
@@ -48,3 +50,38 @@ def test_the_readme_quotes_the_models_card():
     known, _, held_out = (row.split("|")[2].strip() for row in rows)
     honest = readme.split("## The model that ships, honestly")[1].split("\n## ")[0]
     assert re.findall(r"[\d.]+%", honest) == [known, held_out]
+
+
+def test_the_readmes_findings_are_those_of_the_lessons():
+    """Each number of a lesson's row is in the outputs of its notebook, as rounded there."""
+    nbformat = pytest.importorskip("nbformat")  # the environment with transformers 4.57 has no notebooks
+    from test_notebooks_rules import NAME_BEFORE, NUMBER, stands_in, text_of, values
+
+    rows = re.findall(
+        r"^\| (\d) \| \[.*?\]\((.*?)\).*? \| (.*) \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M
+    )
+    assert [row[0] for row in rows] == list("12345")
+    for _, path, finding in rows:
+        nb = nbformat.read(ROOT / path, as_version=4)
+        code = [cell for cell in nb.cells if cell.cell_type == "code"]
+        seen = values("\n".join(text_of(out) for cell in code for out in cell.outputs))
+        text = finding.replace("SmolLM2", "")
+        numbers = [m.group() for m in NUMBER.finditer(text) if not NAME_BEFORE.search(text[: m.start()])]
+        assert numbers and not [number for number in numbers if not stands_in(number, seen)]
+
+
+@pytest.mark.skipif(transformers.__version__ < "5", reason="the README tells what transformers 5 does")
+def test_the_hook_that_lies_in_the_readme_lies_by_as_much():
+    lm = helpers.load_model()
+    prompt, recorded, true = re.search(
+        r"\(`(There .*?)`\).*?recorded difference is ([\d.]+)\.\nThe true one is ([\d.]+)\.",
+        (ROOT / "README.md").read_text(encoding="utf-8"),
+        re.S,
+    ).groups()
+    ids = lm.encode(prompt).ids
+    with torch.no_grad():
+        clean = lm.model(ids, output_hidden_states=True).hidden_states[3]
+        with lm.model.transformer.h[2].register_forward_hook(lambda module, args, output: output * 0.5):
+            said = lm.model(ids, output_hidden_states=True).hidden_states[3]
+    assert f"{float((said - clean).norm()):.1f}" == recorded
+    assert f"{float((clean * 0.5).norm()):.1f}" == true
