@@ -125,23 +125,30 @@ function narrowDiagram() {
 }
 
 const common = { lessons: options.lessons, wide: wideDiagram(), narrow: narrowDiagram() };
-const [main, worker] = await Promise.all([bundled("main.js", "esm"), bundled("worker.js", "iife")]);
+const [main, worker, early] = await Promise.all([
+  bundled("main.js", "esm"),
+  bundled("worker.js", "iife"),
+  bundled("early.js", "iife"),
+]);
 
 // One file. Whatever it needs is in it, and its policy forbids every request.
 const base64 = (bytes) => Buffer.from(bytes).toString("base64");
-const data = Object.entries(parts)
-  .map(
-    ([name, bytes]) =>
-      `<script type="text/plain" id="data-${name}" data-bytes="${bytes.length}">${base64(bytes)}</script>`,
-  )
-  .join("\n");
+const data = (name) =>
+  `<script type="text/plain" id="data-${name}" data-bytes="${parts[name].length}">${base64(parts[name])}</script>`;
 const one = filled({
   ...common,
   policy:
     "default-src 'none'; script-src 'unsafe-inline' 'wasm-unsafe-eval' blob:; worker-src blob:; style-src 'unsafe-inline'; font-src data:; img-src data:; connect-src 'none'; form-action 'none'; base-uri 'none'",
   style: `<style>${face((name) => `data:font/woff2;base64,${base64(fontFiles[name])}`)}\n${css}</style>`,
-  // The data come first, so that they are there when the module runs; what is above is on the screen before them.
-  scripts: `${data}\n<script type="text/plain" id="worker">${inScript(worker)}</script>\n<script type="module">${inScript(main)}</script>`,
+  // The worker and its wasm come first: it compiles while the browser reads the rest. What is above is on the screen before.
+  scripts: [
+    `<script type="text/plain" id="worker">${inScript(worker)}</script>`,
+    data("wasm"),
+    `<script>${inScript(early)}</script>`,
+    data("model"),
+    data("tokenizer"),
+    `<script type="module">${inScript(main)}</script>`,
+  ].join("\n"),
 });
 const out = resolve(options.out);
 const folder = join(out, "page");
@@ -150,21 +157,23 @@ await mkdir(folder, { recursive: true });
 await writeFile(join(out, "page.html"), one);
 
 // The same as files. The names end in .bin, so that no host unpacks them by itself.
-const files = Object.entries(parts)
-  .map(
-    ([name, bytes]) =>
-      `<script type="text/plain" id="data-${name}" data-bytes="${bytes.length}" data-url="${name}.bin"></script>`,
-  )
-  .join("\n");
+const file = (name) =>
+  `<script type="text/plain" id="data-${name}" data-bytes="${parts[name].length}" data-url="${name}.bin"></script>`;
 const many = filled({
   ...common,
   policy:
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval' blob:; worker-src 'self'; style-src 'self'; font-src 'self'; img-src data:; connect-src 'self'; form-action 'none'; base-uri 'none'",
   style: '<link rel="stylesheet" href="style.css">',
-  scripts: `${files}\n<script type="text/plain" id="worker" data-url="worker.js"></script>\n<script type="module" src="main.js"></script>`,
+  scripts: [
+    '<script type="text/plain" id="worker" data-url="worker.js"></script>',
+    ...Object.keys(parts).map(file),
+    '<script src="early.js"></script>',
+    '<script type="module" src="main.js"></script>',
+  ].join("\n"),
 });
 const contents = {
   "index.html": many,
+  "early.js": early,
   "main.js": main,
   "worker.js": worker,
   "style.css": `${face((name) => name)}\n${css}`,

@@ -32,8 +32,8 @@ export class Model {
     return answer;
   }
 
-  load(sources, progress) {
-    return this.ask({ kind: "load", sources }, progress);
+  load(sources, bytes, progress) {
+    return this.ask({ kind: "load", sources, bytes }, progress);
   }
 
   read(prompt) {

@@ -6,6 +6,7 @@ import { desk } from "./desk.js";
 import { copyButton, h } from "./dom.js";
 import { logProbs, streamNorm, topK } from "./numbers.js";
 import { wordsPicture } from "./pictures.js";
+import { bytes, source } from "./sources.js";
 import { fromHash, initial, SHAPE, toHash } from "./state.js";
 import { keysStation, mapStation, partsStation, scaleStation, skipStation } from "./stations.js";
 import { number, percent, rich, speak, t } from "./text.js";
@@ -163,34 +164,15 @@ function fail(text) {
   document.documentElement.dataset.state = "failed";
 }
 
-function sources() {
-  return Object.fromEntries(
-    ["wasm", "model", "tokenizer"].map((name) => {
-      const element = byId(`data-${name}`);
-      const bytes = +element.dataset.bytes;
-      const { url } = element.dataset;
-      if (url) return [name, { url: new URL(url, location.href).href, bytes }];
-      const base64 = element.textContent;
-      element.remove(); // it would be held twice
-      return [name, { base64, bytes }];
-    }),
-  );
-}
-
-function startWorker() {
-  const element = byId("worker");
-  if (element.dataset.url) return new Worker(new URL(element.dataset.url, location.href));
-  return new Worker(URL.createObjectURL(new Blob([element.textContent], { type: "text/javascript" })));
-}
-
 async function load() {
   if (typeof WebAssembly === "undefined") return fail(t("loading.wasm"));
   if (typeof DecompressionStream === "undefined" || typeof Worker === "undefined") return fail(t("loading.old"));
   status.textContent = t("loading.start");
-  const started = performance.now();
   try {
-    const model = new Model(startWorker(), (busy) => byId("stations").setAttribute("aria-busy", busy));
-    const { vocabulary } = await model.load(sources(), (share) => {
+    if (globalThis.theWorkerFailed) throw globalThis.theWorkerFailed;
+    const model = new Model(globalThis.theWorker, (busy) => byId("stations").setAttribute("aria-busy", busy));
+    const parts = { model: source("model"), tokenizer: source("tokenizer") };
+    const { vocabulary } = await model.load(parts, bytes("wasm") + bytes("model") + bytes("tokenizer"), (share) => {
       if (share < 1) status.textContent = t("loading.part", { share: percent(share) });
       byId("progress").value = share;
     });
@@ -201,7 +183,7 @@ async function load() {
   }
   byId("progress").hidden = true;
   await read();
-  status.textContent = t("loading.ready", { seconds: number((performance.now() - started) / 1000, 1) });
+  status.textContent = t("loading.ready", { seconds: number(performance.now() / 1000, 1) });
   performance.mark("ready");
   document.documentElement.dataset.state = "ready";
   jump();

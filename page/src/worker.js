@@ -1,7 +1,8 @@
 // The worker: tokenizer and model. It answers one message at a time and looks for newer ones between the passes of a
 // sweep, so that a slider never waits for a map.
 //
-//   { id, kind: "load", sources }        sources: wasm, model and tokenizer, each { base64 } or { url }, and { bytes };
+//   { kind: "warm", source }             source of the wasm, { base64 } or { url }; no answer: `load` waits for it
+//   { id, kind: "load", sources, bytes } sources of the model and the tokenizer; bytes: of all three, packed
 //                                        → vocabulary, the text of each token
 //   { id, kind: "read", prompt }         → { ids }
 //   { id, kind: "run", ids, edits, want }  want: names of outputs, all by default → these
@@ -17,16 +18,25 @@ import { tokenTexts } from "./tokens.js";
 
 const BATCH = 144; // tokens in one batch, twelve copies of a prompt of twelve tokens: more would not cost less for each
 const OUTPUTS = ["logits", "resid", "attention_delta", "mlp_delta", "patterns"];
+// A graph of one Identity. onnxruntime compiles its wasm when it is given a first model, so it is given this one while the
+// real model is still on its way; the compiling is most of the page's start.
+const SMALLEST = "CAg6NwoQCgFhEgFiIghJZGVudGl0eRIBZ1oPCgFhEgoKCAgBEgQKAggBYg8KAWISCgoICAESBAoCCAFCBAoAEBE=";
 
 let session;
 let tokenizer;
 const waiting = [];
 const cancelled = new Set();
 let busy = false;
+let warming; // the promise of a compiled onnxruntime
+let here = 0; // packed bytes that have arrived
+let tell = () => {}; // who hears of them
 
 self.onmessage = ({ data }) => {
   if (data.kind === "cancel") cancelled.add(data.id);
-  else waiting.push(data);
+  else if (data.kind === "warm") {
+    warming = warm(data.source);
+    warming.catch(() => {}); // `load` reports it
+  } else waiting.push(data);
   if (!busy) work();
 };
 
@@ -45,20 +55,18 @@ async function answer(message) {
   }
 }
 
+async function warm(source) {
+  const wasm = await unpacked(source);
+  ort.env.wasm.numThreads = 1; // threads need a server that sends special headers; a file has no server
+  ort.env.wasm.wasmBinary = wasm.buffer;
+  ort.env.logLevel = "error";
+  await ort.InferenceSession.create(bytesOf(SMALLEST), { executionProviders: ["wasm"] });
+}
+
 const actions = {
-  async load({ id, sources }) {
-    const total = Object.values(sources).reduce((sum, source) => sum + source.bytes, 0);
-    let done = 0;
-    const arrived = (bytes) => {
-      done += bytes;
-      self.postMessage({ id, progress: done / total });
-    };
-    const [wasm, model, words] = await Promise.all(
-      ["wasm", "model", "tokenizer"].map((name) => unpacked(sources[name], arrived)),
-    );
-    ort.env.wasm.numThreads = 1; // threads need a server that sends special headers; a file has no server
-    ort.env.wasm.wasmBinary = wasm.buffer;
-    ort.env.logLevel = "error";
+  async load({ id, sources, bytes }) {
+    tell = () => self.postMessage({ id, progress: here / bytes });
+    const [model, words] = await Promise.all([unpacked(sources.model), unpacked(sources.tokenizer), warming]);
     session = await ort.InferenceSession.create(model, {
       executionProviders: ["wasm"],
       graphOptimizationLevel: "basic", // the rest takes longer at the start and runs no faster
@@ -136,20 +144,25 @@ async function pass(ids, each, want = OUTPUTS) {
 }
 
 /** The bytes of a part of the page, which lies in it as base64 or beside it as a file; gzipped in both cases. */
-async function unpacked(source, arrived) {
+async function unpacked(source) {
   let packed;
   if (source.base64 !== undefined) {
     packed = bytesOf(source.base64);
     arrived(packed.length);
   } else {
-    packed = await fetched(source.url, arrived);
+    packed = await fetched(source.url);
   }
   if (packed[0] !== 0x1f || packed[1] !== 0x8b) return packed; // a host has unpacked it already
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-async function fetched(url, arrived) {
+function arrived(bytes) {
+  here += bytes;
+  tell();
+}
+
+async function fetched(url) {
   const response = await fetch(url);
   if (!response.ok) throw new Error(`${url}: ${response.status}`);
   const parts = [];
