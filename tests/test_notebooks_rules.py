@@ -5,6 +5,7 @@ rules below are what keeps nbval honest. A rule takes a notebook (and its number
 each is also shown a small broken notebook, which it must reject.
 """
 
+import ast
 import copy
 import itertools
 import re
@@ -232,8 +233,13 @@ def second_edition(nb):
 
 
 def words(nb):
-    """Words of prose: without code, formulas' signs, links' addresses and what is folded away."""
-    text = "\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
+    """Words of prose: without code, formulas' signs, links' addresses, the list of references and what is folded away."""
+    cells = [
+        re.split(r"### References|\*\*References\.\*\*", cell.source)[0]
+        for cell in nb.cells
+        if cell.cell_type == "markdown"
+    ]
+    text = "\n".join(cells)
     text = re.sub(r"```.*?```|<details>.*?</details>|\]\([^)]*\)|<[^>]+>", " ", text, flags=re.S)
     return len(re.findall(r"\w[\w'’.-]*", text))
 
@@ -510,3 +516,22 @@ def test_numbers_are_read_as_they_are_written():
 @pytest.mark.parametrize(("rule", "change"), BREAKS, ids=[f"{i}-{rule.__name__}" for i, (rule, _) in enumerate(BREAKS)])
 def test_a_broken_notebook_is_rejected(rule, change):
     assert list(rule(broken(change), 1)) != []
+
+
+def test_the_place_of_an_option_tells_nothing():
+    """Nobody should be able to guess right by choosing always the first or always the last option."""
+    places = []
+    for lesson in LESSONS:
+        asked, answers = {}, {}
+        for cell in nbformat.read(FOLDER / f"{lesson}.ipynb", 4).cells:
+            if cell.cell_type == "code":
+                for node in ast.walk(ast.parse(cell.source)):
+                    match node:
+                        case ast.Assign(targets=[ast.Name(name)], value=ast.Call(ast.Name("predict"), [_, *options])):
+                            asked[name] = [option.value for option in options]
+                        case ast.Call(ast.Attribute(ast.Name(name), "answer"), [ast.Constant(right), *_]):
+                            answers[name] = right
+        assert asked and asked.keys() == answers.keys()
+        places += [(asked[name].index(right), len(asked[name])) for name, right in answers.items()]
+    assert sum(place == 0 for place, _ in places) <= len(places) / 2
+    assert sum(place == count - 1 for place, count in places) <= len(places) / 2

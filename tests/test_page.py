@@ -476,7 +476,7 @@ ASK = """async () => {
         waiting.set(next, resolve);
         worker.postMessage({...message, id: next++});
     });
-    const sources = Object.fromEntries(['wasm', 'model', 'tokenizer'].map(name =>
-        [name, {url: new URL(name + '.bin', location.href).href, bytes: 1}]));
-    await ask({kind: 'load', sources});
+    const at = name => ({url: new URL(name + '.bin', location.href).href});
+    worker.postMessage({kind: 'warm', source: at('wasm')});
+    await ask({kind: 'load', sources: {model: at('model'), tokenizer: at('tokenizer')}, bytes: 1});
 }"""
