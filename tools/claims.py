@@ -11,11 +11,12 @@ import argparse
 import ast
 import csv
 import hashlib
+import json
 import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
@@ -37,6 +38,16 @@ LESSONS = {
     4: ("04_head_ablation", "Head ablation"),
     5: ("05_skip_layer", "Skipping a layer"),
 }
+CELLS = {  # where a lesson measures or discusses each claim
+    "1.1": "l1-lie", "1.2": "l1-lie", "1.3": "l1-fades", "1.4": "l1-first-token", "1.5": "l1-writer", "1.6": "l1-lie-why",
+    "1.7": "l1-lie-why", "1.8": "l1-sink", "1.9": "l1-stretch",
+    "2.1": "l2-every-block", "2.2": "l2-likeness", "2.3": "l2-mask", "2.4": "l2-modes", "2.5": "l2-modes",
+    "3.1": "l3-exercise-1", "3.2": "l3-noise", "3.3": "l3-scale", "3.4": "l3-scale", "3.5": "l3-scale", "3.6": "l3-forms",
+    "3.7": "l3-look-finding", "3.8": "l3-rest", "3.9": "l3-noise-finding",
+    "4.1": "l4-maps", "4.2": "l4-swap", "4.3": "l4-top-one", "4.4": "l4-top-one", "4.5": "l4-together", "4.6": "l4-maps",
+    "4.7": "l4-swap", "4.8": "l4-together",
+    "5.1": "l5-hook", "5.2": "l5-hook-text", "5.3": "l5-hook", "5.4": "l5-price", "5.5": "l5-damage", "5.6": "l5-work-text",
+}  # fmt: skip
 BEGIN, END = "<!-- claims: begin (make claims writes this part) -->", "<!-- claims: end -->"
 HOW = """\
 A claim about a model is judged on many prompts. It is split into parts, and each part says with its threshold what must be true
@@ -120,23 +131,32 @@ def cell(claim: Claim) -> str:
     return f"**{claim.verdict_text}**<br>{claim.why}.{numbers}".replace("|", "\\|")
 
 
-def table(ledgers: Mapping[str, Sequence[Claim]], software: bool, link: Callable[[str], str]) -> str:
-    """One row for each claim, one column for each model, as markdown."""
+def table(ledgers: Mapping[str, Sequence[Claim]], software: bool, folder: str) -> str:
+    """One row for each claim, one column for each model, as markdown. folder: of the notebooks, as seen from the page."""
     rows = [f"| claim | the report says | {' | '.join(TITLES.get(model, model) for model in ledgers)} |"]
     rows.append("| --- | --- |" + " --- |" * len(ledgers))
     for claims in zip(*(in_order(claims) for claims in ledgers.values()), strict=True):
         if claims[0].software == software:
             says = claims[0].says.replace("|", "\\|")
-            rows.append(f"| {link(claims[0].number)} | {says} | {' | '.join(map(cell, claims))} |")
+            rows.append(f"| {link_to(claims[0].number, folder)} | {says} | {' | '.join(map(cell, claims))} |")
     return "\n".join(rows)
+
+
+def link_to(number: str, folder: str) -> str:
+    """A claim's number, linked to its cell (JupyterLab goes there), and the section for who reads it elsewhere."""
+    notebook = f"{LESSONS[int(number[0])][0]}.ipynb"
+    section = "opening"
+    for one in json.loads((ROOT / "notebooks" / notebook).read_text(encoding="utf-8"))["cells"]:
+        if heading := re.search(r"^## (\d+) ·", "".join(one["source"]), re.M):
+            section = f"section {heading[1]}"
+        if one["id"] == CELLS[number]:
+            return f"[{number}]({folder}{notebook}#cell-id={one['id']})<br>{section}"
+    raise ValueError(f"claim {number} is said to stand in cell {CELLS[number]!r}, which {notebook} does not have")
 
 
 def page(ledgers: Mapping[str, Sequence[Claim]], runs: Mapping[str, Run], command: str, folder: str) -> str:
     """The ledger as a page: the count, how a verdict is reached, claims about models, claims about software. folder: of the
     notebooks, as seen from the page."""
-
-    def link(number: str) -> str:
-        return f"[{number}]({folder}{LESSONS[int(number[0])][0]}.ipynb)"
 
     took = ", ".join(f"{TITLES.get(model, model)} took {runs[model]}" for model in ledgers)
     counts = "\n".join(f"- **{TITLES.get(model, model)}**: {counted(claims)}." for model, claims in ledgers.items())
@@ -156,13 +176,13 @@ A run that was stopped goes on where it was.
 
 ## Claims about models
 
-{table(ledgers, False, link)}
+{table(ledgers, False, folder)}
 
 ## Claims about software and arithmetic
 
 They would come out alike on any model of the family, or depend on a library rather than on what a model has learned.
 
-{table(ledgers, True, link)}
+{table(ledgers, True, folder)}
 """
 
 
