@@ -28,6 +28,8 @@ def test_the_tour_of_the_helpers_runs(capsys):
         exec(compile(block, f"docs/helpers.md, block {number}", "exec"), names)
     said = capsys.readouterr().out
     assert "live edits: zero_heads(5, [3, 7]), change('mlp', 6, <lambda>)" in said
+    r = float(re.search(r"144 patched heads: r = (\S+)", said)[1])
+    assert 0.9 < r < 1, "an estimate from one backward pass is near the patches, and not equal to them"
     assert "BlockOutOfRange - block 99 does not exist" in said
 
 
@@ -85,3 +87,37 @@ def test_the_hook_that_lies_in_the_readme_lies_by_as_much():
             said = lm.model(ids, output_hidden_states=True).hidden_states[3]
     assert f"{float((said - clean).norm()):.1f}" == recorded
     assert f"{float((clean * 0.5).norm()):.1f}" == true
+
+
+def test_what_the_tour_says_of_attribution_patching_on_smollm2():
+    """The strongest heads, patched one by one with plain hooks, beside the estimate from one backward pass."""
+    if not helpers.smollm2.is_here():
+        pytest.skip("the real model is not here: make real")
+    lm = helpers.load_model("smollm2")
+    berlin, rome = (f"Paris is the capital of France. {city} is the capital of" for city in ("Berlin", "Rome"))
+    germany, italy = lm.token_id(" Germany"), lm.token_id(" Italy")
+    ahead = lambda logits: logits[germany] - logits[italy]  # noqa: E731
+    other = helpers.trace(lm, rome)
+    found = helpers.trace(lm, berlin, gradients=lambda seen: ahead(seen.last_logits[0]))
+    estimate = ((other.heads - found.heads) * found.gradients.heads)[:, 0, -1].sum(-1)
+
+    def patched(block, head):
+        def hook(module, args):
+            state = args[0].clone()
+            state[:, -1].unflatten(-1, (lm.n_heads, lm.d_head))[:, head] = other.heads[block, 0, -1, head]
+            return (state,)
+
+        handle = lm.blocks[block].self_attn.o_proj.register_forward_pre_hook(hook)
+        with torch.no_grad():
+            logits = lm.model(lm.encode(berlin).ids).logits[0, -1]
+        handle.remove()
+        return float(ahead(logits) - ahead(found.last_logits[0]))
+
+    text = (DOCS / "helpers.md").read_text(encoding="utf-8")
+    guessed, cost = map(
+        float, re.search(r"head 23\.4 for ([\d.]+) nats, and the patch costs (\d+\.\d+)", text).groups()
+    )
+    assert abs(float(estimate[23, 4]) + guessed) < 0.006 and abs(patched(23, 4) + cost) < 0.006
+    strongest = [divmod(i, lm.n_heads) for i in estimate.abs().flatten().topk(10).indices.tolist()]
+    others = [(23, 0), (0, 4), (1, 4), (12, 0), (16, 4)]
+    assert min(abs(patched(*head)) for head in strongest) > max(abs(patched(*head)) for head in others)
