@@ -241,10 +241,11 @@ def verdict_4_7(gain: Sites) -> Claim:
         for site, rows in gain.items()
     ]
     sizes = ", ".join(f"{site} {middle(sum(row) / len(row) for row in rows)}" for site, rows in gain.items())
+    significant = _significant(gain, "zero", translatable("gain"), translatable("lose"))
     measured = say(
         "median difference of the mean change of log p, in nats: {sizes}; {significant}",
         sizes=sizes,
-        significant=_significant(gain, "zero", translatable("gain"), translatable("lose")),
+        significant=significant,
     )
     return judge(
         "4.7",
