@@ -23,7 +23,7 @@ OLD := .venv-4.57/bin/python
 PINS := pyproject.toml constraints.txt
 CODE := helpers tools tests start.py
 # What is about the course or its tools, not about the helpers, runs once, on the pinned transformers.
-COURSE_TESTS := $(addprefix tests/,test_notebooks_rules.py test_guards.py test_browser.py test_package.py test_training.py test_evaluation.py test_measured.py test_run_again.py test_messages.py test_readability.py test_start.py test_page.py test_page_export.py plots)
+COURSE_TESTS := $(addprefix tests/,test_notebooks_rules.py test_guards.py test_browser.py test_package.py test_training.py test_evaluation.py test_measured.py test_run_again.py test_messages.py test_readability.py test_translated.py test_start.py test_page.py test_page_export.py plots)
 # Of a lesson's room the exercises (tests/course) and the claims are tried on transformers 4.57 too.
 ROOM_TESTS := $(foreach part,language modes panel plots runs says steps study,--ignore-glob='*_$(part).py')
 # What translators wrote is compiled before it is needed; English needs nothing.
@@ -48,7 +48,7 @@ test: .venv/.test .venv-4.57/.test $(CATALOGUES) lint real page-tested
 	@echo "== every lesson in a browser =="
 	$(PY) -m pytest tests/test_browser.py
 	@echo "== everything else, and every cell of every notebook, on the pinned versions =="
-	$(PY) -m pytest tests/test_guards.py tests notebooks $(PARALLEL) --ignore=tests/test_browser.py --nbval --nbval-current-env --nbval-cell-timeout=300
+	$(PY) -m pytest tests/test_guards.py tests $(wildcard notebooks/*.ipynb) $(PARALLEL) --ignore=tests/test_browser.py --nbval --nbval-current-env --nbval-cell-timeout=300
 
 lint: .venv/.test
 	$(PY) -m ruff check $(CODE) notebooks
