@@ -6,6 +6,7 @@
 # make measure    measure again what the lessons store (an hour; goes on where it was killed; one: make measure MODEL=smollm2)
 # make bench      sweeps and traces, in plain forward passes
 # make page       the course's page for a browser, dist/page.html, which needs nothing else (needs Node.js)
+# make messages   collect what the package says for translators, and compile each language (docs/translating.md)
 # make screenshot take the README's picture from the real page (needs chromium)
 # make format     let ruff tidy the code
 # make clean      remove the environments and caches
@@ -22,30 +23,32 @@ OLD := .venv-4.57/bin/python
 PINS := pyproject.toml constraints.txt
 CODE := helpers tools tests start.py
 # What is about the course or its tools, not about the helpers, runs once, on the pinned transformers.
-COURSE_TESTS := $(addprefix tests/,test_notebooks_rules.py test_guards.py test_browser.py test_package.py test_training.py test_evaluation.py test_measured.py test_run_again.py test_start.py test_page.py test_page_export.py plots)
+COURSE_TESTS := $(addprefix tests/,test_notebooks_rules.py test_guards.py test_browser.py test_package.py test_training.py test_evaluation.py test_measured.py test_run_again.py test_messages.py test_readability.py test_translated.py test_start.py test_page.py test_page_export.py plots)
 # Of a lesson's room the exercises (tests/course) and the claims are tried on transformers 4.57 too.
-ROOM_TESTS := $(foreach part,modes panel plots runs says steps study,--ignore-glob='*_$(part).py')
+ROOM_TESTS := $(foreach part,language modes panel plots runs says steps study,--ignore-glob='*_$(part).py')
+# What translators wrote is compiled before it is needed; English needs nothing.
+CATALOGUES := $(patsubst %.po,%.mo,$(wildcard helpers/locale/*/LC_MESSAGES/helpers.po))
 # Two workers; a notebook and its kernel stay with one of them; what takes longest is named first.
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: lab test real lint notebooks claims measure bench page page-tested screenshot format constraints clean
+.PHONY: lab test real lint notebooks claims measure bench messages page page-tested screenshot format constraints clean
 .DELETE_ON_ERROR:
 
 # Without a network the pocket model still opens every lesson, so a real model that cannot be brought stops nothing here.
-lab: .venv/.lab
+lab: .venv/.lab $(CATALOGUES)
 	@$(PY) -m helpers.smollm2 || echo "Going on without the real model: the lessons' cells that use it will say so."
 	cd notebooks && exec ../$(PY) -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS) 01_downstream_scaling.ipynb
 
 real: .venv/.lab
 	$(PY) -m helpers.smollm2
 
-test: .venv/.test .venv-4.57/.test lint real page-tested
+test: .venv/.test .venv-4.57/.test $(CATALOGUES) lint real page-tested
 	@echo "== the helpers on transformers 4.57 =="
 	$(OLD) -m pytest tests $(PARALLEL) $(addprefix --ignore=,$(COURSE_TESTS)) $(ROOM_TESTS)
 	@echo "== every lesson in a browser =="
 	$(PY) -m pytest tests/test_browser.py
 	@echo "== everything else, and every cell of every notebook, on the pinned versions =="
-	$(PY) -m pytest tests/test_guards.py tests notebooks $(PARALLEL) --ignore=tests/test_browser.py --nbval --nbval-current-env --nbval-cell-timeout=300
+	$(PY) -m pytest tests/test_guards.py tests $(wildcard notebooks/*.ipynb) $(PARALLEL) --ignore=tests/test_browser.py --nbval --nbval-current-env --nbval-cell-timeout=300
 
 lint: .venv/.test
 	$(PY) -m ruff check $(CODE) notebooks
@@ -64,6 +67,12 @@ measure: .venv/.lab
 
 bench: .venv/.lab
 	$(PY) tools/bench.py
+
+messages: .venv/.lab
+	$(PY) tools/messages.py
+
+%/LC_MESSAGES/helpers.mo: %/LC_MESSAGES/helpers.po | .venv/.lab
+	$(PY) tools/messages.py --compile
 
 page: dist/page.html
 

@@ -52,6 +52,8 @@ def main() -> int:
         found = ".".join(map(str, sys.version_info[:2]))
         sys.exit(f"The course needs Python 3.11, 3.12 or 3.13, and this is {found}: start it with one of them.")
     install()
+    if any(ROOT.glob("helpers/locale/*/LC_MESSAGES/helpers.po")):
+        run(python(), "tools/messages.py", "--compile")
     if run(python(), "-m", "helpers.smollm2"):
         print("Going on without the real model: the lessons' cells that use it will say so.", flush=True)
     as_root = ["--allow-root"] if hasattr(os, "getuid") and os.getuid() == 0 else []

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from helpers.say import say
+
 from . import errors
 
 
@@ -30,7 +32,13 @@ def whole_numbers(values: object, kind: type[errors.HelpersError], name: str) ->
     given = [values] if single is not None else list(values) if isinstance(values, Iterable) else []
     found = [whole(value) for value in given]
     if not found or None in found:
-        raise kind(f"{values!r} does not name {name}s: give whole numbers, counted from 0, for example 3 or [0, 3].")
+        raise kind(
+            say(
+                "{values!r} does not name {name}s: give whole numbers, counted from 0, for example 3 or [0, 3].",
+                values=values,
+                name=name,
+            )
+        )
     return tuple(value for value in found if value is not None)
 
 
@@ -41,7 +49,15 @@ def check_indices(
     found = list(whole_numbers(values, kind, name))
     for value in found:
         if not 0 <= value < number:
-            raise kind(f"{name} {value} does not exist: {owner} {name}s 0 to {number - 1}; choose from them.")
+            raise kind(
+                say(
+                    "{name} {value} does not exist: {owner} {name}s 0 to {previous_number}; choose from them.",
+                    name=name,
+                    value=value,
+                    owner=owner,
+                    previous_number=number - 1,
+                )
+            )
     if len(set(found)) < len(found):
-        raise kind(f"{name}s {found} name one more than once: give each only once.")
+        raise kind(say("{name}s {found} name one more than once: give each only once.", name=name, found=found))
     return found

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import torch
 
+from helpers.say import say
+
 from . import errors
 from .models import LanguageModel
 
@@ -78,7 +80,11 @@ def capital_prompts(
     """
     if not isinstance(template, str) or "{capital}" not in template:
         raise errors.BadValue(
-            f"the template {template!r} has no {{capital}} in it: write one such as '{{capital}} is the capital of'."
+            say(
+                "the template {template!r} has no {{capital}} in it: write one such as '{{capital}} is the "
+                "capital of'.",
+                template=template,
+            )
         )
     countries = read_countries()
     shown = _examples(countries, template, examples)
@@ -94,11 +100,19 @@ def capital_prompts(
             text = shown + template.replace("{capital}", country.capital)
             found.append(CapitalPrompt(text, " " + country.name, " " + other.name, country.capital))
     if not found:
-        raise errors.BadValue("no country's name is one token of this model: its tokenizer leaves no prompt to ask.")
+        raise errors.BadValue(
+            say("no country's name is one token of this model: its tokenizer leaves no prompt to ask.")
+        )
     if count is None:
         return found
     if not 1 <= count <= len(found):
-        raise errors.BadValue(f"count {count} cannot be used: this model's tokenizer leaves 1 to {len(found)} prompts.")
+        raise errors.BadValue(
+            say(
+                "count {count} cannot be used: this model's tokenizer leaves 1 to {n_prompts} prompts.",
+                count=count,
+                n_prompts=len(found),
+            )
+        )
     lengths = [len(lm.token_ids(one.prompt)) for one in found]
     longest = sorted(lengths)[count - 1]
     short = [one for one, length in zip(found, lengths, strict=True) if length <= longest]
@@ -108,12 +122,18 @@ def capital_prompts(
 def _examples(countries: list[Country], template: str, names: Sequence[str]) -> str:
     """The examples' sentences, each with a full stop and a space behind it."""
     if isinstance(names, str):
-        raise errors.BadValue(f"examples {names!r} is one text: give a list of countries, for example ['France'].")
+        raise errors.BadValue(
+            say("examples {names!r} is one text: give a list of countries, for example ['France'].", names=names)
+        )
     by_name = {country.name: country for country in countries}
     for name in names:
         if name not in by_name:
             raise errors.BadValue(
-                f"the example {name!r} is not in the table of countries: write its name as there, for example 'France'."
+                say(
+                    "the example {name!r} is not in the table of countries: write its name as there, for example "
+                    "'France'.",
+                    name=name,
+                )
             )
     return "".join(f"{template.replace('{capital}', by_name[name].capital)} {name}. " for name in names)
 
@@ -141,10 +161,12 @@ def positions_of(lm: LanguageModel, prompt: str, text: str) -> list[int]:
     """
     begin = prompt.rfind(text) if text else -1
     if begin < 0:
-        raise errors.BadPrompt(f"{text!r} does not occur in the prompt {prompt!r}: give a part of it.")
+        raise errors.BadPrompt(
+            say("{text!r} does not occur in the prompt {prompt!r}: give a part of it.", text=text, prompt=prompt)
+        )
     if not getattr(lm.tokenizer, "is_fast", False):
         raise errors.BadValue(
-            "this tokenizer does not say where its tokens lie in the text: load the model with a fast tokenizer."
+            say("this tokenizer does not say where its tokens lie in the text: load the model with a fast tokenizer.")
         )
     spans = lm.tokenizer(prompt, return_offsets_mapping=True, verbose=False)["offset_mapping"]
     return [i for i, (start, stop) in enumerate(spans) if start < begin + len(text) and stop > begin]

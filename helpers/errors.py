@@ -10,7 +10,9 @@ class HelpersError(ValueError):
 
     def __init__(self, *args: object) -> None:
         super().__init__(*args)
-        self.add_note(f"What this means and how to mend it: {self.page}")
+        from .say import say  # which reports a mistake itself
+
+        self.add_note(say("What this means and how to mend it: {page}", page=self.page))
 
     @property
     def page(self) -> str:

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from helpers.say import say
+
 from . import errors, exact, smollm2
 from .families import family_named
 from .memory import need_memory
@@ -48,9 +50,13 @@ def load_model(
     Raises UnknownModel, NoNetwork, DamagedWeights, CannotStore, NotEnoughMemory, UnsupportedFamily or BadValue.
     """
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise errors.BadValue(f"dtype {dtype!r} cannot be used: give a floating dtype, for example torch.float32.")
+        raise errors.BadValue(
+            say("dtype {dtype!r} cannot be used: give a floating dtype, for example torch.float32.", dtype=dtype)
+        )
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise errors.BadValue(f"threads {threads!r} cannot be used: give a whole number, 1 or more.")
+        raise errors.BadValue(
+            say("threads {threads!r} cannot be used: give a whole number, 1 or more.", threads=threads)
+        )
     if name == "smollm2":
         source: str | Path = _real(dtype)
     else:
@@ -71,7 +77,7 @@ def _real(dtype: torch.dtype | None) -> Path:
     double = dtype == torch.float64
     need_memory(1.4e9 if double else 0.8e9, f"the real model{' in float64' if double else ''}")
     try:
-        return smollm2.bring_double() if double else smollm2.bring(say=_tell)
+        return smollm2.bring_double() if double else smollm2.bring(tell=_tell)
     except errors.CannotStore:
         if double and smollm2.is_here():  # no room for a second file: this process computes a copy of its own
             return smollm2.bring()
@@ -86,23 +92,30 @@ def _find(name: str | Path) -> str | Path:
     """Where a model is: a folder that holds everything, or else a hub name that the hub has to be asked for."""
     if not isinstance(name, str | Path) or not str(name).strip():
         raise errors.UnknownModel(
-            f"{name!r} is not the name of a model: use 'pocket', 'smollm2', a hub name such as 'gpt2', or a folder."
+            say(
+                "{name!r} is not the name of a model: use 'pocket', 'smollm2', a hub name such as 'gpt2', or a folder.",
+                name=name,
+            )
         )
     text, path = str(name), Path(name).expanduser()
     if text == "pocket":
         if not (POCKET_FOLDER / "model.safetensors").is_file():
             raise errors.UnknownModel(
-                "the pocket model is not here: the package was installed without helpers/pocket. Install it again from a "
-                "whole copy of the course, or name another model."
+                say(
+                    "the pocket model is not here: the package was installed without helpers/pocket. Install it "
+                    "again from a whole copy of the course, or name another model."
+                )
             )
         return POCKET_FOLDER
     if path.is_dir():
         _check_folder(text, path)
         return path
     if path.is_file():
-        raise errors.UnknownModel(f"{text!r} is a file: pass the folder that it is in.")
+        raise errors.UnknownModel(say("{text!r} is a file: pass the folder that it is in.", text=text))
     if isinstance(name, Path) or text.startswith((".", "~", "/")) or "\\" in text or text.count("/") > 1:
-        raise errors.UnknownModel(f"there is no folder {text!r}: check the path, or {_WAY_OUT}.")
+        raise errors.UnknownModel(
+            say("there is no folder {text!r}: check the path, or {way_out}.", text=text, way_out=_WAY_OUT)
+        )
     return _snapshot(text) or text
 
 
@@ -112,16 +125,29 @@ def _check_folder(name: str, folder: Path) -> None:
 
     if not has("config.json"):
         raise errors.UnknownModel(
-            f"the folder {name!r} holds no model (no config.json): save one there with save_pretrained, or {_WAY_OUT}."
+            say(
+                "the folder {name!r} holds no model (no config.json): save one there with save_pretrained, or "
+                "{way_out}.",
+                name=name,
+                way_out=_WAY_OUT,
+            )
         )
     if not has(*_WEIGHTS_FILES):
         raise errors.UnknownModel(
-            f"the folder {name!r} holds no model.safetensors (other formats can run code when they are read and are not "
-            f"loaded here): save it again with save_pretrained, or {_WAY_OUT}."
+            say(
+                "the folder {name!r} holds no model.safetensors (other formats can run code when they are read "
+                "and are not loaded here): save it again with save_pretrained, or {way_out}.",
+                name=name,
+                way_out=_WAY_OUT,
+            )
         )
     if not has(*_TOKENIZER_FILES):
         raise errors.UnknownModel(
-            f"the folder {name!r} holds no tokenizer (no tokenizer.json): save it there with tokenizer.save_pretrained."
+            say(
+                "the folder {name!r} holds no tokenizer (no tokenizer.json): save it there with "
+                "tokenizer.save_pretrained.",
+                name=name,
+            )
         )
 
 
@@ -134,7 +160,12 @@ def _snapshot(name: str) -> Path | None:
         config = try_to_load_from_cache(name, "config.json")
     except HFValidationError:
         raise errors.UnknownModel(
-            f"{name!r} is not the name of a model: hub names look like 'gpt2' or 'EleutherAI/pythia-70m'. Or {_WAY_OUT}."
+            say(
+                "{name!r} is not the name of a model: hub names look like 'gpt2' or 'EleutherAI/pythia-70m'. Or "
+                "{way_out}.",
+                name=name,
+                way_out=_WAY_OUT,
+            )
         ) from None
     if not isinstance(config, str):
         return None
@@ -159,7 +190,12 @@ def _ask_hub(name: str) -> None:
         reachable = answer.status_code < 500
     if not reachable:
         raise errors.NoNetwork(
-            f"{name!r} is not on this machine and the model hub does not answer: connect once so that it is cached, {_WAY_OUT}."
+            say(
+                "{name!r} is not on this machine and the model hub does not answer: connect once so that it is "
+                "cached, {way_out}.",
+                name=name,
+                way_out=_WAY_OUT,
+            )
         )
 
 
@@ -182,14 +218,23 @@ def _read(name: str, source: str | Path, dtype: torch.dtype | str) -> tuple[Any,
     missing = sorted(info["missing_keys"])
     if missing:  # transformers would fill them with random numbers and only warn
         raise errors.DamagedWeights(
-            f"the weights of {name!r} lack {len(missing)} tensors ({missing[0]}, …): the file is not whole or belongs to "
-            "another model. Fetch it again."
+            say(
+                "the weights of {name!r} lack {n_missing} tensors ({missing}, …): the file is not whole or "
+                "belongs to another model. Fetch it again.",
+                name=name,
+                n_missing=len(missing),
+                missing=missing[0],
+            )
         )
     blocks = f"{family_named(model.config.model_type).blocks.split('.')[-1]}.{model.config.num_hidden_layers}."
     if any(blocks in key for key in info["unexpected_keys"]):  # transformers would leave the rest of the model out
         raise errors.DamagedWeights(
-            f"the weights of {name!r} hold more than the {model.config.num_hidden_layers} blocks that its config.json "
-            "names: the two files do not belong together. Fetch them again."
+            say(
+                "the weights of {name!r} hold more than the {num_hidden_layers} blocks that its config.json "
+                "names: the two files do not belong together. Fetch them again.",
+                name=name,
+                num_hidden_layers=model.config.num_hidden_layers,
+            )
         )
     return model, tokenizer
 
@@ -225,7 +270,11 @@ def _explained(name: str, source: str | Path):
         raise
     except SafetensorError:
         raise errors.DamagedWeights(
-            f"the weights of {name!r} cannot be read: the file is damaged or was cut off while it was copied. Fetch it again."
+            say(
+                "the weights of {name!r} cannot be read: the file is damaged or was cut off while it was copied. "
+                "Fetch it again.",
+                name=name,
+            )
         ) from None
     except Exception as error:
         # transformers wraps the hub's own exceptions, so the reason may lie further down the chain.
@@ -236,12 +285,25 @@ def _explained(name: str, source: str | Path):
             link = link.__cause__ or link.__context__
         if any(isinstance(e, RepositoryNotFoundError) for e in chain):
             raise errors.UnknownModel(
-                f"the hub has no public model {name!r}: check the spelling, or {_WAY_OUT}."
+                say(
+                    "the hub has no public model {name!r}: check the spelling, or {way_out}.",
+                    name=name,
+                    way_out=_WAY_OUT,
+                )
             ) from None
         if isinstance(source, Path):
             raise errors.DamagedWeights(
-                f"the model in {name!r} cannot be loaded: its files are damaged or do not belong together. Copy it again."
+                say(
+                    "the model in {name!r} cannot be loaded: its files are damaged or do not belong together. Copy "
+                    "it again.",
+                    name=name,
+                )
             ) from error
         raise errors.UnknownModel(
-            f"{name!r} cannot be loaded as a language model ({str(error).splitlines()[0]}): {_WAY_OUT}."
+            say(
+                "{name!r} cannot be loaded as a language model ({error}): {way_out}.",
+                name=name,
+                error=str(error).splitlines()[0],
+                way_out=_WAY_OUT,
+            )
         ) from error

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from helpers.say import say
+
 from . import errors
 from .checks import kind_of, whole
 from .models import LanguageModel
@@ -82,7 +84,7 @@ def text_damage() -> Measure:
 
     def compute(outcome: Outcome) -> Tensor:
         if len(outcome.ids) < 2:
-            raise errors.BadPrompt("a next-token loss needs two tokens or more, but this prompt has one.")
+            raise errors.BadPrompt(say("a next-token loss needs two tokens or more, but this prompt has one."))
         edited, clean = outcome.edited.log_softmax(-1), outcome.clean.log_softmax(-1)
         change = _change(clean, edited)  # (copies, pos, vocabulary)
         rise = change[:, :-1].gather(-1, outcome.ids[1:, None].expand(len(edited), -1, -1)).squeeze(-1)
@@ -125,11 +127,18 @@ def _token_ids(lm: LanguageModel, target: Targets) -> int | list[int]:
         found = whole(value)
         if found is None:
             raise errors.TargetIsNotOneToken(
-                f"a target must be text, for example ' Germany', or a token id, but this is {kind_of(value)}."
+                say(
+                    "a target must be text, for example ' Germany', or a token id, but this is {kind}.",
+                    kind=kind_of(value),
+                )
             )
         if not 0 <= found < lm.vocabulary:
             raise errors.TargetIsNotOneToken(
-                f"token id {found} does not exist: this model has tokens 0 to {lm.vocabulary - 1}."
+                say(
+                    "token id {found} does not exist: this model has tokens 0 to {vocabulary}.",
+                    found=found,
+                    vocabulary=lm.vocabulary - 1,
+                )
             )
         return found
 
@@ -150,5 +159,7 @@ def _number(*given: int | list[int] | None) -> int | None:
     """How many prompts these token ids are for, None if for any number."""
     numbers = {len(ids) for ids in given if isinstance(ids, list)}
     if len(numbers) > 1:
-        raise errors.BadValue(f"targets and contrasts differ in number, {sorted(numbers)}: give one for each prompt.")
+        raise errors.BadValue(
+            say("targets and contrasts differ in number, {numbers}: give one for each prompt.", numbers=sorted(numbers))
+        )
     return numbers.pop() if numbers else None

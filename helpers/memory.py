@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from helpers.say import say
+
 from . import errors
 
 
@@ -30,6 +32,11 @@ def need_memory(amount: float, what: str) -> None:
     left = memory_left()
     if left < amount:
         raise errors.NotEnoughMemory(
-            f"{what} needs {amount / 1e9:.1f} GB of memory, and {max(left, 0) / 1e9:.1f} GB are left: close other notebooks and "
-            "programs, then try again. The pocket model, load_model(), needs 0.1 GB."
+            say(
+                "{what} needs {amount} GB of memory, and {left} GB are left: close other notebooks and programs, "
+                "then try again. The pocket model, load_model(), needs 0.1 GB.",
+                what=what,
+                amount=f"{amount / 1e9:.1f}",
+                left=f"{max(left, 0) / 1e9:.1f}",
+            )
         )

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from helpers.say import say
+
 from . import errors, passes
 from .checks import check_indices, kind_of, whole
 from .encoding import Encoder
@@ -55,14 +57,19 @@ class LanguageModel(Encoder):
             self.d_mlp = _features(self.part(0, self.parts.neurons_out), 0) if self.parts.neurons_out else 0
         except (AttributeError, IndexError, TypeError) as error:
             raise errors.UnsupportedFamily(
-                f"this {self.family!r} model does not keep its parts where its row says ({error}); pass the language model with "
-                "its head, for example AutoModelForCausalLM, or a row of its own: wrap(model, tokenizer, family=Family(...))."
+                say(
+                    "this {family!r} model does not keep its parts where its row says ({error}); pass the language "
+                    "model with its head, for example AutoModelForCausalLM, or a row of its own: wrap(model, "
+                    "tokenizer, family=Family(...)).",
+                    family=self.family,
+                    error=error,
+                )
             ) from None
 
     def _check_parts(self) -> int:
         """Every path of every block is there, and its shapes fit; returns the number of key heads."""
         if self.unembed is None:
-            raise AttributeError("no output embeddings")
+            raise AttributeError(say("no output embeddings"))
         _ = self.final_norm, self.blocks[0]
         found = 0
         for index in range(self.n_blocks):
@@ -73,8 +80,15 @@ class LanguageModel(Encoder):
             width = _features(self.part(index, self.parts.heads_out), 0)
             if width != self.n_heads * self.d_head:
                 raise errors.UnsupportedFamily(
-                    f"block {index}: the output projection reads {width} numbers per token, but {self.n_heads} heads of "
-                    f"{self.d_head} make {self.n_heads * self.d_head}; this model's heads are laid out in another way."
+                    say(
+                        "block {index}: the output projection reads {width} numbers per token, but {n_heads} heads of "
+                        "{d_head} make {expected}; this model's heads are laid out in another way.",
+                        index=index,
+                        width=width,
+                        n_heads=self.n_heads,
+                        d_head=self.d_head,
+                        expected=self.n_heads * self.d_head,
+                    )
                 )
             outputs = _features(self.part(index, self.parts.keys), 1)
             queries = 0 if self.parts.keys_layout == "alone" else self.n_heads
@@ -82,8 +96,14 @@ class LanguageModel(Encoder):
             found = found or number
             if rest or number < 1 or self.n_heads % number or number != found:
                 raise errors.UnsupportedFamily(
-                    f"block {index}: the keys' module writes {outputs} numbers per token, which is no fitting number of key heads "
-                    f"of {self.d_head} for {self.n_heads} heads; this model's keys are laid out in another way."
+                    say(
+                        "block {index}: the keys' module writes {outputs} numbers per token, which is no fitting number "
+                        "of key heads of {d_head} for {n_heads} heads; this model's keys are laid out in another way.",
+                        index=index,
+                        outputs=outputs,
+                        d_head=self.d_head,
+                        n_heads=self.n_heads,
+                    )
                 )
         return found
 
@@ -174,9 +194,14 @@ class LanguageModel(Encoder):
         hidden = self.model.training and bool(self.setting(self.parts.hidden_dropout))
         if hidden and not self.parts.before_mlp:
             raise errors.BadValue(
-                f"in train mode the blocks of {self.family} models drop out the deltas where no hook sees it "
-                f"({self.parts.hidden_dropout}={self.setting(self.parts.hidden_dropout)}), and attention and MLP side by side, so "
-                "that what each adds to the stream cannot be told apart: call lm.model.eval() first."
+                say(
+                    "in train mode the blocks of {family} models drop out the deltas where no hook sees it "
+                    "({setting}={value}), and attention and MLP side by side, so that what each adds to the stream "
+                    "cannot be told apart: call lm.model.eval() first.",
+                    family=self.family,
+                    setting=self.parts.hidden_dropout,
+                    value=self.setting(self.parts.hidden_dropout),
+                )
             )
         return hidden
 
@@ -201,12 +226,21 @@ class LanguageModel(Encoder):
         found = whole(block)
         if found is None:
             raise errors.BlockOutOfRange(
-                f"block {kind_of(block)} is not a whole number: choose one from 0 to {self.n_blocks - 1}."
+                say(
+                    "block {value} is not a whole number: choose one from 0 to {last_block}.",
+                    value=kind_of(block),
+                    last_block=self.n_blocks - 1,
+                )
             )
         if not 0 <= found < self.n_blocks:
             raise errors.BlockOutOfRange(
-                f"block {found} does not exist: this model has blocks 0 to {self.n_blocks - 1}; choose one of them "
-                f"(hidden state {self.n_blocks} is the output of block {self.n_blocks - 1})."
+                say(
+                    "block {found} does not exist: this model has blocks 0 to {last_block}; choose one of them "
+                    "(hidden state {n_blocks} is the output of block {last_block}).",
+                    found=found,
+                    last_block=self.n_blocks - 1,
+                    n_blocks=self.n_blocks,
+                )
             )
         return found
 
@@ -225,9 +259,12 @@ class LanguageModel(Encoder):
         """
         if not (right_padding or bool(tokens.mask[:, -1].all())):
             raise errors.BadValue(
-                "these prompts are padded on the right, and generate would go on after the padding: for generate, encode them "
-                "with padding='left' and give it tokens.ids and attention_mask=tokens.mask.long(); for a pass of which you read "
-                "real tokens alone, say lm.inputs(tokens, right_padding=True)."
+                say(
+                    "these prompts are padded on the right, and generate would go on after the padding: for "
+                    "generate, encode them with padding='left' and give it tokens.ids and "
+                    "attention_mask=tokens.mask.long(); for a pass of which you read real tokens alone, say "
+                    "lm.inputs(tokens, right_padding=True)."
+                )
             )
         found: dict[str, Tensor | bool] = {"input_ids": tokens.ids, "use_cache": False}
         if bool((tokens.mask[:, 1:] & ~tokens.mask[:, :-1]).any()):  # a real token after padding
@@ -235,8 +272,11 @@ class LanguageModel(Encoder):
             if eager and self.dtype == torch.float64 and not self.parts.exact_softmax:
                 # Their softmax runs in float32, where the mask's lowest float64 number is minus infinity: rows of NaN.
                 raise errors.BadValue(
-                    "padding on the left gives NaN in float64 with eager attention in this family (transformers computes "
-                    "the softmax in float32): pad on the right, or load the model with attn_implementation='sdpa'."
+                    say(
+                        "padding on the left gives NaN in float64 with eager attention in this family (transformers "
+                        "computes the softmax in float32): pad on the right, or load the model with "
+                        "attn_implementation='sdpa'."
+                    )
                 )
             found["attention_mask"] = tokens.mask.long()
             # Without these, padding on the left would shift the positions of the real tokens.
@@ -258,8 +298,12 @@ def _inside_peft(model: Any, parts: Family) -> Family:
     config = getattr(model, "active_peft_config", None)
     if path is None or getattr(config, "is_prompt_learning", False):
         raise errors.UnsupportedFamily(
-            f"this PEFT model ({type(config).__name__}) puts tokens or keys of its own in front of the prompt, so its positions "
-            "are not the prompt's: wrap the model inside, model.get_base_model(), or use adapters such as LoRA."
+            say(
+                "this PEFT model ({kind}) puts tokens or keys of its own in front of the prompt, so its "
+                "positions are not the prompt's: wrap the model inside, model.get_base_model(), or use adapters "
+                "such as LoRA.",
+                kind=type(config).__name__,
+            )
         )
     after = f"{path}.{parts.after_norm}" if parts.after_norm else ""
     return replace(parts, blocks=f"{path}.{parts.blocks}", final_norm=f"{path}.{parts.final_norm}", after_norm=after)
@@ -276,5 +320,9 @@ def check_model(lm: object) -> None:
     """Raises BadValue unless this is a LanguageModel."""
     if not isinstance(lm, LanguageModel):
         raise errors.BadValue(
-            f"the first argument must be a model of the helpers, not {kind_of(lm)}: make one with load_model() or wrap(model)."
+            say(
+                "the first argument must be a model of the helpers, not {kind}: make one with load_model() or "
+                "wrap(model).",
+                kind=kind_of(lm),
+            )
         )

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from helpers.say import say
+
 from . import errors, passes
 from .hooks import on_site, only_here, remove
 from .models import LanguageModel, Tokens
@@ -35,11 +37,21 @@ def attention_patterns(lm: LanguageModel, prompt: Prompt) -> Tensor:
         attentions = lm.model(**lm.inputs(tokens, right_padding=True), output_attentions=True).attentions
     if not attentions or any(weights is None for weights in attentions):
         raise errors.BadValue(
-            "this model's attention does not write its patterns down: load it with attn_implementation='eager', as load_model does."
+            say(
+                "this model's attention does not write its patterns down: load it with "
+                "attn_implementation='eager', as load_model does."
+            )
         )
     if len(attentions) != lm.n_blocks:
         missing = passes.why(lm, "block", min(len(attentions), lm.n_blocks - 1), int(len(attentions) > lm.n_blocks) * 2)
-        raise errors.DidNotRun(f"this pass wrote {len(attentions)} patterns for {lm.n_blocks} blocks: {missing}")
+        raise errors.DidNotRun(
+            say(
+                "this pass wrote {n_patterns} patterns for {n_blocks} blocks: {missing}",
+                n_patterns=len(attentions),
+                n_blocks=lm.n_blocks,
+                missing=missing,
+            )
+        )
     return torch.stack(list(attentions))
 
 
@@ -62,7 +74,12 @@ def read_site(lm: LanguageModel, prompt: Prompt, site: str, block: int) -> Tenso
         remove(handles)
     if len(found) != 1:
         raise errors.DidNotRun(
-            f"{site!r} of block {block} was to be read, but {passes.why(lm, site, block, len(found))}"
+            say(
+                "{site!r} of block {block} was to be read, but {reason}",
+                site=site,
+                block=block,
+                reason=passes.why(lm, site, block, len(found)),
+            )
         )
     return found[0]
 
@@ -74,8 +91,10 @@ def spread(resid: Tensor, include_first: bool = True) -> Tensor:
     carries a massive activation (Sun et al. 2024) it alone decides the result. Raises BadValue.
     """
     if resid.ndim != 4:
-        raise errors.BadValue(f"expected (points, batch, pos, d_model), but this has shape {tuple(resid.shape)}.")
+        raise errors.BadValue(
+            say("expected (points, batch, pos, d_model), but this has shape {shape}.", shape=tuple(resid.shape))
+        )
     kept = resid if include_first else resid[:, :, 1:]
     if kept.shape[2] == 0:
-        raise errors.BadValue("the prompt has one token: nothing is left without the first.")
+        raise errors.BadValue(say("the prompt has one token: nothing is left without the first."))
     return kept.flatten(1).std(dim=1)

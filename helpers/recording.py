@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from helpers.say import say
+
 from . import errors, hooks, passes
 from .models import LanguageModel
 
@@ -109,13 +111,23 @@ def record(lm: LanguageModel, ids: Tensor, to_the_end: bool = False) -> Clean:
         hooks.remove(handles)
     if len(calls) != lm.n_blocks or len(streams) != lm.n_blocks + 1:
         raise errors.BadValue(
-            f"{len(calls)} of {lm.n_blocks} blocks ran in a plain pass: a sweep needs all of them, put replaced ones back."
+            say(
+                "{n_called} of {n_blocks} blocks ran in a plain pass: a sweep needs all of them, put replaced "
+                "ones back.",
+                n_called=len(calls),
+                n_blocks=lm.n_blocks,
+            )
         )
     if changed:
         place = f"block {changed[0]}" if changed[0] < lm.n_blocks else "the final norm"
         raise errors.BadValue(
-            f"what enters {place} is not what block {changed[0] - 1} returned, and a sweep calls the blocks one by one: take "
-            "off what changes the stream in between (a replaced forward?), or do it in a hook on the block."
+            say(
+                "what enters {place} is not what block {changed} returned, and a sweep calls the blocks one by "
+                "one: take off what changes the stream in between (a replaced forward?), or do it in a hook on "
+                "the block.",
+                place=place,
+                changed=changed[0] - 1,
+            )
         )
     if to_the_end:
         _check_read_out(lm, streams[-1], output.logits)
@@ -138,8 +150,11 @@ def _check_read_out(lm: LanguageModel, last: Tensor, logits: Tensor) -> None:
     eps = max(torch.finfo(lm.dtype).eps, torch.finfo(logits.dtype).eps)  # some families give float32 logits always
     if apart.max() > 1000 * eps * scale:
         raise errors.BadValue(
-            f"the model's logits are not its final norm and unembedding of the last block's output: they differ by "
-            f"{apart.max():.2g}, so a sweep would measure something else. Put back what replaces its forward."
+            say(
+                "the model's logits are not its final norm and unembedding of the last block's output: they "
+                "differ by {apart}, so a sweep would measure something else. Put back what replaces its forward.",
+                apart=f"{apart.max():.2g}",
+            )
         )
 
 
@@ -163,19 +178,28 @@ def refuse_what_a_walk_cannot_do(lm: LanguageModel) -> None:
     """Raises BadValue in train mode, for hooks on the whole model, and for weights that are not there."""
     if lm.model.training:
         raise errors.BadValue(
-            "the model is in train mode, where dropout makes every copy another experiment: call lm.model.eval() first."
+            say(
+                "the model is in train mode, where dropout makes every copy another experiment: call "
+                "lm.model.eval() first."
+            )
         )
     steps = lm.parts.blocks.split(".")
     for name in [".".join(steps[:n]) for n in range(len(steps) + 1)]:
         if hooks.has_other_hooks(lm.model.get_submodule(name), lm.edit_handles, inside=False):
             raise errors.BadValue(
-                f"a hook hangs on {f'lm.model.{name}' if name else 'lm.model'} as a whole, and a sweep calls the blocks one by "
-                "one: take it off first, or hang it on a block."
+                say(
+                    "a hook hangs on {name} as a whole, and a sweep calls the blocks one by one: take it off first, "
+                    "or hang it on a block.",
+                    name=f"lm.model.{name}" if name else "lm.model",
+                )
             )
     for name in _weights_nowhere(lm.model):
         raise errors.BadValue(
-            f"the weight {name} is on the meta device and nothing brings it back for a pass, so its numbers do not exist: "
-            "load the model whole, or let accelerate offload it."
+            say(
+                "the weight {name} is on the meta device and nothing brings it back for a pass, so its numbers "
+                "do not exist: load the model whole, or let accelerate offload it.",
+                name=name,
+            )
         )
 
 

@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from helpers.say import say
+
 from . import errors, staircase
 from .models import LanguageModel, Tokens
 from .tracing import trace
@@ -64,8 +66,10 @@ def head_values(
         return _resampled(lm, rows, reference, generator)
     if isinstance(replacement, str) and replacement == "mean" and reference is None and len(rows) < 2:
         raise errors.BadValue(
-            "the mean per position over one prompt is that prompt's own output, and nothing would change: sweep two or "
-            "more prompts, pass some as reference=, or use replacement='pooled mean'."
+            say(
+                "the mean per position over one prompt is that prompt's own output, and nothing would change: "
+                "sweep two or more prompts, pass some as reference=, or use replacement='pooled mean'."
+            )
         )
     pool = _padded(rows if reference is None else reference)
     if isinstance(replacement, str) and replacement in ("mean", "pooled mean"):
@@ -95,7 +99,11 @@ def _heads_tensor(lm: LanguageModel, replacement: object) -> Tensor:
         replacement = torch.zeros(())
     if not isinstance(replacement, Tensor):
         raise errors.BadValue(
-            f"replacement {replacement!r} is unknown: choose 'zero', 'mean', 'pooled mean', 'resample', or a tensor."
+            say(
+                "replacement {replacement!r} is unknown: choose 'zero', 'mean', 'pooled mean', 'resample', or a "
+                "tensor.",
+                replacement=replacement,
+            )
         )
     if replacement.ndim == 4:
         shape = (lm.n_blocks, replacement.shape[1], lm.n_heads, lm.d_head)
@@ -103,8 +111,12 @@ def _heads_tensor(lm: LanguageModel, replacement: object) -> Tensor:
         return replacement.to(device=lm.device, dtype=lm.dtype).broadcast_to(shape)
     except RuntimeError:
         raise errors.BadValue(
-            f"the replacement has shape {tuple(replacement.shape)}, which does not broadcast to (n_blocks, n_heads, d_head) "
-            f"= {(lm.n_blocks, lm.n_heads, lm.d_head)}, nor to (n_blocks, pos, n_heads, d_head)."
+            say(
+                "the replacement has shape {shape}, which does not broadcast to (n_blocks, n_heads, d_head) = "
+                "{right_shape}, nor to (n_blocks, pos, n_heads, d_head).",
+                shape=tuple(replacement.shape),
+                right_shape=(lm.n_blocks, lm.n_heads, lm.d_head),
+            )
         ) from None
 
 
@@ -114,11 +126,14 @@ def _resampled(
     """Each prompt's partner is drawn now, once: never itself, if the partners are the swept prompts."""
     if not isinstance(generator, torch.Generator):
         raise errors.BadValue(
-            "resample draws other prompts: pass generator=torch.Generator().manual_seed(0), so that it can be repeated."
+            say(
+                "resample draws other prompts: pass generator=torch.Generator().manual_seed(0), so that it can "
+                "be repeated."
+            )
         )
     same, pool = reference is None, rows if reference is None else reference
     if same and len(pool) < 2:
-        raise errors.BadValue("resample needs other prompts: sweep two or more, or pass some as reference=.")
+        raise errors.BadValue(say("resample needs other prompts: sweep two or more, or pass some as reference=."))
     drawn = torch.randint(int(same), len(pool), (len(rows),), generator=generator)
     partner = ((torch.arange(len(rows)) + drawn) % len(pool) if same else drawn).tolist()
 

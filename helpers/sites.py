@@ -14,6 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from helpers.say import say
+
 from . import errors
 from .models import LanguageModel
 
@@ -34,7 +36,9 @@ class Site:
 def check_site(site: object) -> None:
     """Raises BadEdit unless blocks have such a site."""
     if site not in SITES:
-        raise errors.BadEdit(f"there is no site {site!r} in a block: choose one of {', '.join(SITES)}.")
+        raise errors.BadEdit(
+            say("there is no site {site!r} in a block: choose one of {sites}.", site=site, sites=", ".join(SITES))
+        )
 
 
 def site_of(lm: LanguageModel, site: str) -> Site:
@@ -43,7 +47,9 @@ def site_of(lm: LanguageModel, site: str) -> Site:
     parts = lm.parts
     lacking = parts.lacks(site)
     if lacking is not None:
-        raise errors.BadEdit(f"{lm.family} models have no site {site!r}: {lacking}.")
+        raise errors.BadEdit(
+            say("{family} models have no site {site!r}: {lacking}.", family=lm.family, site=site, lacking=lacking)
+        )
     if site == "block":
         return Site("", "output")
     if site == "attention":

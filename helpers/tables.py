@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from helpers.say import say
+
 TINY = 1e-12
 NUMBER = re.compile(r"(< )?[-+−×]?\s?[\d.,]+(e[+-]?\d+)?( ?%)?|nan|-?inf")
 BREAKS = re.compile(r".[ -]")  # where a browser may break a number
@@ -37,7 +39,7 @@ def format_number(value: Any, digits: int = 4) -> str:
     if hasattr(value, "item"):  # a tensor or numpy scalar
         value = value.item()
     if isinstance(value, bool):
-        return "yes" if value else "no"
+        return say("yes") if value else say("no")
     if isinstance(value, int):
         return str(value)
     number = float(value)
@@ -130,7 +132,7 @@ def make_table(
     """
     if isinstance(data, Mapping):
         if rows is not None:
-            raise ValueError("a mapping brings its own row labels: leave `rows` out")
+            raise ValueError(say("a mapping brings its own row labels: leave `rows` out"))
         rows, series = list(data), [_cells(value) for value in data.values()]
     else:
         plain = _cells(data)
@@ -139,10 +141,17 @@ def make_table(
     names = [format_number(name) for name in (columns if columns is not None else range(width))]
     labels = [format_number(name) for name in (rows if rows is not None else [""] * len(series))]
     if len(labels) != len(series):
-        raise ValueError(f"{len(labels)} row labels for {len(series)} rows")
+        raise ValueError(say("{n_labels} row labels for {n_rows} rows", n_labels=len(labels), n_rows=len(series)))
     for label, row in zip(labels, series, strict=True):
         if len(row) != len(names):
-            raise ValueError(f"row {label!r} has {len(row)} cells for {len(names)} columns")
+            raise ValueError(
+                say(
+                    "row {label!r} has {n_cells} cells for {n_columns} columns",
+                    label=label,
+                    n_cells=len(row),
+                    n_columns=len(names),
+                )
+            )
     body = tuple(
         (label, *(format_number(cell, digits) for cell in row)) for label, row in zip(labels, series, strict=True)
     )

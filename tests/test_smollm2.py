@@ -228,7 +228,7 @@ SCRIPT = """
 import sys, json, helpers.smollm2 as smollm2
 from helpers.errors import HelpersError
 try:
-    print(smollm2.bring(smollm2.Source(**json.loads(sys.argv[1])), say=lambda text: print(text, file=sys.stderr, flush=True)))
+    print(smollm2.bring(smollm2.Source(**json.loads(sys.argv[1])), tell=lambda text: print(text, file=sys.stderr, flush=True)))
 except HelpersError as mistake:
     print(type(mistake).__name__, mistake)
 """

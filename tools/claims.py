@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 import transformers
 
-from helpers import HelpersError, LanguageModel, load_model
+from helpers import HelpersError, LanguageModel, load_model, set_language
 from helpers.course.ledger import Claim, Kept, Verdict, in_order
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -244,6 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--model", help="only this one: 'pocket', 'smollm2', a name on the model hub, or a local folder"
     )
     chosen = parser.parse_args(arguments).model
+    set_language("en")  # the files are committed
     ledgers: dict[str, list[Claim]] = {}
     runs: dict[str, Run] = {}
     try:

@@ -24,10 +24,13 @@ from typing import Any
 import torch
 
 from helpers.models import LanguageModel
+from helpers.say import say, translatable
 from helpers.wrapping import wrap
 
-NOT_TRIED_FUNCTION = "Not tried yet. Fill in the function above and run this cell again."
-NOT_TRIED_VALUE = "Not tried yet. Write your answer in place of the three dots above and run this cell again."
+NOT_TRIED_FUNCTION = translatable("Not tried yet. Fill in the function above and run this cell again.")
+NOT_TRIED_VALUE = translatable(
+    "Not tried yet. Write your answer in place of the three dots above and run this cell again."
+)
 
 
 class Almost(Exception):
@@ -72,13 +75,19 @@ class Exercise:
     @property
     def not_tried(self) -> str:
         """What a learner reads who has not answered yet: some exercises ask for a function, others for a value."""
-        return NOT_TRIED_FUNCTION if callable(self.stub) else NOT_TRIED_VALUE
+        return say(NOT_TRIED_FUNCTION if callable(self.stub) else NOT_TRIED_VALUE)
 
     @property
     def heading(self) -> str:
         """The two facts over each exercise, as its notebook prints them."""
         dots = "●" * self.difficulty + "○" * (3 - self.difficulty)
-        return f"**Exercise {self.number} · {self.title}** difficulty {dots} · {self.minutes} minutes"
+        return say(
+            "**Exercise {number} · {title}** difficulty {dots} · {minutes} minutes",
+            number=self.number,
+            title=say(self.title),
+            dots=dots,
+            minutes=self.minutes,
+        )
 
 
 def judge(exercise: Exercise, answer: Any) -> Outcome:
@@ -92,10 +101,14 @@ def judge(exercise: Exercise, answer: Any) -> Outcome:
     except Almost as reason:
         complaint = str(reason)
     except Exception as error:  # an answer of a shape that the check did not expect
-        complaint = f"this cannot be checked: what came back led to {type(error).__name__}: {error}"
+        complaint = say(
+            "this cannot be checked: what came back led to {error_kind}: {error}",
+            error_kind=type(error).__name__,
+            error=error,
+        )
     if complaint is None:
-        return Outcome("right", f"✓ Exercise {exercise.number}")
-    return Outcome("almost", f"Almost: {complaint}")
+        return Outcome("right", say("✓ Exercise {number}", number=exercise.number))
+    return Outcome("almost", say("Almost: {complaint}", complaint=say(complaint)))
 
 
 def found(exercise: Exercise, answer: Any) -> str:
@@ -104,7 +117,11 @@ def found(exercise: Exercise, answer: Any) -> str:
     try:
         return exercise.payoff(answer)
     except Exception as error:
-        return f"(What it finds on a model cannot be shown here: {type(error).__name__}: {str(error).splitlines()[0]})"
+        return say(
+            "(What it finds on a model cannot be shown here: {error_kind}: {error})",
+            error_kind=type(error).__name__,
+            error=str(error).splitlines()[0],
+        )
 
 
 def a_model() -> tuple[LanguageModel, str]:
@@ -112,7 +129,7 @@ def a_model() -> tuple[LanguageModel, str]:
     from helpers import smollm2
     from helpers.loading import load_model
 
-    return (load_model("smollm2"), "SmolLM2") if smollm2.is_here() else (load_model(), "the pocket model")
+    return (load_model("smollm2"), "SmolLM2") if smollm2.is_here() else (load_model(), say("the pocket model"))
 
 
 def checker(exercise: Exercise) -> Callable[[Any], None]:
@@ -134,19 +151,29 @@ def find(number: str) -> Exercise:
     lesson = str(number).split(".")[0]
     name = f"helpers.lesson{lesson}.exercises"
     if not lesson.isdigit() or util.find_spec(f"helpers.lesson{lesson}") is None:
-        raise ValueError(f"exercise {number!r} does not exist: write the lesson and the exercise, for example '1.3'.")
+        raise ValueError(
+            say(
+                "exercise {number!r} does not exist: write the lesson and the exercise, for example '1.3'.",
+                number=number,
+            )
+        )
     exercises: tuple[Exercise, ...] = import_module(name).EXERCISES
     for exercise in exercises:
         if exercise.number == str(number):
             return exercise
     raise ValueError(
-        f"exercise {number!r} does not exist: lesson {lesson} has {', '.join(e.number for e in exercises)}."
+        say(
+            "exercise {number!r} does not exist: lesson {lesson} has {numbers}.",
+            number=number,
+            lesson=lesson,
+            numbers=", ".join(e.number for e in exercises),
+        )
     )
 
 
 def hint(number: str) -> None:
     """Print the hint of an exercise: `hint("1.3")`."""
-    print(_wrapped(find(number).hint))
+    print(_wrapped(say(find(number).hint)))
 
 
 def show_solution(number: str) -> None:
@@ -199,11 +226,18 @@ def _ask(answer: Callable[..., Any]) -> Callable[..., Any]:
             raise NotTried from None
         except Exception as error:
             said = str(error).strip().split("\n")[0]
-            raise Almost(f"{name} raised {type(error).__name__}{': ' + said if said else ''}") from None
+            raise Almost(
+                say(
+                    "{name} raised {error_kind}{reason}",
+                    name=name,
+                    error_kind=type(error).__name__,
+                    reason=": " + said if said else "",
+                )
+            ) from None
         if result is ...:
             raise NotTried
         if result is None:
-            raise Almost(f"{name} returned None; is a `return` missing?")
+            raise Almost(say("{name} returned None; is a `return` missing?", name=name))
         return result
 
     return call

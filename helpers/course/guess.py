@@ -17,6 +17,7 @@ from typing import Any
 import ipywidgets as widgets
 
 from helpers.errors import BadValue
+from helpers.say import say
 
 
 class Guess:
@@ -25,7 +26,11 @@ class Guess:
     def __init__(self, question: str, *options: str) -> None:
         if not question.strip() or len(options) < 2 or len(set(options)) < len(options):
             raise BadValue(
-                f"a guess needs a question and two options or more, each once; got {question!r} and {list(options)}."
+                say(
+                    "a guess needs a question and two options or more, each once; got {question!r} and {options}.",
+                    question=question,
+                    options=list(options),
+                )
             )
         self.question, self.options = question, options
         self.right: str | None = None
@@ -33,11 +38,12 @@ class Guess:
             options=[(option, option) for option in options],
             value=None,
             description="",
-            tooltips=[f"My guess: {option}" for option in options],
+            tooltips=[say("My guess: {option}", option=option) for option in options],
             style=widgets.ToggleButtonsStyle(button_width="auto"),
         )
         self._said = widgets.HTML()
-        asked = widgets.HTML(f"<p><strong>Your guess.</strong> {escape(question)}</p>")
+        head = escape(say("Your guess."))
+        asked = widgets.HTML(f"<p><strong>{head}</strong> {escape(question)}</p>")
         self.widget = widgets.VBox([asked, self._choice, self._said])
         self._choice.observe(self._on_choice, names="value")
 
@@ -48,31 +54,32 @@ class Guess:
     @guessed.setter
     def guessed(self, option: str | None) -> None:
         if option is not None and option not in self.options:
-            raise BadValue(f"{option!r} is not among the options: {', '.join(self.options)}.")
+            raise BadValue(
+                say("{option!r} is not among the options: {options}.", option=option, options=", ".join(self.options))
+            )
         self._choice.value = option
 
     def answer(self, right: str, found: str) -> None:
         """Print what was found, beside the guess if there is one. right: one of the options; found: a sentence with its numbers."""
         if right not in self.options:
-            raise BadValue(f"{right!r} is not among the options: {', '.join(self.options)}.")
+            raise BadValue(
+                say("{right!r} is not among the options: {options}.", right=right, options=", ".join(self.options))
+            )
         self.right = right
         if self.guessed is None:
-            said = f"It is “{right}”: {found}"
+            said = say("It is “{right}”: {found}", right=right, found=found)
         elif self.guessed == right:
-            said = f"You said “{right}”, and so it is: {found}"
+            said = say("You said “{right}”, and so it is: {found}", right=right, found=found)
         else:
-            said = f"You said “{self.guessed}”. It is “{right}”: {found}"
+            said = say("You said “{guessed}”. It is “{right}”: {found}", guessed=self.guessed, right=right, found=found)
         print("\n".join(textwrap.wrap(said, 96, break_long_words=False, break_on_hyphens=False)))
 
     def _on_choice(self, change: Any) -> None:
-        self._said.value = (
-            f'<p role="status" aria-live="polite">You said “{escape(self.guessed)}”. Run on.</p>'
-            if self.guessed
-            else ""
-        )
+        said = say("You said “{guessed}”. Run on.", guessed=self.guessed) if self.guessed else ""
+        self._said.value = said and f'<p role="status" aria-live="polite">{escape(said)}</p>'
 
     def __repr__(self) -> str:
-        return f"Your guess. {self.question}  ( {' | '.join(self.options)} )"
+        return say("Your guess. {question}  ( {options} )", question=self.question, options=" | ".join(self.options))
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         view = {"model_id": self.widget.model_id, "version_major": 2, "version_minor": 0}
@@ -92,7 +99,17 @@ def show_guesses(*guesses: Guess) -> None:
     """Print each question with the learner's guess and the answer, and how many were right: for the end of a lesson."""
     made = [guess for guess in guesses if guess.guessed is not None]
     for number, guess in enumerate(guesses, 1):
-        answer = "not answered yet" if guess.right is None else guess.right
-        print(f"{number}. {guess.question}\n   guess: {guess.guessed or 'none'}; answer: {answer}")
+        answer = say("not answered yet") if guess.right is None else guess.right
+        print(
+            say(
+                "{number}. {question}\n   guess: {guess}; answer: {answer}",
+                number=number,
+                question=guess.question,
+                guess=guess.guessed or say("none"),
+                answer=answer,
+            )
+        )
     right = sum(guess.guessed == guess.right for guess in made)
-    print(f"{right} right of {len(made)} guesses." if made else "No guesses this time.")
+    print(
+        say("{right} right of {tried} guesses.", right=right, tried=len(made)) if made else say("No guesses this time.")
+    )

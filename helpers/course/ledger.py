@@ -26,6 +26,7 @@ from helpers.errors import BadValue
 from helpers.measures import Measure
 from helpers.metrics import kl
 from helpers.models import LanguageModel
+from helpers.say import say, translatable
 from helpers.tables import Table, format_number
 from helpers.texts import held_out_passages
 
@@ -42,12 +43,12 @@ STORED = Path(__file__).parents[1] / "data" / "claims.csv"  # written by tools/c
 class Verdict(StrEnum):
     """What a measurement says about a claim."""
 
-    HOLDS = "holds"
-    PARTLY = "holds in part"
-    FAILS = "does not hold"
-    CONSTRUCTION = "true by construction"
-    VERSION = "depends on the library version"
-    UNTESTED = "cannot be tested on this model"
+    HOLDS = translatable("holds")
+    PARTLY = translatable("holds in part")
+    FAILS = translatable("does not hold")
+    CONSTRUCTION = translatable("true by construction")
+    VERSION = translatable("depends on the library version")
+    UNTESTED = translatable("cannot be tested on this model")
 
 
 HOLDS, PARTLY, FAILS, CONSTRUCTION, VERSION, UNTESTED = Verdict
@@ -70,10 +71,14 @@ class Claim:
     def verdict_text(self) -> str:
         """The verdict and, for a claim about the model, on how many prompts the whole of it is true."""
         if self.over is None:
-            return str(self.verdict)
-        count = f"{self.over[0]} of {self.over[1]} prompts"
-        between = {HOLDS: " on", PARTLY: ": wholly true on"}.get(self.verdict, ": true on")
-        return f"{self.verdict}{between} {count}"
+            return say(self.verdict.value)
+        true, tried = self.over
+        if self.verdict == HOLDS:
+            return say("holds on {true} of {tried} prompts", true=true, tried=tried)
+        if self.verdict == PARTLY:
+            return say("holds in part: wholly true on {true} of {tried} prompts", true=true, tried=tried)
+        verdict = say(self.verdict.value)
+        return say("{verdict}: true on {true} of {tried} prompts", verdict=verdict, true=true, tried=tried)
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,9 @@ def judge(
     whole = sum(all(row) for row in zip(*(part.true for part in parts), strict=True))
     core = max(sum(part.true) for part in parts[:cores])
     verdict = HOLDS if whole >= NEARLY_ALL * n else FAILS if 2 * core < n else PARTLY
-    why = "; ".join(f"{part.what}: {sum(part.true)} of {n}" for part in parts) + (f". {note}" if note else "")
+    why = "; ".join(say("{what}: {true} of {n}", what=part.what, true=sum(part.true), n=n) for part in parts) + (
+        f". {note}" if note else ""
+    )
     return Claim(number, says, verdict, why, measured, over=(whole, n))
 
 
@@ -204,16 +211,16 @@ def in_order(claims: Iterable[Claim]) -> list[Claim]:
     return sorted(claims, key=lambda claim: tuple(int(part) for part in claim.number.split(".")))
 
 
-def ledger_table(claims: Iterable[Claim], caption: str = "Claims ledger") -> Table:
+def ledger_table(claims: Iterable[Claim], caption: str = translatable("Claims ledger")) -> Table:
     """Return the claims as a table, one row each, in order of their numbers."""
     return Table(
-        caption,
-        ("claim", "the report says", "verdict", "why", "measured"),
+        say(caption),
+        (say("claim"), say("the report says"), say("verdict"), say("why"), say("measured")),
         tuple((c.number, c.says, c.verdict_text, c.why, c.measured) for c in in_order(claims)),
     )
 
 
-def show_ledger(claims: Iterable[Claim], caption: str = "Claims ledger") -> None:
+def show_ledger(claims: Iterable[Claim], caption: str = translatable("Claims ledger")) -> None:
     """Display the ledger, at once, anywhere in a cell."""
     from IPython.display import display
 
@@ -226,13 +233,20 @@ def committed(lesson: int) -> Table:
     with STORED.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             if row["claim"].split(".")[0] == str(lesson):
-                over = f" (wholly true on {row['true on']} of {row['of prompts']})" if row["of prompts"] else ""
-                rows.setdefault(row["claim"], [row["claim"], row["the report says"]]).append(row["verdict"] + over)
+                over = (
+                    say(" (wholly true on {true} of {tried})", true=row["true on"], tried=row["of prompts"])
+                    if row["of prompts"]
+                    else ""
+                )
+                here = rows.setdefault(row["claim"], [row["claim"], say(row["the report says"])])
+                here.append(say(row["verdict"]) + over)
     if not rows:
-        raise BadValue(f"lesson {lesson!r} has no claims: lessons are 1 to 5.")
-    header = ("claim", "the report says", "the pocket model", "SmolLM2-135M")
+        raise BadValue(say("lesson {lesson!r} has no claims: lessons are 1 to 5.", lesson=lesson))
+    header = (say("claim"), say("the report says"), say("the pocket model"), "SmolLM2-135M")
     return Table(
-        f"Verdicts on lesson {lesson}'s claims, measured beforehand", header, tuple(tuple(row) for row in rows.values())
+        say("Verdicts on lesson {lesson}'s claims, measured beforehand", lesson=lesson),
+        header,
+        tuple(tuple(row) for row in rows.values()),
     )
 
 

@@ -34,6 +34,7 @@ from helpers.errors import BadValue, HelpersError
 from helpers.models import LanguageModel, check_model
 from helpers.plots.style import WIDGET_DPI, to_img
 from helpers.replay import Replay
+from helpers.say import say, translatable
 
 LABEL = {"description_width": "initial"}  # the whole label, however long
 WIDE = widgets.Layout(width="500px", max_width="100%")
@@ -71,14 +72,14 @@ class Panel:
         self.text = ""
         self._sources: dict[str, Source] = dict(models) if isinstance(models, Mapping) else {ONE: models}
         if not self._sources:
-            raise BadValue("a panel needs a model: pass one, or names with models, for example {'pocket': lm}.")
+            raise BadValue(say("a panel needs a model: pass one, or names with models, for example {'pocket': lm}."))
         for source in self._sources.values():
             if isinstance(source, nn.Module) or not callable(source):  # a bare transformers model is no loader
                 check_model(source)
         self._loaded: dict[str, Replay | HelpersError] = {}
         self._fitted: LanguageModel | None = None
         names = list(self._sources)
-        self.controls = {"model": choice(names, label="model")} if len(names) > 1 else {}
+        self.controls = {"model": choice(names, label=translatable("model"))} if len(names) > 1 else {}
         self.controls |= controls
         self._compute, self._draw, self._summary = compute, draw, summary
         self._sizes, self._words = sizes, words
@@ -183,40 +184,51 @@ class IndexSlider(widgets.IntSlider):
         self.max = count - 1  # a value beyond it becomes the last
 
 
-def block_slider(value: int = 0, label: str = "block") -> IndexSlider:
+def block_slider(value: int = 0, label: str = translatable("block")) -> IndexSlider:
     """A slider over the blocks of the chosen model."""
     return index_slider(value, label)
 
 
-def index_slider(value: int = 0, label: str = "head") -> IndexSlider:
+def index_slider(value: int = 0, label: str = translatable("head")) -> IndexSlider:
     """A slider over 0 to a number that the panel's `sizes` tells."""
     return IndexSlider(
-        value=value, min=0, max=value, description=label, continuous_update=False, style=LABEL, layout=WIDE
+        value=value, min=0, max=value, description=say(label), continuous_update=False, style=LABEL, layout=WIDE
     )
 
 
 def factor_slider(
-    value: float = 0.5, low: float = 0.0, high: float = 3.0, step: float = 0.1, label: str = "factor"
+    value: float = 0.5, low: float = 0.0, high: float = 3.0, step: float = 0.1, label: str = translatable("factor")
 ) -> widgets.FloatSlider:
     """A slider over numbers from `low` to `high`."""
     return widgets.FloatSlider(
-        value=value, min=low, max=high, step=step, description=label, continuous_update=False, style=LABEL, layout=WIDE
+        value=value,
+        min=low,
+        max=high,
+        step=step,
+        description=say(label),
+        continuous_update=False,
+        style=LABEL,
+        layout=WIDE,
     )
 
 
-def prompt_box(value: str, label: str = "prompt") -> widgets.Text:
+def prompt_box(value: str, label: str = translatable("prompt")) -> widgets.Text:
     """A line of text that takes effect with Enter or when it loses the focus."""
-    return widgets.Text(value=value, description=label, continuous_update=False, style=LABEL, layout=WIDE)
+    return widgets.Text(value=value, description=say(label), continuous_update=False, style=LABEL, layout=WIDE)
 
 
-def choice(options: Sequence[Any], value: Any = None, label: str = "measure") -> widgets.Dropdown:
+def choice(options: Sequence[Any], value: Any = None, label: str = translatable("measure")) -> widgets.Dropdown:
     """A list to choose one of `options` from (values, or pairs of label and value); the first unless told."""
-    first = options[0][1] if isinstance(options[0], tuple) else options[0]
+    pairs = [option if isinstance(option, tuple) else (str(option), option) for option in options]
     return widgets.Dropdown(
-        options=options, value=first if value is None else value, description=label, style=LABEL, layout=WIDE
+        options=[(say(name), one) for name, one in pairs],
+        value=pairs[0][1] if value is None else value,
+        description=say(label),
+        style=LABEL,
+        layout=WIDE,
     )
 
 
 def tick(value: bool, label: str) -> widgets.Checkbox:
     """A box to tick."""
-    return widgets.Checkbox(value=value, description=label, indent=False, style=LABEL, layout=WIDE)
+    return widgets.Checkbox(value=value, description=say(label), indent=False, style=LABEL, layout=WIDE)

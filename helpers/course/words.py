@@ -11,6 +11,7 @@ from torch import Tensor
 
 from helpers.models import LanguageModel
 from helpers.plots.style import CLEAN, EDITED
+from helpers.say import say
 from helpers.tables import Table, format_number, make_table
 
 CELL = "padding: 1px 8px"
@@ -45,7 +46,7 @@ def words_side_by_side(
     shares = {label: logits.softmax(-1) for label, logits in runs.items()}
     ids = dict.fromkeys(i for row in shares.values() for i in row.topk(most).indices.tolist())
     rows = {repr(lm.tokenizer.decode([i])): [float(row[i]) for row in shares.values()] for i in ids}
-    return make_table(rows, caption, columns=list(runs), corner="next word", digits=digits)
+    return make_table(rows, caption, columns=list(runs), corner=say("next word"), digits=digits)
 
 
 def words_table(words: Words, change: bool = False) -> str:
@@ -53,7 +54,7 @@ def words_table(words: Words, change: bool = False) -> str:
 
     change: with the change of log p, in nats, in a last column.
     """
-    names = ("clean", "edited", "Δ log p (nats)")[: 3 if change else 2]
+    names = (say("clean"), say("edited"), say("Δ log p (nats)"))[: 3 if change else 2]
     head = "".join(f'<th scope="col" style="text-align: right; {CELL}">{escape(name)}</th>' for name in names)
     rows = []
     for name, before, after in zip(words.names, words.clean, words.edited, strict=True):
@@ -64,9 +65,10 @@ def words_table(words: Words, change: bool = False) -> str:
         rows.append(
             f'<tr><th scope="row" style="text-align: left; font-weight: normal; {CELL}">{escape(repr(name))}</th>{cells}</tr>'
         )
+    corner = escape(say("next token"))
     return (
         '<table style="border-collapse: collapse; line-height: 1.3"><thead><tr>'
-        f'<th scope="col" style="text-align: left; {CELL}">next token</th>{head}</tr></thead>'
+        f'<th scope="col" style="text-align: left; {CELL}">{corner}</th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table>"
     )
 

@@ -37,6 +37,7 @@ from helpers.edits import edit, scale_block
 from helpers.hooks import on_output
 from helpers.metrics import delta_norm, kl, relative_error, token_norms
 from helpers.models import LanguageModel
+from helpers.say import say
 from helpers.tracing import trace
 
 FACTORS = (0.5, 0.75, 1.25, 1.5)
@@ -49,66 +50,91 @@ Table3 = Sequence[Sequence[Sequence[float]]]
 def verdict_1_1(before: Table2) -> Claim:
     """before: the largest Δ at any point before the edit, first token included."""
     largest, number = max(max(row) for row in before), sum(map(len, before))
-    says = "Δ is 0 at every point before the scaled block"
+    says = say("Δ is 0 at every point before the scaled block")
     moved = sum(value != 0 for row in before for value in row)
     if moved:
-        why = f"something before the block moved in {moved} of {number} runs, by up to {n(largest)}: the edit is misplaced"
+        why = say(
+            "something before the block moved in {moved} of {number} runs, by up to {largest}: the edit is misplaced",
+            moved=moved,
+            number=number,
+            largest=n(largest),
+        )
         return Claim("1.1", says, FAILS, why, software=True)
-    why = f"exactly 0 in {number} of {number} runs: an edit cannot reach what was computed before it"
+    why = say("exactly 0 in {number} of {number} runs: an edit cannot reach what was computed before it", number=number)
     return Claim("1.1", says, CONSTRUCTION, why, software=True)
 
 
 def verdict_1_2(at: Table2, size: Sequence[float]) -> Claim:
     """at: Δ right after the scaled block; size: ‖H‖ of the clean run at that point, for each prompt."""
-    says = "Δ jumps at the scaled block"
+    says = say("Δ jumps at the scaled block")
     number = sum(map(len, at))
     right = sum(
         abs(value - abs(1 - factor) * length) <= 1e-3 * length
         for row, length in zip(at, size, strict=True)
         for factor, value in zip(FACTORS, row, strict=True)
     )
-    measured = f"median Δ {_each(at)}"
+    measured = say("median Δ {deltas}", deltas=_each(at))
     if right == number:
-        why = f"Δ = |1 − factor| · ‖H‖ in {number} of {number} runs, to 0.001 of ‖H‖: arithmetic, not a reaction of the model"
+        why = say(
+            "Δ = |1 − factor| · ‖H‖ in {number} of {number} runs, to 0.001 of ‖H‖: arithmetic, not a "
+            "reaction of the model",
+            number=number,
+        )
         return Claim("1.2", says, CONSTRUCTION, why, measured, software=True)
-    why = f"Δ = |1 − factor| · ‖H‖ in {right} of {number} runs only: the edit was not recorded as it should be"
+    why = say(
+        "Δ = |1 − factor| · ‖H‖ in {right} of {number} runs only: the edit was not recorded as it should be",
+        right=right,
+        number=number,
+    )
     return Claim("1.2", says, FAILS, why, measured, software=True)
 
 
 def verdict_1_3(delta: Table3, relative: Table3) -> Claim:
     """delta, relative: Δ and relative error at each point."""
     parts = [
-        Part("Δ ends higher than it began, for every factor", [all(d[-1] > d[0] for d in row) for row in delta]),
-        Part("it grows at every block", [all(b > a for d in row for a, b in pairwise(d)) for row in delta]),
+        Part(say("Δ ends higher than it began, for every factor"), [all(d[-1] > d[0] for d in row) for row in delta]),
+        Part(say("it grows at every block"), [all(b > a for d in row for a, b in pairwise(d)) for row in delta]),
         Part(
-            "a straight line misses more than 1 % of its variance",
+            say("a straight line misses more than 1 % of its variance"),
             [all(_unexplained_by_a_line(d) > CURVED for d in row) for row in delta],
         ),
-        Part("the relative error does not shrink", [all(r[-1] >= r[0] for r in row) for row in relative]),
+        Part(say("the relative error does not shrink"), [all(r[-1] >= r[0] for r in row) for row in relative]),
     ]
     measured = "; ".join(
-        f"×{factor}: Δ {middle(row[i][0] for row in delta)} → {middle(row[i][-1] for row in delta)}, relative error "
-        f"{middle(row[i][0] for row in relative)} → {middle(row[i][-1] for row in relative)}"
+        say(
+            "×{factor}: Δ {delta_begin} → {delta_end}, relative error {error_begin} → {error_end}",
+            factor=factor,
+            delta_begin=middle(row[i][0] for row in delta),
+            delta_end=middle(row[i][-1] for row in delta),
+            error_begin=middle(row[i][0] for row in relative),
+            error_end=middle(row[i][-1] for row in relative),
+        )
         for i, factor in enumerate(FACTORS)
     )
-    return judge("1.3", "Δ keeps growing after it, nonlinearly: the model does not heal itself", parts, measured)
+    return judge("1.3", say("Δ keeps growing after it, nonlinearly: the model does not heal itself"), parts, measured)
 
 
 def verdict_1_4(ratio: Table2, length: Sequence[float]) -> Claim:
     """ratio: the largest value, over the points after the edit, of Δ with the first token / Δ without it. length: the
     first token's length over the others' median, the largest value over these points."""
-    says = "with the first token included Δ grows by an order of magnitude"
-    measured = f"median growth {_each(ratio)}; the first token is {middle(length)} times as long as the others (median)"
+    says = say("with the first token included Δ grows by an order of magnitude")
+    measured = say(
+        "median growth {growth}; the first token is {length} times as long as the others (median)",
+        growth=_each(ratio),
+        length=middle(length),
+    )
     massive = sum(value >= TENFOLD for value in length)
     if 2 * massive < len(length):
-        why = (
-            f"it takes a massive first token, and here the first token is ten times as long as the others on {massive} of "
-            f"{len(length)} prompts"
+        why = say(
+            "it takes a massive first token, and here the first token is ten times as long as the others on "
+            "{massive} of {n_prompts} prompts",
+            massive=massive,
+            n_prompts=len(length),
         )
         return Claim("1.4", says, UNTESTED, why, measured)
     parts = [
-        Part("Δ grows at least tenfold for one factor or more", [max(row) >= TENFOLD for row in ratio]),
-        Part("for every factor", [min(row) >= TENFOLD for row in ratio]),
+        Part(say("Δ grows at least tenfold for one factor or more"), [max(row) >= TENFOLD for row in ratio]),
+        Part(say("for every factor"), [min(row) >= TENFOLD for row in ratio]),
     ]
     return judge("1.4", says, parts, measured)
 
@@ -118,9 +144,10 @@ def verdict_1_5(relative: Table3, delta: Table3, survives: Table3, normed: Table
     first token, each before the last block and after it; normed: relative error after the final norm."""
     parts = [
         Part(
-            "the last block lowers the relative error, for every factor", [all(b < a for a, b in r) for r in relative]
+            say("the last block lowers the relative error, for every factor"),
+            [all(b < a for a, b in r) for r in relative],
         ),
-        Part("it lowers Δ itself, before the norm", [all(b < a for a, b in row) for row in delta]),
+        Part(say("it lowers Δ itself, before the norm"), [all(b < a for a, b in row) for row in delta]),
     ]
     norm = sum(
         all(f < r[1] for f, r in zip(final, row, strict=True)) for final, row in zip(normed, relative, strict=True)
@@ -131,67 +158,93 @@ def verdict_1_5(relative: Table3, delta: Table3, survives: Table3, normed: Table
     def path(table: Table3, i: int) -> str:
         return f"{middle(row[i][0] for row in table)} → {middle(row[i][1] for row in table)}"
 
-    measured = "relative error before and after the last block, and after the norm: " + "; ".join(
+    measured = say("relative error before and after the last block, and after the norm: ") + "; ".join(
         f"×{factor} {path(relative, i)} → {middle(row[i] for row in normed)}" for i, factor in enumerate(FACTORS)
     )
-    measured += "; share of the original error that survives, before and after the last block: " + "; ".join(
+    measured += say("; share of the original error that survives, before and after the last block: ") + "; ".join(
         f"×{factor} {path(survives, i)}" for i, factor in enumerate(FACTORS)
     )
-    note = f"The final norm lowers the relative error further on {norm} of {len(normed)} prompts; with the first token the last "
-    note += f"block lowers Δ at ×1.5 on {first} of {len(normed)}"
-    return judge("1.5", "Δ dips at the last layer, for factors from 0.5 to 1.5", parts, measured, note)
+    note = say(
+        "The final norm lowers the relative error further on {norm} of {n_prompts} prompts; with the "
+        "first token the last ",
+        norm=norm,
+        n_prompts=len(normed),
+    )
+    note += say("block lowers Δ at ×1.5 on {first} of {n_prompts}", first=first, n_prompts=len(normed))
+    return judge("1.5", say("Δ dips at the last layer, for factors from 0.5 to 1.5"), parts, measured, note)
 
 
 def verdict_1_6(miss: float, moved: float) -> Claim:
     """miss: largest difference between the global-variable hook and one hook per factor, over all scenarios.
     moved: how far the same hook's result moves, as a share, when the outer name is assigned again."""
-    says = "one hook with a scaling_factor set outside serves every scenario"
-    measured = f"differs from a hook of its own by {n(miss)}; a later assignment moves its result by {n(100 * moved)} %"
+    says = say("one hook with a scaling_factor set outside serves every scenario")
+    measured = say(
+        "differs from a hook of its own by {miss}; a later assignment moves its result by {moved} %",
+        miss=n(miss),
+        moved=n(100 * moved),
+    )
     if miss > 0:
-        why = "it does not give what a hook with its own factor gives"
+        why = say("it does not give what a hook with its own factor gives")
         return Claim("1.6", says, FAILS, why, measured, software=True)
     if moved > 0:
-        why = "it works as long as nobody assigns the name again; a closure or an argument has no such condition"
+        why = say("it works as long as nobody assigns the name again; a closure or an argument has no such condition")
         return Claim("1.6", says, PARTLY, why, measured, software=True)
-    return Claim("1.6", says, HOLDS, "it works, and no later assignment reaches it", measured, software=True)
+    return Claim("1.6", says, HOLDS, say("it works, and no later assignment reaches it"), measured, software=True)
 
 
 def verdict_1_7(saved: int, weights: int, corrupted: float) -> Claim:
     """saved: bytes that the in-place edit does not allocate; weights: bytes of the model's parameters;
     corrupted: how far a state recorded before the edit moved, as a share of its norm."""
-    says = "in-place `.mul_()` saves memory"
-    measured = (
-        f"{saved} bytes beside {n(weights / 1e6)} MB of weights ({n(100 * saved / weights)} %); a recorded clean state "
-        f"moved by {n(100 * corrupted)} %"
+    says = say("in-place `.mul_()` saves memory")
+    measured = say(
+        "{saved} bytes beside {weights} MB of weights ({share} %); a recorded clean state moved by {corrupted} %",
+        saved=saved,
+        weights=n(weights / 1e6),
+        share=n(100 * saved / weights),
+        corrupted=n(100 * corrupted),
     )
     if saved <= 0:
-        return Claim("1.7", says, FAILS, "nothing is saved", measured, software=True)
+        return Claim("1.7", says, FAILS, say("nothing is saved"), measured, software=True)
     if corrupted > 0:
-        why = "it saves one activation, and spoils whatever was recorded before it"
+        why = say("it saves one activation, and spoils whatever was recorded before it")
         return Claim("1.7", says, PARTLY, why, measured, software=True)
-    return Claim("1.7", says, HOLDS, "it saves one activation, and no recorded state moved", measured, software=True)
+    return Claim(
+        "1.7", says, HOLDS, say("it saves one activation, and no recorded state moved"), measured, software=True
+    )
 
 
 def verdict_1_8(unmarked: Sequence[float], marked: Sequence[float], second: Sequence[float]) -> Claim:
     """How long the first token is beside the others, as in 1.4: an ordinary word with nothing before it, and the model's start
     mark in front of the prompt (0 where it has none). second: the same of the first word when another stands before it."""
-    says = "the first token is special because it is a BOS or start mark"
-    measured = (
-        f"length over the others' (median): the first word {middle(unmarked)}, in second place {middle(second)}, "
+    says = say("the first token is special because it is a BOS or start mark")
+    measured = say(
+        "length over the others' (median): the first word {unmarked}, in second place {second}, ",
+        unmarked=middle(unmarked),
+        second=middle(second),
     )
-    measured += f"a start mark {middle(marked)}" if max(marked) else "no start mark in this model"
+    measured += (
+        say("a start mark {marked}", marked=middle(marked)) if max(marked) else say("no start mark in this model")
+    )
     word, mark = ([value >= TENFOLD for value in values] for values in (unmarked, marked))
     number, special = len(word), sum(a or b for a, b in zip(word, mark, strict=True))
     if 2 * special < number:
-        why = f"no first token is special here, word or mark: ten times as long as the others on {special} of {number} prompts"
+        why = say(
+            "no first token is special here, word or mark: ten times as long as the others on {special} of "
+            "{number} prompts",
+            special=special,
+            number=number,
+        )
         return Claim("1.8", says, UNTESTED, why, measured)
     part = Part(
-        "a start mark in first place is ten times as long as the others, and an ordinary word is not",
+        say("a start mark in first place is ten times as long as the others, and an ordinary word is not"),
         [b and not a for a, b in zip(word, mark, strict=True)],
     )
-    note = (
-        f"An ordinary first word is ten times as long as the others on {sum(word)} of {number} prompts, the same word in second "
-        f"place on {sum(value >= TENFOLD for value in second)}"
+    note = say(
+        "An ordinary first word is ten times as long as the others on {word} of {number} prompts, the "
+        "same word in second place on {second}",
+        word=sum(word),
+        number=number,
+        second=sum(value >= TENFOLD for value in second),
     )
     return judge("1.8", says, [part], measured, note)
 
@@ -201,11 +254,19 @@ def verdict_1_9(divergence: Table2, probability: Sequence[float], after: Table2)
     after: the same word's in the edited runs."""
     first, last = FACTORS.index(0.5), FACTORS.index(1.5)
     parts = [
-        Part("KL(clean ‖ edited) of the next word is above 1 nat at ×0.5", [row[first] > STRONG for row in divergence]),
-        Part("at ×1.5 too", [row[last] > STRONG for row in divergence]),
+        Part(
+            say("KL(clean ‖ edited) of the next word is above 1 nat at ×0.5"),
+            [row[first] > STRONG for row in divergence],
+        ),
+        Part(say("at ×1.5 too"), [row[last] > STRONG for row in divergence]),
     ]
-    measured = f"median KL in nats {_each(divergence)}; the clean top word's probability {middle(probability)}, then {_each(after)}"
-    return judge("1.9", "the model is extremely sensitive to early changes", parts, measured)
+    measured = say(
+        "median KL in nats {divergence}; the clean top word's probability {probability}, then {after}",
+        divergence=_each(divergence),
+        probability=middle(probability),
+        after=_each(after),
+    )
+    return judge("1.9", say("the model is extremely sensitive to early changes"), parts, measured)
 
 
 VERDICTS: dict[str, Callable[..., Claim]] = {
@@ -367,4 +428,4 @@ def _unexplained_by_a_line(values: Sequence[float]) -> float:
 def _each(table: Table2) -> str:
     """The median of each factor."""
     columns: Iterable[tuple[float, Sequence[float]]] = zip(FACTORS, zip(*table, strict=True), strict=True)
-    return ", ".join(f"{middle(column)} at ×{factor}" for factor, column in columns)
+    return ", ".join(say("{column} at ×{factor}", column=middle(column), factor=factor) for factor, column in columns)

@@ -18,6 +18,7 @@ from helpers.edits import edit, scale_block
 from helpers.lesson1.words import probability
 from helpers.metrics import survival as survival_of
 from helpers.models import LanguageModel
+from helpers.say import say, translatable
 from helpers.tables import format_number
 from helpers.tracing import Trace, trace
 
@@ -52,23 +53,54 @@ def _check_1_1(answer: Callable[..., Any]) -> str | None:
         try:
             states = sorted(int(state) for state in answer(block, n_blocks))
         except (TypeError, ValueError):
-            return "return a list of whole numbers, the indices of the hidden states."
-        here = f"for block {block} of {n_blocks}"
+            return say("return a list of whole numbers, the indices of the hidden states.")
+        here = say("for block {block} of {n_blocks}", block=block, n_blocks=n_blocks)
         if states == solution_1_1(block, n_blocks):
             continue
         if states == list(range(block + 1)):
-            return f"{here} you listed what was computed before the edit; an edit reaches only what comes after it."
+            return say(
+                "{here} you listed what was computed before the edit; an edit reaches only what comes after it.",
+                here=here,
+            )
         if states == list(range(block, n_blocks + 1)):
-            return f"{here} hidden state {block} is the block's input; its output is hidden state {block + 1}."
+            return say(
+                "{here} hidden state {block} is the block's input; its output is hidden state {next_block}.",
+                here=here,
+                block=block,
+                next_block=block + 1,
+            )
         if states == list(range(block, n_blocks)):
-            return f"{here} you counted blocks; a block's output is one ahead: block {block} writes state {block + 1}."
+            return say(
+                "{here} you counted blocks; a block's output is one ahead: block {block} writes state {next_block}.",
+                here=here,
+                block=block,
+                next_block=block + 1,
+            )
         if states == list(range(block + 2, n_blocks + 1)):
-            return f"{here} state {block + 1} is missing: it is what block {block} itself hands on, and that is edited."
+            return say(
+                "{here} state {next_block} is missing: it is what block {block} itself hands on, and that is edited.",
+                here=here,
+                next_block=block + 1,
+                block=block,
+            )
         if states == list(range(block + 1, n_blocks)):
-            return f"{here} the last one is missing: there are {n_blocks + 1} hidden states, 0 to {n_blocks}."
+            return say(
+                "{here} the last one is missing: there are {n_states} hidden states, 0 to {n_blocks}.",
+                here=here,
+                n_states=n_blocks + 1,
+                n_blocks=n_blocks,
+            )
         if states == [block + 1]:
-            return f"{here} state {block + 1} is where the edit sits, but every later block reads what it left there."
-        return f"{here} {states} is not right. Which state does this block write, and who reads it?"
+            return say(
+                "{here} state {next_block} is where the edit sits, but every later block reads what it left there.",
+                here=here,
+                next_block=block + 1,
+            )
+        return say(
+            "{here} {states} is not right. Which state does this block write, and who reads it?",
+            here=here,
+            states=states,
+        )
     return None
 
 
@@ -94,10 +126,18 @@ def _found_1_1(answer: Callable[..., Any]) -> str:
     lm, name = a_model()
     clean, half = _clean_and_scaled(lm, 0.5)
     moved = [i for i, (a, b) in enumerate(zip(clean.resid, half.resid, strict=True)) if not torch.equal(a, b)]
-    said = "as your function says" if moved == sorted(int(i) for i in answer(2, lm.n_blocks)) else "not as it says"
-    return (
-        f"On {name} an edit of block 2 changes hidden states {moved[0]} to {moved[-1]}, {said}. The {moved[0]} before them "
-        "are the same to the last bit: what was computed before the edit cannot know of it."
+    said = (
+        say("as your function says")
+        if moved == sorted(int(i) for i in answer(2, lm.n_blocks))
+        else say("not as it says")
+    )
+    return say(
+        "On {name} an edit of block 2 changes hidden states {first} to {last}, {said}. The {first} "
+        "before them are the same to the last bit: what was computed before the edit cannot know of it.",
+        name=name,
+        first=moved[0],
+        last=moved[-1],
+        said=said,
     )
 
 
@@ -121,7 +161,10 @@ def _check_1_2(answer: Callable[..., Any]) -> str | None:
     factors = (0.3, 2.0)
     hooks = [answer(factor) for factor in factors]  # both live before one of them runs
     if not all(callable(hook) for hook in hooks):
-        return f"make_hook returned {type(hooks[0]).__name__}: return the inner function itself, without calling it."
+        return say(
+            "make_hook returned {kind}: return the inner function itself, without calling it.",
+            kind=type(hooks[0]).__name__,
+        )
     generator = torch.Generator().manual_seed(11)
     for hook, factor, other in zip(hooks, factors, factors[::-1], strict=True):
         clean = torch.randn(2, 5, 8, generator=generator, dtype=torch.float64)
@@ -133,40 +176,56 @@ def _check_1_2(answer: Callable[..., Any]) -> str | None:
 
 def _of_a_tensor(hook: Callable[..., Any], factor: float, other: float, clean: Tensor) -> str | None:
     given = clean.clone()
-    got = _as_pytorch_calls(hook, given, "a plain tensor (transformers 5)")
+    got = _as_pytorch_calls(hook, given, say("a plain tensor (transformers 5)"))
     if not torch.equal(given, clean):
-        return "your hook changed the block's output in place. Return a new tensor: what others recorded must stay."
+        return say(
+            "your hook changed the block's output in place. Return a new tensor: what others recorded must stay."
+        )
     if got is None:
-        return "your hook returned None, and PyTorch takes that for «leave the output as it is». Return the new one."
+        return say(
+            "your hook returned None, and PyTorch takes that for «leave the output as it is». Return the new one."
+        )
     if not isinstance(got, Tensor):
-        return f"given a plain tensor your hook returned a {type(got).__name__}; the next block expects a tensor."
+        return say(
+            "given a plain tensor your hook returned a {kind}; the next block expects a tensor.",
+            kind=type(got).__name__,
+        )
     if got.shape == clean.shape[1:]:
-        return "given a plain tensor, output[0] is the first row of the batch, not the hidden state. Ask what came in."
+        return say(
+            "given a plain tensor, output[0] is the first row of the batch, not the hidden state. Ask what came in."
+        )
     if torch.allclose(got, clean * factor):
         return None
     if torch.equal(got, clean * other):
-        return f"with two hooks alive, both used the factor that came last, {other}. Keep each in its own closure."
+        return say(
+            "with two hooks alive, both used the factor that came last, {other}. Keep each in its own closure.",
+            other=other,
+        )
     if torch.allclose(got, clean * (1 - factor)):
-        return "you hand on 1 − factor times the state; that is how far it moves. Hand on factor times the state."
+        return say("you hand on 1 − factor times the state; that is how far it moves. Hand on factor times the state.")
     if torch.equal(got[:1], clean[:1] * factor):
-        return "given a batch of two prompts, you scaled the first one only."
-    return f"given a plain tensor and the factor {factor}, the result is not {factor} times it."
+        return say("given a batch of two prompts, you scaled the first one only.")
+    return say("given a plain tensor and the factor {factor}, the result is not {factor} times it.", factor=factor)
 
 
 def _of_tuples(hook: Callable[..., Any], factor: float, clean: Tensor) -> str | None:
     for count in (1, 2, 3):
         rest = tuple(torch.ones(2, 3, dtype=torch.float64) for _ in range(count - 1))
         given = (clean.clone(), *rest)
-        got = _as_pytorch_calls(hook, given, f"a tuple of {count} (transformers 4)")
+        got = _as_pytorch_calls(hook, given, say("a tuple of {count} (transformers 4)", count=count))
         if not torch.equal(given[0], clean) or any(not bool((one == 1).all()) for one in rest):
-            return "given a tuple, your hook changed it in place. Build a new tuple around a new tensor."
+            return say("given a tuple, your hook changed it in place. Build a new tuple around a new tensor.")
         same = isinstance(got, tuple) and len(got) == count
         if not same or any(a is not b for a, b in zip(got[1:], rest, strict=True)):
-            return (
-                f"given a tuple of {count}, return a tuple of {count}: the scaled state, then the rest just as it came."
+            return say(
+                "given a tuple of {count}, return a tuple of {count}: the scaled state, then the rest just as it came.",
+                count=count,
             )
         if not isinstance(got[0], Tensor) or got[0].shape != clean.shape or not torch.allclose(got[0], clean * factor):
-            return f"given a tuple and the factor {factor}, its first element is not {factor} times what it was."
+            return say(
+                "given a tuple and the factor {factor}, its first element is not {factor} times what it was.",
+                factor=factor,
+            )
     return None
 
 
@@ -174,7 +233,14 @@ def _as_pytorch_calls(hook: Callable[..., Any], output: Any, kind: str) -> Any:
     try:
         return hook(nn.Identity(), (), output)
     except Exception as error:
-        raise Almost(f"given {kind}, your hook raised {type(error).__name__}: {error}") from None
+        raise Almost(
+            say(
+                "given {kind}, your hook raised {error_kind}: {error}",
+                kind=kind,
+                error_kind=type(error).__name__,
+                error=error,
+            )
+        ) from None
 
 
 def _first_row(factor):
@@ -276,9 +342,14 @@ def _found_1_2(answer: Callable[..., Any]) -> str:
     with lm.blocks[2].register_forward_hook(answer(0.5), prepend=True):
         half = trace(lm, PROMPT)
     share = half.resid[3].norm() / clean.resid[3].norm()
-    return (
-        f"With your hook on block 2 of {name}, '{WORD}' goes from {_n(probability(lm, clean, WORD))} to "
-        f"{_n(probability(lm, half, WORD))}. The state after block 2 is {_n(share)} of what it was: the hook did what it says."
+    return say(
+        "With your hook on block 2 of {name}, '{word}' goes from {before} to {after}. The state after "
+        "block 2 is {share} of what it was: the hook did what it says.",
+        name=name,
+        word=WORD,
+        before=_n(probability(lm, clean, WORD)),
+        after=_n(probability(lm, half, WORD)),
+        share=_n(share),
     )
 
 
@@ -330,14 +401,26 @@ def _the_scaled_run(clean, scaled, block):
 
 
 _usual_1_3 = {
-    _lengths: "you compared lengths, but a new error of the same length is no survivor. Take the part along the first "
-    "error: a dot product.",
-    _cosines: "you computed the cosine, which forgets how long the error is. Divide by the first error's length "
-    "squared, and by nothing else.",
-    _not_squared: "the dot product is right; divide by the first error's length squared, so that the first number is 1.",
-    _from_the_last: "you compared with the error at the end. The first error, right at the edit, is the measure.",
-    _without_the_first: "you left the first token out. Use all that you are given: the caller decides which tokens count.",
-    _the_scaled_run: "you took the scaled run itself at each point. Take its difference from the clean run.",
+    _lengths: translatable(
+        "you compared lengths, but a new error of the same length is no survivor. Take the part along "
+        "the first error: a dot product."
+    ),
+    _cosines: translatable(
+        "you computed the cosine, which forgets how long the error is. Divide by the first error's "
+        "length squared, and by nothing else."
+    ),
+    _not_squared: translatable(
+        "the dot product is right; divide by the first error's length squared, so that the first number is 1."
+    ),
+    _from_the_last: translatable(
+        "you compared with the error at the end. The first error, right at the edit, is the measure."
+    ),
+    _without_the_first: translatable(
+        "you left the first token out. Use all that you are given: the caller decides which tokens count."
+    ),
+    _the_scaled_run: translatable(
+        "you took the scaled run itself at each point. Take its difference from the clean run."
+    ),
 }
 
 
@@ -351,20 +434,27 @@ def _check_1_3(answer: Callable[..., Any]) -> str | None:
         given = clean.clone(), scaled.clone()
         got = torch.as_tensor(answer(*given, block)).double()
         if not (torch.equal(given[0], clean) and torch.equal(given[1], scaled)):
-            return "your function changed the streams that it was given. Work on new tensors."
+            return say("your function changed the streams that it was given. Work on new tensors.")
         right = solution_1_3(clean, scaled, block)
         if got.shape == (8,):
-            return "you answered for the whole stream. Start at the edit: clean[block + 1 :]."
+            return say("you answered for the whole stream. Start at the edit: clean[block + 1 :].")
         if got.shape != right.shape:
-            return f"the answer has shape {tuple(got.shape)}; one number per point from the edit on is {tuple(right.shape)}."
+            return say(
+                "the answer has shape {shape}; one number per point from the edit on is {right_shape}.",
+                shape=tuple(got.shape),
+                right_shape=tuple(right.shape),
+            )
         if torch.allclose(got, right):
             continue
         for wrong, sentence in _usual_1_3.items():
             if torch.allclose(got, wrong(clean, scaled, block)):
                 return sentence
         at = int((got - right).abs().argmax())
-        return (
-            f"{at} points after the edit you give {_n(got[at], 3)}, but of the first error {_n(right[at], 3)} is there."
+        return say(
+            "{at} points after the edit you give {got}, but of the first error {right} is there.",
+            at=at,
+            got=_n(got[at], 3),
+            right=_n(right[at], 3),
         )
     return None
 
@@ -394,10 +484,16 @@ def _found_1_3(answer: Callable[..., Any]) -> str:
     left = torch.as_tensor(answer(clean, half, 2)).double()
     error = (half - clean)[3:].flatten(1).norm(dim=1)
     most = int(left.argmax())
-    return (
-        f"On {name}, with block 2 halved and without the first token, your function goes from 1 to at most {_n(left[most], 3)} "
-        f"(after block {2 + most}) and ends at {_n(left[-1], 1)}. The error at the end is {_n(error[-1] / error[0])} times as "
-        f"long as the one that you made, and holds {_n(left[-1], 1)} of it: later blocks wrote the rest."
+    return say(
+        "On {name}, with block 2 halved and without the first token, your function goes from 1 to at "
+        "most {left} (after block {most}) and ends at {last_left}. The error at the end is {last_error} "
+        "times as long as the one that you made, and holds {last_left} of it: later blocks wrote the "
+        "rest.",
+        name=name,
+        left=_n(left[most], 3),
+        most=2 + most,
+        last_left=_n(left[-1], 1),
+        last_error=_n(error[-1] / error[0]),
     )
 
 
@@ -455,16 +551,24 @@ def _of_the_scaled_run(clean, scaled, block, k):
 
 
 _usual_1_4 = {
-    _without_first_token: "you left the first token out. This question is about all tokens.",
-    _one_point_early: "you read the block's input. Its output is one point later: clean[block + 1].",
-    _at_the_end: "you read the end of the stream. The output of `block` is clean[block + 1].",
-    _kept_the_tokens: "you summed over coordinates and kept the tokens. Sum over batch and tokens, keep d_model.",
-    _with_signs: "you summed signed differences, and plus cancels minus. Square before you sum.",
-    _squared_too_late: "you summed absolute values. Δ² is a sum of squares, in which large values count for more.",
-    _largest_single: "you took the largest single difference. A coordinate carries what it adds up to over all tokens.",
-    _first_prompt: "you looked at the first prompt of the batch only. Sum over the batch too.",
-    _smallest: "these coordinates carry the least. Sort the other way round, or use topk.",
-    _of_the_scaled_run: "these coordinates are large in the scaled run itself. Take the difference of the two runs first.",
+    _without_first_token: translatable("you left the first token out. This question is about all tokens."),
+    _one_point_early: translatable("you read the block's input. Its output is one point later: clean[block + 1]."),
+    _at_the_end: translatable("you read the end of the stream. The output of `block` is clean[block + 1]."),
+    _kept_the_tokens: translatable(
+        "you summed over coordinates and kept the tokens. Sum over batch and tokens, keep d_model."
+    ),
+    _with_signs: translatable("you summed signed differences, and plus cancels minus. Square before you sum."),
+    _squared_too_late: translatable(
+        "you summed absolute values. Δ² is a sum of squares, in which large values count for more."
+    ),
+    _largest_single: translatable(
+        "you took the largest single difference. A coordinate carries what it adds up to over all tokens."
+    ),
+    _first_prompt: translatable("you looked at the first prompt of the batch only. Sum over the batch too."),
+    _smallest: translatable("these coordinates carry the least. Sort the other way round, or use topk."),
+    _of_the_scaled_run: translatable(
+        "these coordinates are large in the scaled run itself. Take the difference of the two runs first."
+    ),
 }
 
 
@@ -478,9 +582,9 @@ def _check_1_4(answer: Callable[..., Any]) -> str | None:
         given = clean.clone(), scaled.clone()
         got = _indices(answer(*given, block, k))
         if not (torch.equal(given[0], clean) and torch.equal(given[1], scaled)):
-            return "your function changed the streams that it was given. Work on new tensors."
+            return say("your function changed the streams that it was given. Work on new tensors.")
         if got is None or len(got) != k:
-            return f"return {k} whole numbers when k is {k}, the indices of the coordinates."
+            return say("return {k} whole numbers when k is {k}, the indices of the coordinates.", k=k)
         if set(got) == set(solution_1_4(clean, scaled, block, k).tolist()):
             continue
         for wrong, sentence in _usual_1_4.items():
@@ -488,9 +592,16 @@ def _check_1_4(answer: Callable[..., Any]) -> str | None:
                 return sentence
         carried = (scaled[block + 1] - clean[block + 1]).pow(2).sum(dim=(0, 1))
         if max(got) >= len(carried) or min(got) < -len(carried):
-            return f"these streams have coordinates 0 to {len(carried) - 1}; you returned {got}."
+            return say(
+                "these streams have coordinates 0 to {last}; you returned {got}.", last=len(carried) - 1, got=got
+            )
         best = carried.topk(k).values.sum()
-        return f"yours carry {_n(carried[got].sum(), 3)} of Δ², but {k} others carry {_n(best, 3)}."
+        return say(
+            "yours carry {share} of Δ², but {k} others carry {best}.",
+            share=_n(carried[got].sum(), 3),
+            k=k,
+            best=_n(best, 3),
+        )
     return None
 
 
@@ -525,9 +636,16 @@ def _found_1_4(answer: Callable[..., Any]) -> str:
     error = (scaled - clean)[12].flatten(0, 1)  # (tokens, d_model)
     share, whole = error[:, loudest].pow(2).sum() / error.pow(2).sum(), error.norm()
     error[:, loudest] = 0
-    return (
-        f"On {name}, with block 2 × 1.5, your function names coordinate {loudest} after block 11; it alone carries "
-        f"{_n(100 * share)} % of Δ². Without this one of {lm.d_model} numbers Δ falls from {_n(whole, 4)} to {_n(error.norm(), 4)}."
+    return say(
+        "On {name}, with block 2 × 1.5, your function names coordinate {loudest} after block 11; it "
+        "alone carries {share} % of Δ². Without this one of {d_model} numbers Δ falls from {whole} to "
+        "{error}.",
+        name=name,
+        loudest=loudest,
+        share=_n(100 * share),
+        d_model=lm.d_model,
+        whole=_n(whole, 4),
+        error=_n(error.norm(), 4),
     )
 
 
@@ -594,11 +712,15 @@ def _removes_when_all_goes_well(lm, prompt, block, factor, later):
 
 
 _usual_1_5 = {
-    _inverse: "1 / factor would undo the edit at its own place. By now later blocks have added what they always add, "
-    "and that would be scaled too. Try the candidates and measure.",
-    _nothing: "1.0 repairs nothing. Are both edits on while you trace?",
-    _at_the_later_block: "this is best right after the later block. The question is the end of the stream, resid[-1].",
-    _largest: "this candidate makes the distance largest; keep the smallest.",
+    _inverse: translatable(
+        "1 / factor would undo the edit at its own place. By now later blocks have added what they "
+        "always add, and that would be scaled too. Try the candidates and measure."
+    ),
+    _nothing: translatable("1.0 repairs nothing. Are both edits on while you trace?"),
+    _at_the_later_block: translatable(
+        "this is best right after the later block. The question is the end of the stream, resid[-1]."
+    ),
+    _largest: translatable("this candidate makes the distance largest; keep the smallest."),
 }
 
 
@@ -610,11 +732,18 @@ def _check_1_5(answer: Callable[..., Any]) -> str | None:
         try:
             got = float(answer(lm, prompt, block, factor, later))
         except (TypeError, ValueError):
-            return "return one number, the best factor."
+            return say("return one number, the best factor.")
         if hooks_on(lm.model) != hooks:
-            return "your function left a hook on the model. Use `with edit(...)`, or remove the handle in a `finally`."
+            return say(
+                "your function left a hook on the model. Use `with edit(...)`, or remove the handle in a `finally`."
+            )
         if not GRID[0] <= got <= GRID[-1]:
-            return f"{_n(got)} is not between {GRID[0]} and {GRID[-1]}, the smallest and the largest candidate."
+            return say(
+                "{got} is not between {grid} and {last_grid}, the smallest and the largest candidate.",
+                got=_n(got),
+                grid=GRID[0],
+                last_grid=GRID[-1],
+            )
         right = solution_1_5(lm, prompt, block, factor, later)
         best, yours = (_distance(lm, prompt, block, factor, later, one) for one in (right, got))
         if yours <= best * (1 + 1e-9):  # a finer search than the candidates is welcome
@@ -622,7 +751,12 @@ def _check_1_5(answer: Callable[..., Any]) -> str | None:
         for wrong, sentence in _usual_1_5.items():
             if abs(got - wrong(lm, prompt, block, factor, later)) < 1e-6:
                 return sentence
-        return f"× {_n(got, 3)} leaves the end {_n(yours, 3)} from the clean run; another candidate {_n(best, 3)}."
+        return say(
+            "× {got} leaves the end {yours} from the clean run; another candidate {best}.",
+            got=_n(got, 3),
+            yours=_n(yours, 3),
+            best=_n(best, 3),
+        )
     return _after_an_exception(answer)
 
 
@@ -633,14 +767,16 @@ def _after_an_exception(answer: Callable[..., Any]) -> str | None:
     def fail(module: nn.Module, args: Any) -> None:
         passes.append(1)
         if len(passes) == 3:
-            raise KeyError("a pass that fails")
+            raise KeyError(say("a pass that fails"))
 
     with lm.blocks[-1].register_forward_pre_hook(fail):
         hooks = hooks_on(lm.model)
         with suppress(Almost):  # the learner's function lets the exception through, as it should
             answer(lm, torch.arange(6), 0, 0.5, 1)
         left = hooks_on(lm.model) - hooks
-    return "when a pass fails, your function leaves a hook on the model. Remove it in a `finally`." if left else None
+    return (
+        say("when a pass fails, your function leaves a hook on the model. Remove it in a `finally`.") if left else None
+    )
 
 
 def _with_min(lm, prompt, block, factor, later):
@@ -686,23 +822,37 @@ def _found_1_5(answer: Callable[..., Any]) -> str:
     for later in (3, 6):
         best = float(answer(lm, PROMPT, 2, 0.5, later))
         with edit(lm, scale_block(2, 0.5), scale_block(later, best)):
-            said.append(f"× {_n(best, 3)} brings it to {_n(probability(lm, trace(lm, PROMPT), WORD))}")
-    return (
-        f"On {name}, halving block 2 leaves '{WORD}' at {_n(probability(lm, half, WORD), 1)}. A repair right after it, at block 3: "
-        f"{said[0]}. At block 6: {said[1]}. What the blocks in between have written by then no factor takes back."
+            said.append(
+                say(
+                    "× {best} brings it to {probability}",
+                    best=_n(best, 3),
+                    probability=_n(probability(lm, trace(lm, PROMPT), WORD)),
+                )
+            )
+    return say(
+        "On {name}, halving block 2 leaves '{word}' at {after}. A repair right after it, at block 3: "
+        "{at_3}. At block 6: {at_6}. What the blocks in between have written by then no factor takes "
+        "back.",
+        name=name,
+        word=WORD,
+        after=_n(probability(lm, half, WORD), 1),
+        at_3=said[0],
+        at_6=said[1],
     )
 
 
 EXERCISES = (
     Exercise(
         "1.1",
-        "Where can it change?",
+        translatable("Where can it change?"),
         1,
         3,
         changed_states,
         _check_1_1,
-        "Hidden state 0 is the embedding, before block 0. So block 0 writes hidden state 1. Which one does `block` "
-        "write, and which ones are computed from it?",
+        translatable(
+            "Hidden state 0 is the embedding, before block 0. So block 0 writes hidden state 1. Which one "
+            "does `block` write, and which ones are computed from it?"
+        ),
         solution_1_1,
         _wrong_1_1,
         _right_1_1,
@@ -710,13 +860,15 @@ EXERCISES = (
     ),
     Exercise(
         "1.2",
-        "A hook that is right everywhere",
+        translatable("A hook that is right everywhere"),
         2,
         7,
         make_hook,
         _check_1_2,
-        "Ask `isinstance(output, tuple)` and answer in the form that came. Multiply with `*`, which makes a new "
-        "tensor. The inner function sees `factor` of its own call of make_hook.",
+        translatable(
+            "Ask `isinstance(output, tuple)` and answer in the form that came. Multiply with `*`, which "
+            "makes a new tensor. The inner function sees `factor` of its own call of make_hook."
+        ),
         solution_1_2,
         _wrong_1_2,
         _right_1_2,
@@ -724,13 +876,15 @@ EXERCISES = (
     ),
     Exercise(
         "1.3",
-        "How much survives?",
+        translatable("How much survives?"),
         2,
         8,
         survival,
         _check_1_3,
-        "Flatten the difference at each point to one long vector. The part of a vector v along a vector u is "
-        "(v · u) / (u · u); u is the difference right at the edit.",
+        translatable(
+            "Flatten the difference at each point to one long vector. The part of a vector v along a vector "
+            "u is (v · u) / (u · u); u is the difference right at the edit."
+        ),
         solution_1_3,
         (*_usual_1_3, _whole_stream, _in_the_given_tensor, lambda clean, scaled, block: 0.5),
         _right_1_3,
@@ -738,13 +892,15 @@ EXERCISES = (
     ),
     Exercise(
         "1.4",
-        "Who carries the difference?",
+        translatable("Who carries the difference?"),
         2,
         7,
         top_dimensions,
         _check_1_4,
-        "The output of `block` is point block + 1. Subtract, square, sum over batch and tokens: what is left has one "
-        "number per coordinate. `topk(k).indices` finds the largest.",
+        translatable(
+            "The output of `block` is point block + 1. Subtract, square, sum over batch and tokens: what is "
+            "left has one number per coordinate. `topk(k).indices` finds the largest."
+        ),
         solution_1_4,
         (*_usual_1_4, lambda clean, scaled, block, k: range(k)),
         _right_1_4,
@@ -752,13 +908,15 @@ EXERCISES = (
     ),
     Exercise(
         "1.5",
-        "Repair it",
+        translatable("Repair it"),
         3,
         10,
         repair_factor,
         _check_1_5,
-        "Trace the clean run once. Then, for each candidate, trace with two edits in one `with edit(lm, ..., ...)` and "
-        "keep the candidate whose resid[-1] is nearest to the clean one.",
+        translatable(
+            "Trace the clean run once. Then, for each candidate, trace with two edits in one `with edit(lm, "
+            "..., ...)` and keep the candidate whose resid[-1] is nearest to the clean one."
+        ),
         solution_1_5,
         (*_usual_1_5, _no_candidate, _leaves_a_hook, _removes_when_all_goes_well),
         _right_1_5,

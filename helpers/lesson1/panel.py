@@ -16,6 +16,7 @@ from helpers.metrics import cosine_similarity, delta_norm, relative_error, survi
 from helpers.models import LanguageModel
 from helpers.plots.style import panel_axes, settle
 from helpers.replay import Replay
+from helpers.say import say
 
 METRICS = {"Δ": delta_norm, "relative error": relative_error, "cosine similarity": cosine_similarity}
 SURVIVAL = "survival"  # the one measure that asks where the edit is
@@ -71,12 +72,12 @@ def scaling_panel(models: Models, prompt: str, block: int = 2, factor: float = 0
     models: one, or several by name, to choose from (see `Panel`).
     """
     return Panel(
-        "Scale a block",
+        say("Scale a block"),
         models,
         {
             "block": block_slider(block),
             "factor": factor_slider(factor),
-            "include_first": tick(False, "include the first token"),
+            "include_first": tick(False, say("include the first token")),
             "measure": choice(MEASURES),
             "prompt": prompt_box(prompt),
         },

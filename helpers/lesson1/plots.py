@@ -24,19 +24,20 @@ from helpers.plots.style import (
     set_title,
     stream_axis,
 )
+from helpers.say import say, translatable
 from helpers.tables import format_number
 
 MEASURES = {
-    "Δ": "Δ (Frobenius norm)",
-    "relative error": "Δ / ‖H clean‖",
-    "cosine similarity": "cosine, clean and edited",
-    "survival": "share of the injected error that is there",
+    translatable("Δ"): translatable("Δ (Frobenius norm)"),
+    translatable("relative error"): translatable("Δ / ‖H clean‖"),
+    translatable("cosine similarity"): translatable("cosine, clean and edited"),
+    translatable("survival"): translatable("share of the injected error that is there"),
 }
 
 
 def edit_label(block: int, factor: float) -> str:
     """Return the label of the mark in every figure of this lesson."""
-    return f"block {block} × {format_number(float(factor), 3)}"
+    return say("block {block} × {factor}", block=block, factor=format_number(float(factor), 3))
 
 
 def plot_measure(values: Tensor, block: int, factor: float, measure: str = "Δ", ax: Axes | None = None) -> Axes:
@@ -44,20 +45,31 @@ def plot_measure(values: Tensor, block: int, factor: float, measure: str = "Δ",
     ax = new_axes(ax)
     ax.plot(range(len(values)), values.tolist(), **series_style(0))
     _finish(ax, len(values) - 1, block, factor)
-    ax.set_ylabel(MEASURES[measure])
+    ax.set_ylabel(say(MEASURES[measure]))
     finding = measure_finding(values, block, measure)
     set_title(ax, finding)
-    describe(ax, f"Line along the stream with {edit_label(block, factor)}. {finding}.")
+    describe(ax, say("Line along the stream with {edit}. {finding}.", edit=edit_label(block, factor), finding=finding))
     return ax
 
 
 def measure_finding(values: Tensor, block: int, measure: str = "Δ") -> str:
     """Return in one sentence what a measure does from the edited block to the last one."""
-    after, last = values[block + 1 :], len(values) - 2
-    here = f"{measure[0].upper() + measure[1:]} is {_n(after[0])} after block {block}"
+    after, last, name = values[block + 1 :], len(values) - 2, say(measure)
+    here = say(
+        "{measure} is {value} after block {block}",
+        measure=name[0].upper() + name[1:],
+        value=_n(after[0]),
+        block=block,
+    )
     if block == last:
-        return f"{here}, the last block"
-    return f"{here}, {_course(after, block)} {_n(after[-1])} after block {last}"
+        return say("{here}, the last block", here=here)
+    return say(
+        "{here}, {course} {value} after block {last}",
+        here=here,
+        course=_course(after, block),
+        value=_n(after[-1]),
+        last=last,
+    )
 
 
 def _course(after: Tensor, block: int) -> str:
@@ -65,18 +77,18 @@ def _course(after: Tensor, block: int) -> str:
     steps, ends = after.diff(), {0, len(after) - 1}
     low, high = int(after.argmin()), int(after.argmax())
     if bool((steps.abs() < 1e-9).all()):
-        return "stays there and is"
+        return say("stays there and is")
     if bool((steps >= 0).all()):
-        return "grows at every block and ends at"
+        return say("grows at every block and ends at")
     if bool((steps <= 0).all()):
-        return "falls at every block and ends at"
+        return say("falls at every block and ends at")
     if high in ends and low not in ends:
-        return f"falls to {_n(after[low])} after block {block + low} and ends at"
+        return say("falls to {low} after block {block} and ends at", low=_n(after[low]), block=block + low)
     if low in ends and high not in ends:
-        return f"rises to {_n(after[high])} after block {block + high} and ends at"
+        return say("rises to {high} after block {block} and ends at", high=_n(after[high]), block=block + high)
     if low not in ends:
-        return f"moves between {_n(after[low])} and {_n(after[high])} and ends at"
-    return "rises with dips and ends at" if after[-1] > after[0] else "falls with rises and ends at"
+        return say("moves between {low} and {high} and ends at", low=_n(after[low]), high=_n(after[high]))
+    return say("rises with dips and ends at") if after[-1] > after[0] else say("falls with rises and ends at")
 
 
 def plot_first_token(with_first: Tensor, without: Tensor, block: int, factor: float, ax: Axes | None = None) -> Axes:
@@ -86,7 +98,7 @@ def plot_first_token(with_first: Tensor, without: Tensor, block: int, factor: fl
     """
     ax = new_axes(ax)
     points = range(block + 1, len(without))
-    for index, (name, values) in enumerate({"all tokens": with_first, "without the first": without}.items()):
+    for index, (name, values) in enumerate({say("all tokens"): with_first, say("without the first"): without}.items()):
         ax.plot(points, values[block + 1 :].tolist(), label=name, **series_style(index))
     ratio = with_first[block + 1 :] / without[block + 1 :]
     wide = float(ratio.max()) > 5
@@ -98,16 +110,22 @@ def plot_first_token(with_first: Tensor, without: Tensor, block: int, factor: fl
     else:
         ax.set_ylim(0, 1.05 * float(with_first.max()))
     _finish(ax, len(without) - 1, block, factor)
-    ax.set_ylabel("Δ (Frobenius norm, logarithmic)" if wide else "Δ (Frobenius norm)")
+    ax.set_ylabel(say("Δ (Frobenius norm, logarithmic)") if wide else say("Δ (Frobenius norm)"))
     ax.legend(frameon=False, loc="best" if wide else "lower right")
     low, high = _n(ratio.min()), _n(ratio.max())
-    span = low if low == high else f"{low} to {high}"
-    finding = f"With the first token Δ is {span} times as large as without it"
+    span = low if low == high else say("{low} to {high}", low=low, high=high)
+    finding = say("With the first token Δ is {span} times as large as without it", span=span)
     set_title(ax, finding)
     describe(
         ax,
-        f"Two lines along the stream, {edit_label(block, factor)}. {finding}. At the end of the stream Δ is "
-        f"{_n(with_first[-1])} over all tokens and {_n(without[-1])} without the first.",
+        say(
+            "Two lines along the stream, {edit}. {finding}. At the end of the stream Δ is {with_first} over "
+            "all tokens and {without} without the first.",
+            edit=edit_label(block, factor),
+            finding=finding,
+            with_first=_n(with_first[-1]),
+            without=_n(without[-1]),
+        ),
     )
     return ax
 
@@ -132,9 +150,19 @@ def plot_factors(found: Mapping[str, Measured], block: int, ax: Axes | None = No
         ax.plot([factors[i] for i in unsure], [change[i] for i in unsure], **hollow)
         ends.append((name, *(change[factors.index(factor)] for factor in (0.5, 1.5))))
         told.append(
-            f"{name[0].upper() + name[1:]}, mean over {len(stored.labels['prompt'])} prompts: "
+            say(
+                "{model}, mean over {n_prompts} prompts: ",
+                model=name[0].upper() + name[1:],
+                n_prompts=len(stored.labels["prompt"]),
+            )
             + "; ".join(
-                f"× {factor:g} {_signed(one)} ± {wide:.2f}, the most probable word stays on {100 * share:.0f} %"
+                say(
+                    "× {factor} {change} ± {error}, the most probable word stays on {share} %",
+                    factor=f"{factor:g}",
+                    change=_signed(one),
+                    error=f"{wide:.2f}",
+                    share=f"{100 * share:.0f}",
+                )
                 for factor, one, wide, share in zip(factors, change, error, kept, strict=True)
             )
         )
@@ -143,14 +171,21 @@ def plot_factors(found: Mapping[str, Measured], block: int, ax: Axes | None = No
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.axhline(0, color="0.5", linewidth=0.8, zorder=0)
     ax.axvline(1, color="0.5", linewidth=0.8, zorder=0)
-    ax.set_xlabel(f"factor on the output of block {block} (1: no edit)")
-    ax.set_ylabel("change of log p(right country), nats")
+    ax.set_xlabel(say("factor on the output of block {block} (1: no edit)", block=block))
+    ax.set_ylabel(say("change of log p(right country), nats"))
     ax.legend(frameon=False, loc="lower right")
-    changes = ", ".join(f"{_signed(halved)} and {_signed(stretched)} on {the}" for the, halved, stretched in ends)
-    set_title(ax, f"Block {block} × 0.5 and × 1.5 change log p by {changes}")
+    changes = ", ".join(
+        say("{halved} and {stretched} on {model}", halved=_signed(halved), stretched=_signed(stretched), model=the)
+        for the, halved, stretched in ends
+    )
+    set_title(ax, say("Block {block} × 0.5 and × 1.5 change log p by {changes}", block=block, changes=changes))
     describe(
         ax,
-        f"Change of log p of the right country, with 95 % intervals, against the factor on block {block}. {'. '.join(told)}.",
+        say(
+            "Change of log p of the right country, with 95 % intervals, against the factor on block {block}. {told}.",
+            block=block,
+            told=". ".join(told),
+        ),
     )
     return ax
 
@@ -167,39 +202,52 @@ def plot_relative(found: Mapping[float, tuple[Tensor, Tensor]], block: int, ax: 
         n_blocks, style = len(along) - 1, series_style(index)
         ax.plot(range(block + 1, n_blocks + 1), along[block + 1 :].tolist(), label=f"× {factor:g}", **style)
         ax.plot([n_blocks + 2], normed.tolist(), **{**style, "markerfacecolor": "white", "markersize": 7})
-        said.append(f"× {factor:g}: the relative error {_goes(along, block)}")
+        said.append(say("× {factor}: the relative error {goes}", factor=f"{factor:g}", goes=_goes(along, block)))
         told.append(
-            f"× {factor:g}: {along[block + 1]:.3f} after block {block}, {along[-2]:.3f} before the last block, "
-            f"{along[-1]:.3f} after it, {float(normed):.3f} after the final norm"
+            say(
+                "× {factor}: {after_block} after block {block}, {before_last} before the last block, "
+                "{after_last} after it, {after_norm} after the final norm",
+                factor=f"{factor:g}",
+                after_block=f"{along[block + 1]:.3f}",
+                block=block,
+                before_last=f"{along[-2]:.3f}",
+                after_last=f"{along[-1]:.3f}",
+                after_norm=f"{float(normed):.3f}",
+            )
         )
-    stream_axis(ax, n_blocks, "", "norm")  # a gap: no name may cover the last block's
+    stream_axis(ax, n_blocks, "", say("norm"))  # a gap: no name may cover the last block's
     ax.set_xlim(block + 0.5, n_blocks + 2.5)
-    ax.set_xlabel("residual stream after block, and after the final norm (hollow)")
+    ax.set_xlabel(say("residual stream after block, and after the final norm (hollow)"))
     ax.set_ylim(bottom=0)
-    ax.set_ylabel("relative error Δ / ‖H‖")
-    ax.legend(title=f"block {block}", frameon=False, loc="lower left")
+    ax.set_ylabel(say("relative error Δ / ‖H‖"))
+    ax.legend(title=say("block {block}", block=block), frameon=False, loc="lower left")
     set_title(ax, "; ".join(said))
-    describe(ax, f"Relative error along the stream, without the first token. {'. '.join(told)}.")
+    describe(ax, say("Relative error along the stream, without the first token. {told}.", told=". ".join(told)))
     return ax
 
 
 def _goes(values: Tensor, block: int) -> str:
     begin, end = float(values[block + 1]), float(values[-1])
-    return f"{'grows' if end > begin else 'falls'} from {begin:.2f} to {end:.2f}"
+    return say(
+        "{goes} from {begin} to {end}",
+        goes=say("grows") if end > begin else say("falls"),
+        begin=f"{begin:.2f}",
+        end=f"{end:.2f}",
+    )
 
 
 def plot_writes(attention: Tensor, mlp: Tensor, coordinate: int, ax: Axes | None = None) -> Axes:
     """Draw what each block's attention and MLP add to one coordinate of one token. attention, mlp: (n_blocks,)."""
     ax = new_axes(ax)
     blocks = range(len(mlp))
-    ax.bar(blocks, mlp.tolist(), 0.8, label="MLP", color=PALETTE[0])
-    ax.plot(blocks, attention.tolist(), "s", label="attention", color=PALETTE[1], markersize=4)
+    ax.bar(blocks, mlp.tolist(), 0.8, label=say("MLP"), color=PALETTE[0])
+    ax.plot(blocks, attention.tolist(), "s", label=say("attention"), color=PALETTE[1], markersize=4)
     writer = int(mlp.abs().argmax())
     against = (mlp * -mlp[writer].sign()).topk(2).indices.sort().values.tolist()
     for block in (writer, *against):
         behind = block - 1 in against  # its label clears the bar before it
         ax.annotate(
-            f"block {block}: {_whole(mlp[block])}",
+            say("block {block}: {mlp}", block=block, mlp=_whole(mlp[block])),
             (block, float(mlp[block])),
             xytext=(-24 if behind else -10, 6 if behind else 0),
             textcoords="offset points",
@@ -210,17 +258,33 @@ def plot_writes(attention: Tensor, mlp: Tensor, coordinate: int, ax: Axes | None
     block_axis(ax, len(mlp))
     ax.axhline(0, color="0.5", linewidth=0.8)
     ax.yaxis.set_major_formatter(lambda value, _: _whole(value))
-    ax.set_ylabel(f"added to coordinate {coordinate}")
+    ax.set_ylabel(say("added to coordinate {coordinate}", coordinate=coordinate))
     ax.legend(frameon=False, loc="lower left")
     taken = -mlp[against].sum() * mlp[writer].sign()
-    finding = f"The MLP of block {writer} writes {_whole(mlp[writer])} into coordinate {coordinate}; "
-    finding += f"those of blocks {against[0]} and {against[1]} take {_whole(taken)} back"
+    finding = say(
+        "The MLP of block {writer} writes {mlp} into coordinate {coordinate}; ",
+        writer=writer,
+        mlp=_whole(mlp[writer]),
+        coordinate=coordinate,
+    )
+    finding += say(
+        "those of blocks {first} and {second} take {taken} back",
+        first=against[0],
+        second=against[1],
+        taken=_whole(taken),
+    )
     set_title(ax, finding)
-    each = ", ".join(f"{_whole(mlp[block])} in block {block}" for block in (writer, *against))
+    each = ", ".join(say("{mlp} in block {block}", mlp=_whole(mlp[block]), block=block) for block in (writer, *against))
     describe(
         ax,
-        f"Bars for each block: what its attention and its MLP add to coordinate {coordinate} of the first token. {finding}. "
-        f"The MLPs add {each}; attention adds at most {_whole(attention.abs().max())}.",
+        say(
+            "Bars for each block: what its attention and its MLP add to coordinate {coordinate} of the first "
+            "token. {finding}. The MLPs add {each}; attention adds at most {attention}.",
+            coordinate=coordinate,
+            finding=finding,
+            each=each,
+            attention=_whole(attention.abs().max()),
+        ),
     )
     return ax
 
@@ -232,13 +296,20 @@ def plot_attention(looks: Mapping[str, Tensor], ax: Axes | None = None) -> Axes:
         ax.plot(range(len(values)), values.tolist(), label=name, **series_style(index))
     block_axis(ax, len(values))
     ax.set_ylim(0, 1.1)
-    ax.set_ylabel("attention to the first token (mean)")
+    ax.set_ylabel(say("attention to the first token (mean)"))
     ax.legend(frameon=False, loc="upper left", ncols=2)
     (name, before), (other, after) = looks.items()
     block = int(before.argmax())
-    finding = f"Block {block} gives the first token {before[block]:.2f} of its attention {name}, {after[block]:.2f} with {other}"
+    finding = say(
+        "Block {block} gives the first token {before} of its attention {name}, {after} with {other}",
+        block=block,
+        before=f"{before[block]:.2f}",
+        name=name,
+        after=f"{after[block]:.2f}",
+        other=other,
+    )
     set_title(ax, finding)
-    describe(ax, f"Two lines over the blocks. {finding}.")
+    describe(ax, say("Two lines over the blocks. {finding}.", finding=finding))
     return ax
 
 

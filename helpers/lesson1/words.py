@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from helpers.course.words import Words, words_side_by_side
 from helpers.models import LanguageModel
+from helpers.say import say
 from helpers.tables import format_number
 from helpers.tracing import Trace
 
@@ -20,7 +21,7 @@ def show_next_words(lm: LanguageModel, runs: Mapping[str, Trace], most: int = 3)
     from IPython.display import display
 
     logits = {name: run.last_logits[0] for name, run in runs.items()}
-    display(words_side_by_side(lm, logits, "How probable each next word is", most))
+    display(words_side_by_side(lm, logits, say("How probable each next word is"), most))
 
 
 def word_finding(words: Words) -> str:
@@ -28,5 +29,12 @@ def word_finding(words: Words) -> str:
     first = max(range(len(words.names)), key=words.edited.__getitem__)
     name, before, after = repr(words.names[0]), *(format_number(one[0], 2) for one in (words.clean, words.edited))
     if words.edited[first] == words.edited[0]:
-        return f"{name} stays first: {before} before, {after} after"
-    return f"{name} goes from {before} to {after}, and {words.names[first]!r} is first with {format_number(words.edited[first], 2)}"
+        return say("{name} stays first: {before} before, {after} after", name=name, before=before, after=after)
+    return say(
+        "{name} goes from {before} to {after}, and {other!r} is first with {other_probability}",
+        name=name,
+        before=before,
+        after=after,
+        other=words.names[first],
+        other_probability=format_number(words.edited[first], 2),
+    )

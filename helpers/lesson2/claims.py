@@ -41,7 +41,8 @@ from helpers.course.ledger import (
 )
 from helpers.hooks import on_site, remove
 from helpers.models import LanguageModel, Tokens
-from helpers.tables import below
+from helpers.say import say
+from helpers.tables import below, format_number
 from helpers.tracing import Trace, trace
 
 NEAR_ONE = 0.95  # r from here on counts as "≈ 1"
@@ -53,20 +54,34 @@ GPT2_DROPOUT = 0.1  # the probability that GPT-2 was trained with, and its confi
 def verdict_2_1(misses: Table2, against_hidden_state: Sequence[float], tolerance: float) -> Claim:
     """misses: for each block, how far H + Δ attention + Δ MLP is from the stream after it, as a share of its norm.
     against_hidden_state: the same for the last block, against `hidden_states[-1]`. tolerance: what rounding allows."""
-    says = "H_l + Δ attention + Δ MLP is exactly H_l+1, read from output.hidden_states"
+    says = say("H_l + Δ attention + Δ MLP is exactly H_l+1, read from output.hidden_states")
     number, blocks = len(misses), len(misses[0])
     largest = max((miss for row in misses for miss in row), key=lambda miss: (miss != miss, miss))  # NaN is the largest
-    measured = (
-        f"largest miss {below(largest, max(tolerance, 1e-12))} of the state, over {blocks} blocks and {number} prompts"
+    measured = say(
+        "largest miss {largest} of the state, over {blocks} blocks and {number} prompts",
+        largest=below(largest, max(tolerance, 1e-12)),
+        blocks=blocks,
+        number=number,
     )
     wrong = [block for block in range(blocks) if not all(row[block] <= tolerance for row in misses)]
     if wrong:
-        why = f"the sum misses the stream by more than rounding after {len(wrong)} of {blocks} blocks, first at block {wrong[0]}"
+        why = say(
+            "the sum misses the stream by more than rounding after {n_wrong} of {blocks} blocks, first at "
+            "block {wrong}",
+            n_wrong=len(wrong),
+            blocks=blocks,
+            wrong=wrong[0],
+        )
         return Claim("2.1", says, FAILS, why, measured, software=True)
-    why = f"a block adds two parts and nothing else: exact up to rounding after {blocks} of {blocks} blocks"
+    why = say(
+        "a block adds two parts and nothing else: exact up to rounding after {blocks} of {blocks} blocks", blocks=blocks
+    )
     if max(against_hidden_state) > tolerance:
-        why += ", but not hidden_states[-1]: it is taken after the final norm"
-        measured += f"; hidden_states[-1] differs by {middle(against_hidden_state)} times its length (median)"
+        why += say(", but not hidden_states[-1]: it is taken after the final norm")
+        measured += say(
+            "; hidden_states[-1] differs by {against_hidden_state} times its length (median)",
+            against_hidden_state=middle(against_hidden_state),
+        )
     return Claim("2.1", says, CONSTRUCTION, why, measured, software=True)
 
 
@@ -79,19 +94,28 @@ def verdict_2_2(
     length of its step as a share of the stream's, without the first token: r cannot see a stream that is merely stretched."""
     r = [row[block] for row in everywhere]
     ways = {
-        "at every block": [min(row, key=lambda x: (x == x, x)) for row in everywhere],
-        "without the first token": without_first,
+        say("at every block"): [min(row, key=lambda x: (x == x, x)) for row in everywhere],
+        say("without the first token"): without_first,
     }
-    ways |= {"without outliers": without_outliers, "per dimension (median)": per_dimension}
-    parts = [Part(f"r is at least {NEAR_ONE} at block {block}", [value >= NEAR_ONE for value in r])]
+    ways |= {say("without outliers"): without_outliers, say("per dimension (median)"): per_dimension}
+    parts = [
+        Part(
+            say("r is at least {near_one} at block {block}", near_one=NEAR_ONE, block=block),
+            [value >= NEAR_ONE for value in r],
+        )
+    ]
     parts += [Part(way, [value >= NEAR_ONE for value in values]) for way, values in ways.items()]
-    parts.append(Part("the step is at most a third of the stream", [value <= SLIGHT for value in step]))
-    measured = f"median r at block {block} {middle(r)}, " + ", ".join(
+    parts.append(Part(say("the step is at most a third of the stream"), [value <= SLIGHT for value in step]))
+    measured = say("median r at block {block} {r}, ", block=block, r=middle(r)) + ", ".join(
         f"{way} {middle(v)}" for way, v in list(ways.items())[1:]
     )
-    measured += f"; smallest over the blocks {middle(ways['at every block'])}; step / stream {middle(step)}; "
-    measured += f"a random step of the same size would give r = {middle(by_chance)}"
-    says = "H_10 and H_11 correlate with r ≈ 1: a block changes its hidden state only slightly"
+    measured += say(
+        "; smallest over the blocks {way}; step / stream {step}; ",
+        way=middle(ways[say("at every block")]),
+        step=middle(step),
+    )
+    measured += say("a random step of the same size would give r = {by_chance}", by_chance=middle(by_chance))
+    says = say("H_10 and H_11 correlate with r ≈ 1: a block changes its hidden state only slightly")
     return judge("2.2", says, parts, measured)
 
 
@@ -100,45 +124,60 @@ def verdict_2_3(
 ) -> Claim:  # fmt: skip
     """filled: share of the axis that 99 % of the values fill; masked: outliers, at_first: how many of them at the first
     token; r before and after masking."""
-    measured = (
-        f"99 % of the values fill {middle(100 * value for value in filled)} % of the axis (median); r {middle(r)} → "
+    measured = say(
+        "99 % of the values fill {filled} % of the axis (median); r {r} → ",
+        filled=middle(100 * value for value in filled),
+        r=middle(r),
     )
-    measured += (
-        f"{middle(r_masked)} without the outliers; {sum(at_first)} of {sum(masked)} outliers sit at the first token"
+    measured += say(
+        "{r_masked} without the outliers; {at_first} of {masked} outliers sit at the first token",
+        r_masked=middle(r_masked),
+        at_first=sum(at_first),
+        masked=sum(masked),
     )
-    parts = [Part("99 % of the values fill at most a tenth of the axis", [value <= NARROW for value in filled])]
-    return judge("2.3", "masking the outliers makes the remaining 99 % visible", parts, measured)
+    parts = [Part(say("99 % of the values fill at most a tenth of the axis"), [value <= NARROW for value in filled])]
+    return judge("2.3", say("masking the outliers makes the remaining 99 % visible"), parts, measured)
 
 
 def verdict_2_4(probability: float, as_it_is: float, with_dropout: float) -> Claim:
     """probability: the largest dropout probability of the model. as_it_is, with_dropout: how far two passes in train mode
     differ, as a share of what is recorded: with the model's own probability, and with GPT-2's."""
-    says = "in train mode the recorded activations are random, because dropout is on"
-    measured = f"two passes in train mode differ by {n(100 * as_it_is)} % with the model's p = {n(probability)}"
+    says = say("in train mode the recorded activations are random, because dropout is on")
+    measured = say(
+        "two passes in train mode differ by {as_it_is} % with the model's p = {probability}",
+        as_it_is=n(100 * as_it_is),
+        probability=n(probability),
+    )
     if with_dropout > 0:
-        measured += f", by {n(100 * with_dropout)} % with p = {n(GPT2_DROPOUT)}"
+        measured += say(
+            ", by {with_dropout} % with p = {gpt2_dropout}",
+            with_dropout=n(100 * with_dropout),
+            gpt2_dropout=n(GPT2_DROPOUT),
+        )
     if as_it_is > 0:
-        return Claim("2.4", says, HOLDS, "two passes over the same prompt give two recordings", measured, software=True)
+        return Claim(
+            "2.4", says, HOLDS, say("two passes over the same prompt give two recordings"), measured, software=True
+        )
     if probability > 0:
-        why = "two passes over the same prompt are equal, though its dropout is on"
+        why = say("two passes over the same prompt are equal, though its dropout is on")
         return Claim("2.4", says, FAILS, why, measured, software=True)
-    why = "the mode alone makes nothing random: it takes a dropout probability above 0, and this model's is 0"
+    why = say("the mode alone makes nothing random: it takes a dropout probability above 0, and this model's is 0")
     return Claim("2.4", says, UNTESTED, why, measured, software=True)
 
 
 def verdict_2_5(train: bool, evaluated: bool, train_no_grad: bool) -> Claim:
     """Does a recorded delta carry a graph (requires_grad) in train mode, in eval mode, in train mode under no_grad()?"""
-    says = ".detach() is needed outside eval mode, and eval() switches gradients off"
+    says = say(".detach() is needed outside eval mode, and eval() switches gradients off")
     told = {"train()": train, "eval()": evaluated, "train() with no_grad()": train_no_grad}
-    measured = "a recorded delta carries a graph: " + ", ".join(f"{k} {'yes' if v else 'no'}" for k, v in told.items())
+    measured = say("a recorded delta carries a graph: ") + ", ".join(f"{k} {format_number(v)}" for k, v in told.items())
     if not train:
-        why = "in train mode nothing carries a graph here: detach is not needed"
+        why = say("in train mode nothing carries a graph here: detach is not needed")
         return Claim("2.5", says, FAILS, why, measured, software=True)
     if evaluated:
-        why = "first half only: eval() switches no gradient off, so detach is needed there too"
-        why += "" if train_no_grad else "; no_grad() makes it needless"
+        why = say("first half only: eval() switches no gradient off, so detach is needed there too")
+        why += "" if train_no_grad else say("; no_grad() makes it needless")
         return Claim("2.5", says, PARTLY, why, measured, software=True)
-    return Claim("2.5", says, HOLDS, "in eval mode nothing carries a graph", measured, software=True)
+    return Claim("2.5", says, HOLDS, say("in eval mode nothing carries a graph"), measured, software=True)
 
 
 VERDICTS: dict[str, Callable[..., Claim]] = {

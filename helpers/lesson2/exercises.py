@@ -18,6 +18,7 @@ from helpers.lesson2.steps import random_steps
 from helpers.loading import load_model
 from helpers.metrics import delta_norm, relative_error
 from helpers.models import LanguageModel
+from helpers.say import say, translatable
 from helpers.tables import below
 from helpers.tracing import Trace, trace
 
@@ -29,29 +30,39 @@ WATER = "There is a lot of liquid water on planet Earth"
 
 def _check_2_1(answer: Any) -> str | None:
     if not isinstance(answer, dict) or set(answer) != {7, 11}:
-        return "write a dictionary with the two blocks as keys: {7: …, 11: …}."
+        return say("write a dictionary with the two blocks as keys: {7: …, 11: …}.")
     if ... in answer.values():
         raise NotTried
     seven, eleven = (_pair(answer[7]), _pair(answer[11]))
     if seven == (6, 7):
-        return "(6, 7) for block 7: hidden state 0 is the embedding, so hidden state 7 is what *enters* block 7 (block 6 made it)."
+        return say(
+            "(6, 7) for block 7: hidden state 0 is the embedding, so hidden state 7 is what *enters* block 7 "
+            "(block 6 made it)."
+        )
     if seven == (8, 9):
-        return "(8, 9) for block 7: you added one too many; hidden state 8 is what block 7 hands on."
+        return say("(8, 9) for block 7: you added one too many; hidden state 8 is what block 7 hands on.")
     if seven == (8, 7):
-        return "(8, 7) for block 7: the right two in the wrong order; the state before the block comes first."
+        return say("(8, 7) for block 7: the right two in the wrong order; the state before the block comes first.")
     if not isinstance(seven, tuple) or len(seven) != 2:
-        return f"{seven!r} for block 7: write a pair of numbers, (before, after)."
+        return say("{seven!r} for block 7: write a pair of numbers, (before, after).", seven=seven)
     if seven != (7, 8):
-        return f"{seven!r} for block 7: look for the state that enters block 7, and for the one that it hands on."
+        return say(
+            "{seven!r} for block 7: look for the state that enters block 7, and for the one that it hands on.",
+            seven=seven,
+        )
     if eleven == (11, 12):
-        return (
+        return say(
             "(11, 12) for block 11: in a model of 12 blocks hidden state 12 is not what block 11 hands on. "
             "What comes between the last block and the logits?"
         )
     if eleven == (10, 11):
-        return "(10, 11) for block 11: this is the step of block 10, and its own deltas fit there."
+        return say("(10, 11) for block 11: this is the step of block 10, and its own deltas fit there.")
     if eleven is not None:
-        return f"{eleven!r} for block 11: write a pair (before, after) between which its deltas fit, or None if there is none."
+        return say(
+            "{eleven!r} for block 11: write a pair (before, after) between which its deltas fit, or None if "
+            "there is none.",
+            eleven=eleven,
+        )
     return None
 
 
@@ -73,10 +84,15 @@ def _payoff_2_1(answer: Any) -> str:
     before, after = answer[7]
     fits = _share(states[before] + run.attn[7] + run.mlp[7], states[after])
     last = _share(run.resid[-2] + run.attn[-1] + run.mlp[-1], states[-1])
-    return (
-        f"On {name} your pair fits: hidden state {before} and block 7's two deltas miss hidden state {after} by "
-        f"{below(fits, 1e-5)} of its length. After the last block the same sum misses hidden_states[-1] by {last:.3g} times its "
-        "length, because the final norm lies between."
+    return say(
+        "On {name} your pair fits: hidden state {before} and block 7's two deltas miss hidden state "
+        "{after} by {fits} of its length. After the last block the same sum misses hidden_states[-1] by "
+        "{last} times its length, because the final norm lies between.",
+        name=name,
+        before=before,
+        after=after,
+        fits=below(fits, 1e-5),
+        last=f"{last:.3g}",
     )
 
 
@@ -100,29 +116,32 @@ def _check_2_2(answer: Callable[..., Any]) -> str | None:
     given = before.clone(), after.clone()
     got = _number(answer(*given, percentile))
     if not (torch.equal(given[0], before) and torch.equal(given[1], after)):
-        return "you changed `before` or `after` in place; whoever uses these states after you gets your numbers: index them instead."
+        return say(
+            "you changed `before` or `after` in place; whoever uses these states after you gets your "
+            "numbers: index them instead."
+        )
     fixed = within_percentile(before, after, 99.0)
     signed = torch.maximum(before, after)
     alone = before.abs() <= torch.quantile(before.abs(), percentile / 100)
     known = {
-        "you kept all values; mask those above the percentile first.": correlation(before, after),
-        "you kept the outliers and left the rest out: turn the comparison round.": correlation(
+        say("you kept all values; mask those above the percentile first."): correlation(before, after),
+        say("you kept the outliers and left the rest out: turn the comparison round."): correlation(
             before[~keep], after[~keep]
         ),
-        "you compared signed values, so large negative ones stayed: take the size, |value|.": correlation(
+        say("you compared signed values, so large negative ones stayed: take the size, |value|."): correlation(
             *(x[signed <= torch.quantile(signed, percentile / 100)] for x in (before, after))
         ),
-        "you looked at `before` alone; a value can be an outlier in `after` only: use the larger of both sizes.": correlation(
-            before[alone], after[alone]
-        ),
-        "you set outliers to 0 instead of leaving them out: 0 is a value too, and it counts.": correlation(
+        say(
+            "you looked at `before` alone; a value can be an outlier in `after` only: use the larger of both sizes."
+        ): correlation(before[alone], after[alone]),
+        say("you set outliers to 0 instead of leaving them out: 0 is a value too, and it counts."): correlation(
             before * keep, after * keep
         ),
-        "this is the cosine: Pearson's r takes the mean off each side first.": float(
+        say("this is the cosine: Pearson's r takes the mean off each side first."): float(
             torch.nn.functional.cosine_similarity(before[keep], after[keep], dim=0)
         ),
-        "you kept 99 % whatever `percentile` says: use the argument.": correlation(before[fixed], after[fixed]),
-        "percentile 97 means that 97 % stay; you left out 97 %.": correlation(
+        say("you kept 99 % whatever `percentile` says: use the argument."): correlation(before[fixed], after[fixed]),
+        say("percentile 97 means that 97 % stay; you left out 97 %."): correlation(
             *(x[size > torch.quantile(size, 1 - percentile / 100)] for x in (before, after))
         ),
     }
@@ -131,7 +150,11 @@ def _check_2_2(answer: Callable[..., Any]) -> str | None:
     for sentence, value in known.items():
         if abs(got - value) < 1e-6:
             return sentence
-    return f"r = {got:.4f} on the hidden example, where {correlation(before[keep], after[keep]):.4f} was expected."
+    return say(
+        "r = {got} on the hidden example, where {correlation} was expected.",
+        got=f"{got:.4f}",
+        correlation=f"{correlation(before[keep], after[keep]):.4f}",
+    )
 
 
 def solution_2_2(before, after, percentile):
@@ -205,10 +228,19 @@ def _payoff_2_2(answer: Callable[..., Any]) -> str:
     own, chance = (
         [f"{float(answer(before, x, percentile)):.4f}" for percentile in (100, 99, 95)] for x in (after, random)
     )
-    return (
-        f"On {name}, block {block}, your r is {own[0]} over all values, {own[1]} over the lowest 99 % and {own[2]} over the lowest "
-        f"95 %. With a random step of the same length your function gives {chance[0]}, {chance[1]} and {chance[2]}: outliers or "
-        "not, r tells little more than how long the step is."
+    return say(
+        "On {name}, block {block}, your r is {own_first} over all values, {own_second} over the lowest "
+        "99 % and {own_third} over the lowest 95 %. With a random step of the same length your function "
+        "gives {chance_first}, {chance_second} and {chance_third}: outliers or not, r tells little more "
+        "than how long the step is.",
+        name=name,
+        block=block,
+        own_first=own[0],
+        own_second=own[1],
+        own_third=own[2],
+        chance_first=chance[0],
+        chance_second=chance[1],
+        chance_third=chance[2],
     )
 
 
@@ -247,52 +279,72 @@ def _check_2_3(answer: Callable[..., Any]) -> str | None:
     finally:
         hooks.remove(ours)
     if not passes:
-        return "the model never ran: call model(ids) while your hooks are on."
+        return say("the model never ran: call model(ids) while your hooks are on.")
     if len(passes) > 1:
-        return f"you ran the model {len(passes)} times; each pass in train mode draws new dropout, so record both deltas in one."
+        return say(
+            "you ran the model {n_passes} times; each pass in train mode draws new dropout, so record both "
+            "deltas in one.",
+            n_passes=len(passes),
+        )
     if not lm.model.training:
-        return "you switched the model to eval mode; the question is what happens in the mode that it is in."
+        return say("you switched the model to eval mode; the question is what happens in the mode that it is in.")
     if not isinstance(result, tuple | list) or len(result) != 2:
-        return "return two things, attention's delta and the MLP's: (attention, mlp)."
+        return say("return two things, attention's delta and the MLP's: (attention, mlp).")
     for name, value in zip(("attention", "mlp"), result, strict=True):
         if isinstance(value, tuple | list):
-            return f"{name} is a {type(value).__name__}: an attention module returns (delta, weights); keep its first element."
+            return say(
+                "{name} is a {kind}: an attention module returns (delta, weights); keep its first element.",
+                name=name,
+                kind=type(value).__name__,
+            )
         if not isinstance(value, Tensor):
-            return f"{name} is a {type(value).__name__}, not a tensor."
+            return say("{name} is a {kind}, not a tensor.", name=name, kind=type(value).__name__)
         if value.shape != seen[f"mlp {block}"].shape:
-            return (
-                f"{name} has shape {tuple(value.shape)} instead of {tuple(seen[f'mlp {block}'].shape)}: "
-                "`[0]` takes the first element of a tuple, but on a tensor it takes the first row of the batch."
+            return say(
+                "{name} has shape {shape} instead of {right_shape}: `[0]` takes the first element of a tuple, "
+                "but on a tensor it takes the first row of the batch.",
+                name=name,
+                shape=tuple(value.shape),
+                right_shape=tuple(seen[f"mlp {block}"].shape),
             )
     attention, mlp = result
     if _same(attention, seen[f"mlp {block}"]) and _same(mlp, seen[f"attention {block}"]):
-        return "the two deltas are swapped: attention first, then the MLP."
+        return say("the two deltas are swapped: attention first, then the MLP.")
     for name, value in (("attention", attention), ("mlp", mlp)):
         if _same(value, seen[f"{name} c_proj {block}"]):
-            return (
-                f"{name}: c_proj's output is not yet what is added to the stream; in train mode dropout comes after it. "
-                "Hook the dropout, or the whole module."
+            return say(
+                "{name}: c_proj's output is not yet what is added to the stream; in train mode dropout comes "
+                "after it. Hook the dropout, or the whole module.",
+                name=name,
             )
         for other in range(lm.n_blocks):
             if other != block and _same(value, seen[f"{name} {other}"]):
-                return f"{name}: this is the delta of block {other}, and block {block} was asked for."
+                return say(
+                    "{name}: this is the delta of block {other}, and block {block} was asked for.",
+                    name=name,
+                    other=other,
+                    block=block,
+                )
         if not _same(value, seen[f"{name} {block}"]):
-            return f"{name}: this is not what block {block} adds to the stream."
+            return say("{name}: this is not what block {block} adds to the stream.", name=name, block=block)
     if attention.requires_grad or mlp.requires_grad:
-        return "the numbers are right, but they still carry the graph of the pass: detach what you keep."
+        return say("the numbers are right, but they still carry the graph of the pass: detach what you keep.")
     left = hooks_on(lm.model) - before
     if left:
-        return (
-            f"the numbers are right, but hooks are still on the model ({left} of them): remove each handle when done."
+        return say(
+            "the numbers are right, but hooks are still on the model ({left} of them): remove each handle when done.",
+            left=left,
         )
     lm.model.eval()
     elsewhere, clean = answer(lm.model, ids[:1, :4], 1), trace(lm, ids[:1, :4])
     if not (_same(elsewhere[0], clean.attn[1]) and _same(elsewhere[1], clean.mlp[1])):
-        return "right in train mode for block 2, but not in eval mode for block 1 of another prompt: use the arguments."
+        return say(
+            "right in train mode for block 2, but not in eval mode for block 1 of another prompt: use the arguments."
+        )
     with suppress(Almost):
         answer(lm.model, torch.full_like(ids, 10_000), block)  # no such token: the pass raises
     if hooks_on(lm.model) > before:
-        return "when the pass raises an error, your hooks stay on the model: remove them in a `finally`."
+        return say("when the pass raises an error, your hooks stay on the model: remove them in a `finally`.")
     return None
 
 
@@ -428,10 +480,14 @@ def _payoff_2_3(answer: Callable[..., Any]) -> str:
         hooks.remove(ours)
     differ = _share(other[1], one[1])
     miss = max(_share(kept[i] + sum(found), kept[i + 1]) for i, found in ((0, one), (2, other)))
-    return (
-        f"On the pocket model, in train mode with dropout of 0.1, your MLP delta of block {block} differs by {100 * differ:.0f} % "
-        f"between two passes over the same prompt. In each of them the state before the block and your two deltas miss the "
-        f"state after it by {below(miss)}: the passes are random, the sum is exact."
+    return say(
+        "On the pocket model, in train mode with dropout of 0.1, your MLP delta of block {block} differs "
+        "by {differ} % between two passes over the same prompt. In each of them the state before the "
+        "block and your two deltas miss the state after it by {miss}: the passes are random, the sum is "
+        "exact.",
+        block=block,
+        differ=f"{100 * differ:.0f}",
+        miss=below(miss),
     )
 
 
@@ -454,11 +510,15 @@ def _check_2_4(answer: Callable[..., Any]) -> str | None:
         lm.live_edits.clear()
         hooks.remove(lm.edit_handles)
     if left:
-        return f"hooks are still on the model ({left} of them): edits belong in a `with edit(...)` block."
+        return say(
+            "hooks are still on the model ({left} of them): edits belong in a `with edit(...)` block.", left=left
+        )
     values = got.detach().double().flatten() if isinstance(got, Tensor) else _listed(got)
     if len(values) != lm.n_blocks:
-        return (
-            f"this model has {lm.n_blocks} blocks, and you returned {len(values)} numbers: one per block is asked for."
+        return say(
+            "this model has {n_blocks} blocks, and you returned {n_values} numbers: one per block is asked for.",
+            n_blocks=lm.n_blocks,
+            n_values=len(values),
         )
     clean = trace(lm, ids)
     assert clean.final is not None
@@ -477,21 +537,21 @@ def _check_2_4(answer: Callable[..., Any]) -> str | None:
     if _same(values, effects(skip_mlp, at_the_end)):
         return None
     known = {
-        "you skipped the whole block; its attention shall stay.": effects(skip_block, at_the_end),
-        "you skipped the attention; the MLP was asked for.": effects(skip_attention, at_the_end),
-        "the first token is included: leave it out.": effects(
+        say("you skipped the whole block; its attention shall stay."): effects(skip_block, at_the_end),
+        say("you skipped the attention; the MLP was asked for."): effects(skip_attention, at_the_end),
+        say("the first token is included: leave it out."): effects(
             skip_mlp, lambda run, _: relative_error(clean.resid, run.resid)[-1]
         ),
-        "this is Δ itself: divide it by the length of the clean stream.": effects(
+        say("this is Δ itself: divide it by the length of the clean stream."): effects(
             skip_mlp, lambda run, _: delta_norm(clean.resid, run.resid, include_first=False)[-1]
         ),
-        "this is the error right after the edited block; follow it to the end of the stream.": effects(
+        say("this is the error right after the edited block; follow it to the end of the stream."): effects(
             skip_mlp, lambda run, block: relative_error(clean.resid, run.resid, include_first=False)[block + 1]
         ),
-        "this is measured after the final norm; take the stream before it, resid[-1].": effects(
+        say("this is measured after the final norm; take the stream before it, resid[-1]."): effects(
             skip_mlp, lambda run, _: relative_error(after_norm[None], run.final[None], include_first=False)[0]
         ),
-        "this is the error before the last block has run; resid[-1] is the end of the stream.": effects(
+        say("this is the error before the last block has run; resid[-1] is the end of the stream."): effects(
             skip_mlp, lambda run, _: relative_error(clean.resid, run.resid, include_first=False)[-2]
         ),
     }
@@ -501,7 +561,7 @@ def _check_2_4(answer: Callable[..., Any]) -> str | None:
     for sentence, expected in known.items():
         if _same(values, expected):
             return sentence
-    return (
+    return say(
         "the numbers differ from the reference on a small model: skip_mlp(block), relative error, last point of resid."
     )
 
@@ -602,11 +662,24 @@ def _payoff_2_4(answer: Callable[..., Any]) -> str:
     length = run.mlp[:, :, 1:].flatten(1).norm(dim=1)
     (most, second), longest = effects.argsort(descending=True)[:2].tolist(), int(length.argmax())
     place = int((effects > effects[longest]).sum()) + 1
-    return (
-        f"On {name} your loop finds that the MLP of block {most} is missed most (error {effects[most]:.2f} at the end of the stream), "
-        f"then that of block {second} ({effects[second]:.2f}), though they write only {length[most]:.0f} and "
-        f"{length[second]:.0f} to these tokens. The MLP that writes most, {length[longest]:.0f}, is that of block {longest}: without "
-        f"it the error is {effects[longest]:.2f}, place {place} of {lm.n_blocks}."
+    return say(
+        "On {name} your loop finds that the MLP of block {most} is missed most (error {effects_most} at "
+        "the end of the stream), then that of block {second} ({effects_second}), though they write only "
+        "{length_most} and {length_second} to these tokens. The MLP that writes most, {length_longest}, "
+        "is that of block {longest}: without it the error is {effects_longest}, place {place} of "
+        "{n_blocks}.",
+        name=name,
+        most=most,
+        effects_most=f"{effects[most]:.2f}",
+        second=second,
+        effects_second=f"{effects[second]:.2f}",
+        length_most=f"{length[most]:.0f}",
+        length_second=f"{length[second]:.0f}",
+        length_longest=f"{length[longest]:.0f}",
+        longest=longest,
+        effects_longest=f"{effects[longest]:.2f}",
+        place=place,
+        n_blocks=lm.n_blocks,
     )
 
 
@@ -623,23 +696,27 @@ def _listed(values: Any) -> Tensor:
     try:
         return torch.tensor([float(value) for value in values], dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):
-        raise Almost("one number per block is asked for: return a list of numbers or a tensor (n_blocks,).") from None
+        raise Almost(
+            say("one number per block is asked for: return a list of numbers or a tensor (n_blocks,).")
+        ) from None
 
 
 def _number(value: Any) -> float:
     if isinstance(value, Tensor) and value.numel() != 1:
-        raise Almost(f"one number is asked for, and you returned a tensor of shape {tuple(value.shape)}.")
+        raise Almost(
+            say("one number is asked for, and you returned a tensor of shape {shape}.", shape=tuple(value.shape))
+        )
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise Almost(f"one number is asked for, and you returned a {type(value).__name__}.") from None
+        raise Almost(say("one number is asked for, and you returned a {kind}.", kind=type(value).__name__)) from None
 
 
 EXERCISES = (
     Exercise(
-        "2.1", "Which two states?", 1, 3, ..., _check_2_1,
-        "hidden_states[0] is the embedding, before any block, so a list of 12 blocks gives 13 states. And remember what the last "
-        "of the 13 went through.",
+        "2.1", translatable("Which two states?"), 1, 3, ..., _check_2_1,
+        translatable("hidden_states[0] is the embedding, before any block, so a list of 12 blocks gives 13 states. "
+"And remember what the last of the 13 went through."),
         solution_2_1,
         wrong=(
             {7: (6, 7), 11: (10, 11)}, {7: (8, 9), 11: None}, {7: (7, 8), 11: (11, 12)}, {7: (7, 8), 11: 12}, (7, 8),
@@ -649,21 +726,23 @@ EXERCISES = (
         payoff=_payoff_2_1,
     ),
     Exercise(
-        "2.2", "r without the outliers", 2, 8, r_without_outliers, _check_2_2,
-        "size = torch.maximum(before.abs(), after.abs()); torch.quantile wants a share between 0 and 1; index both tensors with "
-        "the same mask; torch.corrcoef of the two stacked rows has r at [0, 1].",
+        "2.2", translatable("r without the outliers"), 2, 8, r_without_outliers, _check_2_2,
+        translatable("size = torch.maximum(before.abs(), after.abs()); torch.quantile wants a share between 0 and 1; "
+"index both tensors with the same mask; torch.corrcoef of the two stacked rows has r at [0, 1]."),
         solution_2_2, wrong=_wrong_2_2(), right=_right_2_2(), payoff=_payoff_2_2,
     ),
     Exercise(
-        "2.3", "Deltas that are true in any mode", 2, 10, deltas, _check_2_3,
-        "The picture of the block shows two places for a hook. In train mode only one of them is what is added: "
-        "attn.resid_dropout and mlp.dropout. Keep output.detach(), run the model once, remove both handles in a `finally`.",
+        "2.3", translatable("Deltas that are true in any mode"), 2, 10, deltas, _check_2_3,
+        translatable("The picture of the block shows two places for a hook. In train mode only one of them is what is "
+"added: attn.resid_dropout and mlp.dropout. Keep output.detach(), run the model once, remove "
+"both handles in a `finally`."),
         solution_2_3, wrong=_wrong_2_3(), right=_right_2_3(), payoff=_payoff_2_3,
     ),
     Exercise(
-        "2.4", "Which MLP is missed most?", 3, 12, mlp_effects, _check_2_4,
-        "One clean trace, then a loop over blocks with `with edit(lm, skip_mlp(block)):` around a second trace. relative_error(…, "
-        "include_first=False) has one number per point of the stream; the last one is the end, before the final norm.",
+        "2.4", translatable("Which MLP is missed most?"), 3, 12, mlp_effects, _check_2_4,
+        translatable("One clean trace, then a loop over blocks with `with edit(lm, skip_mlp(block)):` around a second "
+"trace. relative_error(…, include_first=False) has one number per point of the stream; the last "
+"one is the end, before the final norm."),
         solution_2_4, wrong=_wrong_2_4(), right=_right_2_4(), payoff=_payoff_2_4,
     ),
 )  # fmt: skip

@@ -14,20 +14,25 @@ from torch import Tensor, nn
 
 from helpers.hooks import on_output, on_site, remove
 from helpers.models import LanguageModel, Tokens
+from helpers.say import say, translatable
 from helpers.tables import Table, make_table
 
 WAYS: dict[str, tuple[bool, Callable[[], AbstractContextManager[object]], bool]] = {
     # train mode?, context, do the parameters require grad?
     "train()": (True, nullcontext, True),
     "eval()": (False, nullcontext, True),
-    "train() and no_grad()": (True, torch.no_grad, True),
-    "eval() and no_grad()": (False, torch.no_grad, True),
-    "eval() and inference_mode()": (False, torch.inference_mode, True),
-    "eval() and requires_grad_(False)": (False, nullcontext, False),
+    translatable("train() and no_grad()"): (True, torch.no_grad, True),
+    translatable("eval() and no_grad()"): (False, torch.no_grad, True),
+    translatable("eval() and inference_mode()"): (False, torch.inference_mode, True),
+    translatable("eval() and requires_grad_(False)"): (False, nullcontext, False),
 }
 COLUMNS = (
-    "two passes differ by", "a hook on c_proj misses", "record requires grad", "graph nodes it keeps", "usable with gradients later",
-)  # fmt: skip
+    translatable("two passes differ by"),
+    translatable("a hook on c_proj misses"),
+    translatable("record requires grad"),
+    translatable("graph nodes it keeps"),
+    translatable("usable with gradients later"),
+)
 
 
 def modes_table(lm: LanguageModel, prompt: str, block: int = 10, p: float = 0.1) -> Table:
@@ -42,9 +47,11 @@ def modes_table(lm: LanguageModel, prompt: str, block: int = 10, p: float = 0.1)
             module.p = p
     with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
         torch.manual_seed(0)
-        rows = {name: row(other, tokens, number, *way) for name, way in WAYS.items()}
-    caption = f"What a hook on the MLP of block {number} of the model records, with dropout of {p:g}"
-    return make_table(rows, caption, COLUMNS, corner="how it is run")
+        rows = {say(name): row(other, tokens, number, *way) for name, way in WAYS.items()}
+    caption = say(
+        "What a hook on the MLP of block {number} of the model records, with dropout of {p}", number=number, p=f"{p:g}"
+    )
+    return make_table(rows, caption, [say(column) for column in COLUMNS], corner=say("how it is run"))
 
 
 def row(

@@ -15,13 +15,14 @@ from helpers.course.panels import LABEL, WIDE, Models, Panel, block_slider, choi
 from helpers.lesson2.plots import filled_axis, plot_block_view
 from helpers.plots.style import WIDGET_DPI
 from helpers.replay import Replay
+from helpers.say import say, translatable
 from helpers.tables import format_number
 from helpers.tracing import Trace
 
 PAIRS = (
-    ("state before → state after", "output"),
-    ("state before → sum of the three parts", "rebuilt"),
-    ("sum of the three parts → state after", "match"),
+    (translatable("state before → state after"), "output"),
+    (translatable("state before → sum of the three parts"), "rebuilt"),
+    (translatable("sum of the three parts → state after"), "match"),
 )
 
 
@@ -56,11 +57,18 @@ def describe_view(view: BlockView) -> str:
     """Return the line of numbers under the controls."""
     kept = view.before[view.keep], view.after[view.keep]
     _, attention, mlp = (values[view.block] for values in view.norms)
-    return (
-        f"block {view.block}: r = {_n(correlation(*kept))} over {int(view.keep.sum())} of {view.keep.numel()} values, and a random "
-        f"step as long would give {_n(random_step_correlation(*kept))}. These values fill "
-        f"{_n(100 * filled_axis(view.before, view.after, view.keep))} % of the axis. The block's attention adds a length of "
-        f"{_n(attention)}, its MLP {_n(mlp)}."
+    return say(
+        "block {block}: r = {correlation} over {n_kept} of {n_values} values, and a random step as long "
+        "would give {random_step_correlation}. These values fill {filled_axis} % of the axis. The "
+        "block's attention adds a length of {attention}, its MLP {mlp}.",
+        block=view.block,
+        correlation=_n(correlation(*kept)),
+        n_kept=int(view.keep.sum()),
+        n_values=view.keep.numel(),
+        random_step_correlation=_n(random_step_correlation(*kept)),
+        filled_axis=_n(100 * filled_axis(view.before, view.after, view.keep)),
+        attention=_n(attention),
+        mlp=_n(mlp),
     )
 
 
@@ -74,7 +82,7 @@ def hidden_states_panel(models: Models, prompt: str, block: int = 10) -> Panel:
         min=90,
         max=100,
         step=0.5,
-        description="keep lowest %",
+        description=say("keep lowest %"),
         continuous_update=False,
         style=LABEL,
         layout=WIDE,
@@ -84,13 +92,13 @@ def hidden_states_panel(models: Models, prompt: str, block: int = 10) -> Panel:
         return view_block(replay.clean(prompt), block, percentile, pair, by_token)
 
     return Panel(
-        "A state before a block, after it, and what the block adds",
+        say("A state before a block, after it, and what the block adds"),
         models,
         {
             "block": block_slider(block),
             "percentile": percentile,
-            "pair": choice(PAIRS, "output", "draw"),
-            "by_token": tick(True, "colour by token position"),
+            "pair": choice(PAIRS, "output", translatable("draw")),
+            "by_token": tick(True, say("colour by token position")),
             "prompt": prompt_box(prompt),
         },
         sizes=lambda lm: {"block": lm.n_blocks},

@@ -36,12 +36,13 @@ from helpers.plots.style import (
     set_title,
     settle,
 )
+from helpers.say import say, translatable
 from helpers.tables import format_number
 
 ANATOMY_SIZE = (8.6, 3.4)
 FULL = 0.95  # r from here on counts as "near 1", as in the claims ledger
 PERFECT = 0.999  # r from here on looks like no change at all
-PARTS = ("attention", "MLP")
+PARTS = (translatable("attention"), translatable("MLP"))
 
 
 def plot_anatomy(ax: Axes | None = None) -> Axes:
@@ -81,17 +82,20 @@ def plot_anatomy(ax: Axes | None = None) -> Axes:
         for x, text, height in ((places[3], "1", 2.05), (places[4], "2", 2.05)):
             ax.plot([x], [1.87], marker="v", color=EDIT, markersize=7, zorder=5)
             ax.text(x, height, text, ha="center", va="bottom", color=EDIT, fontsize=10, fontweight="bold")
-        delta = "attention" if name == "attn" else "MLP"
+        delta = say("attention") if name == "attn" else "MLP"
         ax.text(places[-1] - 0.22, 0.5, rf"$\Delta_{{\mathrm{{{delta}}}}}$", ha="right", va="center", fontsize=10)
-    ax.text(-0.15, 2.75, "1  the report's hooks: before dropout", color=EDIT, fontsize=9)
-    ax.text(5.25, 2.75, "2  what is really added: after dropout", color=EDIT, fontsize=9)
-    ax.text(5.4, -0.6, "residual stream", ha="center", va="center", fontsize=9, color=QUIET)
+    ax.text(-0.15, 2.75, say("1  the report's hooks: before dropout"), color=EDIT, fontsize=9)
+    ax.text(5.25, 2.75, say("2  what is really added: after dropout"), color=EDIT, fontsize=9)
+    ax.text(5.4, -0.6, say("residual stream"), ha="center", va="center", fontsize=9, color=QUIET)
     describe(
         ax,
-        "A GPT-2 block. The residual stream H_l runs from left to right. Attention reads it through ln_1, c_attn, the "
-        "heads, c_proj and resid_dropout, and its delta is added to the stream; then the MLP reads the sum through ln_2, "
-        "c_fc, GELU, c_proj and dropout, and its delta is added. The result is H_l+1. Places for hooks: 1, the output of "
-        "each c_proj, before dropout; 2, the output of each dropout, which is what is added.",
+        say(
+            "A GPT-2 block. The residual stream H_l runs from left to right. Attention reads it through "
+            "ln_1, c_attn, the heads, c_proj and resid_dropout, and its delta is added to the stream; then "
+            "the MLP reads the sum through ln_2, c_fc, GELU, c_proj and dropout, and its delta is added. The "
+            "result is H_l+1. Places for hooks: 1, the output of each c_proj, before dropout; 2, the output "
+            "of each dropout, which is what is added."
+        ),
     )
     return ax
 
@@ -102,21 +106,27 @@ def plot_delta_norms(
     """Draw, for each block, the norm of the stream that enters it and of the two deltas that it adds; `block` is marked."""
     ax = new_axes(ax)
     n_blocks = len(attention)
-    series = {"stream that enters, ‖H‖": stream, "‖Δ attention‖": attention, "‖Δ MLP‖": mlp}
+    series = {say("stream that enters, ‖H‖"): stream, say("‖Δ attention‖"): attention, say("‖Δ MLP‖"): mlp}
     for index, (name, values) in enumerate(series.items()):
         ax.plot(range(n_blocks), values.tolist(), label=name, **series_style(index))
     _logarithmic(ax)
     block_axis(ax, n_blocks)
-    ax.set_ylabel("Frobenius norm (logarithmic)")
+    ax.set_ylabel(say("Frobenius norm (logarithmic)"))
     ax.legend(frameon=False, fontsize=9)
     if block is not None:
-        mark_edit(ax, block, f"block {block}")
+        mark_edit(ax, block, say("block {block}", block=block))
     finding = delta_finding(attention, mlp)
     set_title(ax, finding)
     describe(
         ax,
-        f"Three lines over the blocks. {finding}. The stream's norm goes from {_n(stream[0])} before block 0 to "
-        f"{_n(stream[-1])} before block {n_blocks - 1}.",
+        say(
+            "Three lines over the blocks. {finding}. The stream's norm goes from {stream} before block 0 to "
+            "{last_stream} before block {last_block}.",
+            finding=finding,
+            stream=_n(stream[0]),
+            last_stream=_n(stream[-1]),
+            last_block=n_blocks - 1,
+        ),
     )
     return ax
 
@@ -125,20 +135,36 @@ def delta_finding(attention: Tensor, mlp: Tensor) -> str:
     """Return in one sentence where attention writes more than the MLP."""
     larger = [block for block in range(len(attention)) if attention[block] > mlp[block]]
     if not larger:
-        return f"The MLP writes more than attention in each of the {len(mlp)} blocks"
+        return say("The MLP writes more than attention in each of the {n_blocks} blocks", n_blocks=len(mlp))
     if len(larger) == len(mlp):
-        return f"Attention writes more than the MLP in each of the {len(mlp)} blocks"
-    where = f"block {larger[0]}" if len(larger) == 1 else f"blocks {in_ranges(larger)}"
-    return f"Attention writes more than the MLP in {where}, the MLP more in the other {len(mlp) - len(larger)}"
+        return say("Attention writes more than the MLP in each of the {n_blocks} blocks", n_blocks=len(mlp))
+    where = (
+        say("block {larger}", larger=larger[0])
+        if len(larger) == 1
+        else say("blocks {in_ranges}", in_ranges=in_ranges(larger))
+    )
+    return say(
+        "Attention writes more than the MLP in {where}, the MLP more in the other {n_others}",
+        where=where,
+        n_others=len(mlp) - len(larger),
+    )
 
 
 def scatter_finding(before: Tensor, after: Tensor, names: tuple[str, str]) -> str:
     """Return r, and the r that a random step of the same spread would give."""
     r = correlation(before, after)
     if torch.allclose(before, after, rtol=1e-4, atol=1e-4 * float(after.abs().max())):
-        return f"{names[0]} and {names[1]} are the same: every point lies on the diagonal"
+        return say(
+            "{first_name} and {name} are the same: every point lies on the diagonal", first_name=names[0], name=names[1]
+        )
     by_chance = random_step_correlation(before, after)
-    return f"r = {_r(r)} between {names[0]} and {names[1]}; a random step of the same size would give {_r(by_chance)}"
+    return say(
+        "r = {r} between {first_name} and {name}; a random step of the same size would give {by_chance}",
+        r=_r(r),
+        first_name=names[0],
+        name=names[1],
+        by_chance=_r(by_chance),
+    )
 
 
 def plot_mask(before: Tensor, after: Tensor, names: tuple[str, str], keep: Tensor) -> Figure:
@@ -155,11 +181,11 @@ def plot_mask(before: Tensor, after: Tensor, names: tuple[str, str], keep: Tenso
     a, b = before[keep].numpy(force=True), after[keep].numpy(force=True)
     *_, image = right.hist2d(a, b, bins=60, range=[[-limit, limit]] * 2, cmap=SEQUENTIAL, norm=LogNorm(), zorder=2)
     right.plot([-limit, limit], [-limit, limit], color=EDITED, linewidth=1.2, linestyle="--", zorder=3)
-    right.set_xlabel(f"value in {names[0]}")
-    right.set_ylabel(f"value in {names[1]}")
+    right.set_xlabel(say("value in {first_name}", first_name=names[0]))
+    right.set_ylabel(say("value in {name}", name=names[1]))
     bar = figure.colorbar(image, ax=right, fraction=0.05, pad=0.03)
-    bar.set_label("values in a cell", fontsize=9)
-    for ax, shown, what in ((left, everything, "all values"), (right, keep, "without outliers")):
+    bar.set_label(say("values in a cell"), fontsize=9)
+    for ax, shown, what in ((left, everything, say("all values")), (right, keep, say("without outliers"))):
         ax.set_aspect("equal")
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_major_locator(MaxNLocator(4))
@@ -168,8 +194,16 @@ def plot_mask(before: Tensor, after: Tensor, names: tuple[str, str], keep: Tenso
     figure.suptitle(finding, x=0.01, ha="left", fontsize=11)
     describe(
         figure,
-        f"Two scatter plots of {names[1]} against {names[0]}. {finding}. All {keep.numel()} values: "
-        f"r = {_r(correlation(before, after))}; without the outliers: r = {_r(correlation(before[keep], after[keep]))}.",
+        say(
+            "Two scatter plots of {name} against {first_name}. {finding}. All {n_values} values: r = "
+            "{r_all}; without the outliers: r = {r_kept}.",
+            name=names[1],
+            first_name=names[0],
+            finding=finding,
+            n_values=keep.numel(),
+            r_all=_r(correlation(before, after)),
+            r_kept=_r(correlation(before[keep], after[keep])),
+        ),
     )
     return figure
 
@@ -178,7 +212,12 @@ def mask_finding(before: Tensor, after: Tensor, keep: Tensor) -> str:
     """Return in one sentence how much of the axis the kept values had, before the others were masked."""
     share = 100 * filled_axis(before, after, keep)
     masked = int((~keep).sum())
-    return f"{_n(100 * float(keep.double().mean()))} % of the values fill {_n(share)} % of the axis; {masked} outliers take the rest"
+    return say(
+        "{keep} % of the values fill {share} % of the axis; {masked} outliers take the rest",
+        keep=_n(100 * float(keep.double().mean())),
+        share=_n(share),
+        masked=masked,
+    )
 
 
 def filled_axis(before: Tensor, after: Tensor, keep: Tensor) -> float:
@@ -203,12 +242,20 @@ def plot_likeness(series: Mapping[str, Tensor], ax: Axes | None = None) -> Axes:
         f"r = {FULL}", (1, 1 - FULL), xycoords=("axes fraction", "data"), xytext=(4, -3), textcoords="offset points",
         ha="left", color=QUIET, fontsize=9,
     )  # fmt: skip
-    ax.set_ylabel("1 − r (lower: more alike)")
+    ax.set_ylabel(say("1 − r (lower: more alike)"))
     ax.legend(frameon=False, fontsize=9)
     finding = likeness_finding(series)
     set_title(ax, finding)
-    lowest = "; ".join(f"{name}: r is {_r(values.min())} to {_r(values.max())}" for name, values in series.items())
-    describe(ax, f"1 minus r for each block, one line per way to count. {finding}. {lowest}.")
+    lowest = "; ".join(
+        say("{name}: r is {lowest} to {highest}", name=name, lowest=_r(values.min()), highest=_r(values.max()))
+        for name, values in series.items()
+    )
+    describe(
+        ax,
+        say(
+            "1 minus r for each block, one line per way to count. {finding}. {lowest}.", finding=finding, lowest=lowest
+        ),
+    )
     return ax
 
 
@@ -216,7 +263,14 @@ def likeness_finding(series: Mapping[str, Tensor]) -> str:
     """Return in one sentence at how many blocks r looks perfect, counted in the first way and in the last."""
     first, last = next(iter(series.items())), list(series.items())[-1]
     many, few = (int((values >= PERFECT).sum()) for _, values in (first, last))
-    return f"r is {PERFECT} or more at {many} of {len(first[1])} blocks; {last[0]}: at {few or 'none'}"
+    return say(
+        "r is {perfect} or more at {many} of {n_blocks} blocks; {last}: at {few}",
+        perfect=PERFECT,
+        many=many,
+        n_blocks=len(first[1]),
+        last=last[0],
+        few=few or say("none"),
+    )
 
 
 def plot_words(
@@ -241,26 +295,56 @@ def plot_words(
             edgecolor="white",
         )
         word, p = tops[name]
-        said = f"{_p(shares[name])}" if word == target else f"{_p(shares[name])}; first is {word!r}, {_p(p)}"
+        said = (
+            f"{_p(shares[name])}"
+            if word == target
+            else say(
+                "{probability}; first is {word!r}, {first_probability}",
+                probability=_p(shares[name]),
+                word=word,
+                first_probability=_p(p),
+            )
+        )
         ax.text(shares[name] + 0.012, row, said, va="center", fontsize=9)
     ax.set_yticks(range(len(runs)), list(runs))
     ax.invert_yaxis()
     ax.grid(False)
     ax.set_xlim(0, 1.12)
     ax.set_xticks([0, 0.25, 0.5, 0.75, 1])
-    ax.set_xlabel(f"probability of {target!r} as the next word")
+    ax.set_xlabel(say("probability of {target!r} as the next word", target=target))
     finding = words_finding(shares, target, about or min(shares, key=lambda name: shares[name]))
     ax.set_title(finding, x=0, ha="left", fontsize=11)
     told = "; ".join(
-        f"{name}: {_p(shares[name])}, most probable is {word!r} with {_p(p)}" for name, (word, p) in tops.items()
+        say(
+            "{name}: {probability}, most probable is {word!r} with {first_probability}",
+            name=name,
+            probability=_p(shares[name]),
+            word=word,
+            first_probability=_p(p),
+        )
+        for name, (word, p) in tops.items()
     )
-    describe(ax, f"Probability of {target!r} as the next word, one bar for each run. {finding}. {told}.")
+    describe(
+        ax,
+        say(
+            "Probability of {target!r} as the next word, one bar for each run. {finding}. {told}.",
+            target=target,
+            finding=finding,
+            told=told,
+        ),
+    )
     return ax
 
 
 def words_finding(shares: Mapping[str, float], target: str, about: str) -> str:
     """Return in one sentence how far the target's probability moves from the first run to the one called `about`."""
-    return f"{target!r} goes from {_p(next(iter(shares.values())))} to {_p(shares[about])} ({about})"
+    return say(
+        "{target!r} goes from {before} to {after} ({about})",
+        target=target,
+        before=_p(next(iter(shares.values()))),
+        after=_p(shares[about]),
+        about=about,
+    )
 
 
 def plot_steps(found: Mapping[int, tuple[Tensor, Tensor]], target: str, ax: Axes | None = None) -> Axes:
@@ -280,30 +364,47 @@ def plot_steps(found: Mapping[int, tuple[Tensor, Tensor]], target: str, ax: Axes
             markersize=6,
             markerfacecolor="none",
             color=EDITED,
-            label="a random step" if first else None,
+            label=say("a random step") if first else None,
         )
-        ax.plot([values[1]], [row], "X", markersize=9, color=QUIET, label="no step" if first else None)
-        ax.plot([values[0]], [row], "D", markersize=8, color=CLEAN, label="its own step" if first else None)
-    ax.set_yticks(range(len(found)), [f"block {block}" for block in found])
+        ax.plot([values[1]], [row], "X", markersize=9, color=QUIET, label=say("no step") if first else None)
+        ax.plot([values[0]], [row], "D", markersize=8, color=CLEAN, label=say("its own step") if first else None)
+    ax.set_yticks(range(len(found)), [say("block {block}", block=block) for block in found])
     ax.set_ylim(len(found) - 0.5, -0.5)
     ax.set_xlim(-0.03, 1.03)
-    ax.set_xlabel(f"probability of {target!r} as the next word")
+    ax.set_xlabel(say("probability of {target!r} as the next word", target=target))
     figure_of(ax).legend(frameon=False, fontsize=9, ncols=3, loc="outside lower center")
     finding = steps_finding(found, target)
     set_title(ax, finding)
     told = "; ".join(
-        f"block {block}: {_p(values[0])} with its own step, {_p(values[1])} with none, median {_p(values[2:].median())} "
-        f"over {len(values) - 2} random steps"
+        say(
+            "block {block}: {own} with its own step, {none} with none, median {random} over {n_random} random steps",
+            block=block,
+            own=_p(values[0]),
+            none=_p(values[1]),
+            random=_p(values[2:].median()),
+            n_random=len(values) - 2,
+        )
         for block, (values, _) in found.items()
     )
-    describe(ax, f"Probability of {target!r} with each step, one row for each block. {finding}. {told}.")
+    describe(
+        ax,
+        say(
+            "Probability of {target!r} with each step, one row for each block. {finding}. {told}.",
+            target=target,
+            finding=finding,
+            told=told,
+        ),
+    )
     return ax
 
 
 def steps_finding(found: Mapping[int, tuple[Tensor, Tensor]], target: str) -> str:
     """Return in one sentence how often the target comes first under random steps."""
-    counts = [f"in {int(first[2:].sum())} of {len(first) - 2} at block {block}" for block, (_, first) in found.items()]
-    return f"With random steps {target!r} comes first {', '.join(counts)}"
+    counts = [
+        say("in {first} of {tried} at block {block}", first=int(first[2:].sum()), tried=len(first) - 2, block=block)
+        for block, (_, first) in found.items()
+    ]
+    return say("With random steps {target!r} comes first {counts}", target=target, counts=", ".join(counts))
 
 
 def plot_parts(
@@ -314,12 +415,12 @@ def plot_parts(
     length, divergence (KL, nats), first (does the target still come first?): (2, n_blocks), attention then MLP.
     """
     ax = new_axes(ax, (7.0, 4.4))
-    for part, (name, marker, colour) in enumerate((("attention", "o", PALETTE[0]), ("MLP", "s", PALETTE[1]))):
+    for part, (name, marker, colour) in enumerate(((say("attention"), "o", PALETTE[0]), (say("MLP"), "s", PALETTE[1]))):
         for kept in (True, False):
-            mine = first[part].bool() == kept
+            mine, fate = first[part].bool() == kept, say("stays first") if kept else say("is lost")
             ax.plot(
                 length[part][mine].tolist(), divergence[part][mine].tolist(), marker, color=colour, markersize=7,
-                markerfacecolor="none" if kept else colour, label=f"{name}, {target!r} {'stays first' if kept else 'is lost'}",
+                markerfacecolor="none" if kept else colour, label=f"{name}, {target!r} {fate}",
             )  # fmt: skip
     for part, block in named_parts(length, divergence, first):
         if first[part, block]:
@@ -329,21 +430,35 @@ def plot_parts(
         else:
             shift, side = (8, -3), "left"
         ax.annotate(
-            f"{PARTS[part]} {block}", (float(length[part, block]), float(divergence[part, block])), fontsize=9,
+            f"{say(PARTS[part])} {block}", (float(length[part, block]), float(divergence[part, block])), fontsize=9,
             xytext=shift, textcoords="offset points", ha=side,
         )  # fmt: skip
     ax.set_xscale("log")
     ax.set_yscale("log")
-    ax.set_xlabel("length of what the part adds (all tokens, logarithmic)")
-    ax.set_ylabel("KL without it, nats (logarithmic)")
+    ax.set_xlabel(say("length of what the part adds (all tokens, logarithmic)"))
+    ax.set_ylabel(say("KL without it, nats (logarithmic)"))
     ax.legend(frameon=False, fontsize=8, loc="lower right")
     finding = parts_finding(length, divergence, first, target)
     set_title(ax, finding)
     told = "; ".join(
-        f"{PARTS[part]} {block}: length {length[part, block]:.0f}, KL {_n(divergence[part, block])}"
+        say(
+            "{part} {block}: length {length}, KL {divergence}",
+            part=say(PARTS[part]),
+            block=block,
+            length=f"{length[part, block]:.0f}",
+            divergence=_n(divergence[part, block]),
+        )
         for part, block in named_parts(length, divergence, first)
     )
-    describe(ax, f"KL against length, one point for each of {first.numel()} parts. {finding}. {told}.")
+    describe(
+        ax,
+        say(
+            "KL against length, one point for each of {n_parts} parts. {finding}. {told}.",
+            n_parts=first.numel(),
+            finding=finding,
+            told=told,
+        ),
+    )
     return ax
 
 
@@ -357,9 +472,13 @@ def named_parts(length: Tensor, divergence: Tensor, first: Tensor) -> list[tuple
 
 def parts_finding(length: Tensor, divergence: Tensor, first: Tensor, target: str) -> str:
     """Return in one sentence how many parts can be left out, and how far length ranks what they cost."""
-    return (
-        f"{target!r} still comes first without any one of {int(first.sum())} of the {first.numel()} parts; "
-        f"rank correlation of length and cost: {rank_correlation(length, divergence):.2f}"
+    return say(
+        "{target!r} still comes first without any one of {n_first} of the {n_parts} parts; rank "
+        "correlation of length and cost: {rank_correlation}",
+        target=target,
+        n_first=int(first.sum()),
+        n_parts=first.numel(),
+        rank_correlation=f"{rank_correlation(length, divergence):.2f}",
     )
 
 
@@ -382,14 +501,18 @@ def plot_block_view(
     )  # fmt: skip
     plot_delta_norms(*norms, block=block, ax=right)
     right.yaxis.set_major_locator(LogLocator(numticks=5))
-    right.set_ylabel("Frobenius norm (logarithmic)", fontsize=9)
+    right.set_ylabel(say("Frobenius norm (logarithmic)"), fontsize=9)
     for ax in (left, right):
         settle(ax)
     finding = scatter_finding(before[keep], after[keep], names)
     describe(
         figure,
-        f"{_cloud(before, after, names, keep)} {finding}. Beside it, norms over the blocks: "
-        f"{delta_finding(norms[1], norms[2])}.",
+        say(
+            "{cloud} {finding}. Beside it, norms over the blocks: {delta_finding}.",
+            cloud=_cloud(before, after, names, keep),
+            finding=finding,
+            delta_finding=delta_finding(norms[1], norms[2]),
+        ),
     )
     return figure
 
@@ -402,8 +525,15 @@ def in_ranges(numbers: Sequence[int]) -> str:
             parts[-1].append(number)
         else:
             parts.append([number])
-    words = [str(p[0]) if len(p) == 1 else f"{p[0]} to {p[-1]}" if len(p) > 2 else f"{p[0]}, {p[1]}" for p in parts]
-    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
+    words = [
+        str(p[0])
+        if len(p) == 1
+        else say("{lowest} to {highest}", lowest=p[0], highest=p[-1])
+        if len(p) > 2
+        else f"{p[0]}, {p[1]}"
+        for p in parts
+    ]
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + say(" and ") + words[-1]
 
 
 def _points(
@@ -418,23 +548,23 @@ def _points(
     ax.plot([-limit, limit], [-limit, limit], color=QUIET, linewidth=0.9, linestyle="--", zorder=1)
     ax.scatter(
         before[first].numpy(force=True), after[first].numpy(force=True), s=22, marker="x", linewidths=0.9, color=PALETTE[4], zorder=3,
-        label="first token",
+        label=say("first token"),
     )  # fmt: skip
     colour = {"c": position[rest].numpy(force=True), "cmap": SEQUENTIAL} if by_token else {"color": CLEAN}
     dots = ax.scatter(
-        before[rest].numpy(force=True), after[rest].numpy(force=True), s=7, linewidths=0, zorder=2, label="others", **colour
+        before[rest].numpy(force=True), after[rest].numpy(force=True), s=7, linewidths=0, zorder=2, label=say("others"), **colour
     )  # fmt: skip
     ax.set_xlim(-limit, limit)
     ax.set_ylim(-limit, limit)
     ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.yaxis.set_major_locator(MaxNLocator(5))
-    ax.set_xlabel(f"value in {names[0]}")
-    ax.set_ylabel(f"value in {names[1]}")
+    ax.set_xlabel(say("value in {first_name}", first_name=names[0]))
+    ax.set_ylabel(say("value in {name}", name=names[1]))
     if legend:
         ax.legend(frameon=False, fontsize=8, loc="upper left", handletextpad=0.2)
     if by_token and colorbar is not None and bool(rest.any()):
         bar = ax.figure.colorbar(dots, ticks=MaxNLocator(4, integer=True), cax=colorbar)
-        bar.set_label("token position" if legend else "token position (×: the first)", fontsize=8)
+        bar.set_label(say("token position") if legend else say("token position (×: the first)"), fontsize=8)
 
 
 def _square(limit: float) -> FancyBboxPatch:
@@ -446,9 +576,13 @@ def _square(limit: float) -> FancyBboxPatch:
 
 def _cloud(before: Tensor, after: Tensor, names: tuple[str, str], keep: Tensor) -> str:
     largest = float(torch.maximum(before.abs(), after.abs())[keep].max())
-    return (
-        f"Scatter plot of {int(keep.sum())} values of {names[1]} against {names[0]}, with the diagonal. "
-        f"The largest is {_n(largest)} in size."
+    return say(
+        "Scatter plot of {keep} values of {name} against {first_name}, with the diagonal. The largest is "
+        "{largest} in size.",
+        keep=int(keep.sum()),
+        name=names[1],
+        first_name=names[0],
+        largest=_n(largest),
     )
 
 

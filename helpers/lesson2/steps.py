@@ -19,6 +19,7 @@ from helpers.edits import patch_block
 from helpers.lesson2.plots import filled_axis
 from helpers.measures import Measure, Outcome, predictions
 from helpers.models import LanguageModel
+from helpers.say import say, translatable
 from helpers.sweeps import sweep_blocks, sweep_edits
 from helpers.tracing import trace
 
@@ -61,11 +62,11 @@ def part_costs(lm: LanguageModel, prompt: str, word: str) -> tuple[Tensor, Tenso
 
 
 MASK_FACTS = (
-    "masked",
-    "of them at the first token",
-    "largest value",
-    "its coordinate",
-    "% of the axis for the other 99 %",
+    translatable("masked"),
+    translatable("of them at the first token"),
+    translatable("largest value"),
+    translatable("its coordinate"),
+    translatable("% of the axis for the other 99 %"),
 )
 
 
@@ -74,9 +75,12 @@ def mask_facts(before: Tensor, after: Tensor) -> list[str | int | float]:
     keep = within_percentile(before, after, 99)
     row, column = divmod(int(after[0].abs().argmax()), after.shape[-1])
     return [
-        f"{int((~keep).sum())} of {keep.numel():,}", int((~keep)[:, 0].sum()), f"{float(after[0, row, column]):,.0f}", column,
+        say("{n_masked} of {n_values}", n_masked=int((~keep).sum()), n_values=f"{keep.numel():,}"),
+        int((~keep)[:, 0].sum()),
+        f"{float(after[0, row, column]):,.0f}",
+        column,
         100 * filled_axis(before, after, keep),
-    ]  # fmt: skip
+    ]
 
 
 def zero_largest(before: Tensor, after: Tensor) -> Tensor:
@@ -107,4 +111,4 @@ def on_facts(lm: LanguageModel, puts: Sequence[tuple[int, Put]], count: int = 12
         known += 1
         edits = [patch_block(block, put(run.resid[block], run.resid[block + 1])) for block, put in puts]
         kept += sweep_edits(lm, one.prompt, edits, measure=word_measure(lm, one.target))[:, 1].long()
-    return [f"{number} of {known}" for number in kept.tolist()]
+    return [say("{number} of {known}", number=number, known=known) for number in kept.tolist()]

@@ -40,6 +40,7 @@ from helpers.hooks import on_output, remove
 from helpers.metrics import cosine_similarity, kl, relative_error
 from helpers.models import LanguageModel
 from helpers.readings import read_site, spread
+from helpers.say import say
 from helpers.sweeps import sweep_edits
 from helpers.tracing import Trace, trace
 
@@ -54,23 +55,36 @@ NEAR_ZERO = 0.1  # of the values' root mean square; of a normal distribution 8 %
 def verdict_3_1(d_model: int, d_head: int, head: int, in_k: int | None, fused: int | None, width: int) -> Claim:
     """in_k, fused: the column at which the keys that the model itself uses were found, in K alone and in the whole output of
     their projection, which has `width` columns."""
-    says = "K of head 3 (index 2) starts at 2·64 = 128, and at n_embd + 128 in the fused QKV"
+    says = say("K of head 3 (index 2) starts at 2·64 = 128, and at n_embd + 128 in the fused QKV")
     expected = head * d_head
-    measured = (
-        f"found at {_place(in_k)} of K and at {_place(fused)} of the projection's {width}; "
-        f"head · d_head = {expected}, d_model + that = {d_model + expected}"
+    measured = say(
+        "found at {place_in_k} of K and at {place_fused} of the projection's {width}; head · d_head = "
+        "{expected}, d_model + that = {d_model}",
+        place_in_k=_place(in_k),
+        place_fused=_place(fused),
+        width=width,
+        expected=expected,
+        d_model=d_model + expected,
     )
     if in_k == expected and fused == d_model + expected:
-        why = f"found by search, not by formula: head {head}, d_model {d_model}, d_head {d_head} here; 768 and 64 give 128 and 896"
+        why = say(
+            "found by search, not by formula: head {head}, d_model {d_model}, d_head {d_head} here; 768 and "
+            "64 give 128 and 896",
+            head=head,
+            d_model=d_model,
+            d_head=d_head,
+        )
         return Claim("3.1", says, HOLDS, why, measured, software=True)
     if in_k == expected:
-        why = "right inside K, but " + (
-            "this model's projection makes keys alone: nothing is fused"
+        why = say("right inside K, but ") + (
+            say("this model's projection makes keys alone: nothing is fused")
             if fused == expected
-            else "this model keeps K in another place of the fused output"
+            else say("this model keeps K in another place of the fused output")
         )
         return Claim("3.1", says, PARTLY, why, measured, software=True)
-    return Claim("3.1", says, FAILS, "this model orders or changes its keys in another way", measured, software=True)
+    return Claim(
+        "3.1", says, FAILS, say("this model orders or changes its keys in another way"), measured, software=True
+    )
 
 
 def verdict_3_2(
@@ -83,21 +97,26 @@ def verdict_3_2(
     pairs = [zip(distance, reached, strict=True), zip(relative, divergence, strict=True)]
     parts = [
         Part(
-            "10 is more than 3 standard deviations away, and at most 0.1 % of the natural values reach it",
+            say("10 is more than 3 standard deviations away, and at most 0.1 % of the natural values reach it"),
             [abs(far) > FAR and share <= RARE for far, share in pairs[0]],
         ),
         Part(
-            "the stream's relative error and KL(clean ‖ edited) are above 0.1",
+            say("the stream's relative error and KL(clean ‖ edited) are above 0.1"),
             [error > VISIBLE and nats > VISIBLE for error, nats in pairs[1]],
         ),
     ]
-    measured = (
-        f"medians: {middle(distance)} standard deviations away, {middle(100 * r for r in reached)} % of values get there, relative "
-        f"error {middle(relative)}, KL {middle(divergence)} nats; {middle(100 * c for c in constant)} % of the "
-        f"change is one vector, the same at "
-        f"every token, and 10 without randomness gives a KL of {middle(mean_alone)}"
+    measured = say(
+        "medians: {distance} standard deviations away, {reached} % of values get there, relative error "
+        "{relative}, KL {divergence} nats; {constant} % of the change is one vector, the same at every "
+        "token, and 10 without randomness gives a KL of {mean_alone}",
+        distance=middle(distance),
+        reached=middle(100 * r for r in reached),
+        relative=middle(relative),
+        divergence=middle(divergence),
+        constant=middle(100 * c for c in constant),
+        mean_alone=middle(mean_alone),
     )
-    says = (
+    says = say(
         "noise with mean 10 in the even MLP neurons is far outside their distribution and visibly disrupts the stream"
     )
     return judge("3.2", says, parts, measured)
@@ -112,19 +131,29 @@ def verdict_3_3(
     ratio = [(e[0] / c[0], e[-1] / c[-1]) for c, e in zip(clean, edited, strict=True)]
     parts = [
         Part(
-            "the spread drops, and its ratio to the clean run at least doubles by the end",
+            say("the spread drops, and its ratio to the clean run at least doubles by the end"),
             [a <= HALF and 2 * a <= b for a, b in ratio],
         ),
-        Part("it rises at every block", [all(b > a for a, b in pairwise(row)) for row in edited]),
-        Part("at most half of what was taken away is still missing at the end", [value <= HALF for value in missing]),
+        Part(say("it rises at every block"), [all(b > a for a, b in pairwise(row)) for row in edited]),
+        Part(
+            say("at most half of what was taken away is still missing at the end"), [value <= HALF for value in missing]
+        ),
     ]
-    measured = (
-        f"median ratio to the clean run {middle(a for a, _ in ratio)} → {middle(b for _, b in ratio)}, with the first token "
-        f"{middle(row[0] for row in with_first)} → {middle(row[1] for row in with_first)}; "
-        f"{middle(100 * m for m in missing)} % still missing; cosine with the clean stream {middle(cosine)}"
+    measured = say(
+        "median ratio to the clean run {a} → {b}, with the first token {row_first} → {row_second}; "
+        "{missing} % still missing; cosine with the clean stream {cosine}",
+        a=middle((a for a, _ in ratio)),
+        b=middle((b for _, b in ratio)),
+        row_first=middle(row[0] for row in with_first),
+        row_second=middle(row[1] for row in with_first),
+        missing=middle(100 * m for m in missing),
+        cosine=middle(cosine),
     )
     return judge(
-        "3.3", "scale 0.1 at block 9: the standard deviation drops there and revives in later layers", parts, measured
+        "3.3",
+        say("scale 0.1 at block 9: the standard deviation drops there and revives in later layers"),
+        parts,
+        measured,
     )
 
 
@@ -135,20 +164,27 @@ def verdict_3_4(clean: Table2, edited: Table2, final_clean: Sequence[float], fin
     last, usual = ([row[-1] / row[-2] if len(row) > 1 else 1.0 for row in run] for run in (edited, clean))
     parts = [
         Part(
-            "the final norm brings the ratio to the clean run at least twice as near to 1",
+            say("the final norm brings the ratio to the clean run at least twice as near to 1"),
             [2 * abs(f - 1) <= abs(r - 1) for r, f in zip(ratio, final, strict=True)],
         ),
         Part(
-            "the last block itself, before the norm, takes away at least half of the spread, and more than in the clean run",
+            say(
+                "the last block itself, before the norm, takes away at least half of the spread, and more than "
+                "in the clean run"
+            ),
             [x <= HALF and x < y for x, y in zip(last, usual, strict=True)],
         ),
     ]
-    measured = (
-        f"median ratio to the clean run {middle(e[0] / c[0] for c, e in zip(clean, edited, strict=True))} at the block, "
-        f"{middle(ratio)} before the final norm, {middle(final)} after it; the last block takes the spread × {middle(last)} "
-        f"(clean × {middle(usual)})"
+    measured = say(
+        "median ratio to the clean run {e} at the block, {ratio} before the final norm, {final} after "
+        "it; the last block takes the spread × {last} (clean × {usual})",
+        e=middle((e[0] / c[0] for c, e in zip(clean, edited, strict=True))),
+        ratio=middle(ratio),
+        final=middle(final),
+        last=middle(last),
+        usual=middle(usual),
     )
-    return judge("3.4", "scale 10 at block 9: it explodes, and the last layer compresses it", parts, measured)
+    return judge("3.4", say("scale 10 at block 9: it explodes, and the last layer compresses it"), parts, measured)
 
 
 def verdict_3_5(with_first: Table2, without: Table2) -> Claim:
@@ -158,50 +194,67 @@ def verdict_3_5(with_first: Table2, without: Table2) -> Claim:
         return all(b > a for a, b in pairwise(row))
 
     parts = [
-        Part("without the first token it ends higher than it began", [row[-1] > row[0] for row in without]),
-        Part("with it too", [row[-1] > row[0] for row in with_first]),
-        Part("without it, it grows at every block", [rising(row) for row in without]),
-        Part("with it too", [rising(row) for row in with_first]),
+        Part(say("without the first token it ends higher than it began"), [row[-1] > row[0] for row in without]),
+        Part(say("with it too"), [row[-1] > row[0] for row in with_first]),
+        Part(say("without it, it grows at every block"), [rising(row) for row in without]),
+        Part(say("with it too"), [rising(row) for row in with_first]),
     ]
-    measured = "median spread without the first token " + " → ".join(middle(row[i] for row in without) for i in (0, -1))
-    measured += ", with it " + " → ".join(middle(row[i] for row in with_first) for i in (0, -1))
-    measured += f", at most {middle(max(row) for row in with_first)} on the way"
-    return judge("3.5", "the spread of the activations grows with depth", parts, measured)
+    measured = say("median spread without the first token ") + " → ".join(
+        middle(row[i] for row in without) for i in (0, -1)
+    )
+    measured += say(", with it ") + " → ".join(middle(row[i] for row in with_first) for i in (0, -1))
+    measured += say(", at most {with_first} on the way", with_first=middle(max(row) for row in with_first))
+    return judge("3.5", say("the spread of the activations grows with depth"), parts, measured)
 
 
 def verdict_3_6(plain: int, asked: int, attention: int, version: str) -> Claim:
     """plain, asked: elements of the tuple that a block returns, without and with output_attentions=True, 0 for a plain
     tensor; attention: the same for its attention module, with output_attentions=True. version: of transformers."""
-    says = "a block's output is a tuple that grows from one element to two with output_attentions=True"
-    measured = (
-        f"transformers {version}: block: {_form(plain)}, then {_form(asked)}; attention module: {_form(attention)}"
+    says = say("a block's output is a tuple that grows from one element to two with output_attentions=True")
+    measured = say(
+        "transformers {version}: block: {form_plain}, then {form_asked}; attention module: {form_attention}",
+        version=version,
+        form_plain=_form(plain),
+        form_asked=_form(asked),
+        form_attention=_form(attention),
     )
     if (plain, asked) == (1, 2):
-        why = "so it is here; in transformers 5 a block returns a plain tensor"
+        why = say("so it is here; in transformers 5 a block returns a plain tensor")
         return Claim("3.6", says, VERSION, why, measured, software=True)
     if plain == asked == 0:
-        why = "here a plain tensor, whatever is asked; on transformers 4 GPT-2's block returns a tuple of 1, then of 2"
+        why = say(
+            "here a plain tensor, whatever is asked; on transformers 4 GPT-2's block returns a tuple of 1, then of 2"
+        )
         return Claim("3.6", says, VERSION, why, measured, software=True)
     if 0 < plain < asked:
-        return Claim("3.6", says, PARTLY, "a tuple that grows, but not from one to two", measured, software=True)
-    why = "it does not grow" if plain else "without the option it is a plain tensor, with it a tuple"
+        return Claim("3.6", says, PARTLY, say("a tuple that grows, but not from one to two"), measured, software=True)
+    why = say("it does not grow") if plain else say("without the option it is a plain tensor, with it a tuple")
     return Claim("3.6", says, FAILS, why, measured, software=True)
 
 
 def verdict_3_7(others: float, block: float, attention: float, mlp: float, heads: Sequence[float]) -> Claim:
     """others: how far the block's other heads moved while one was at zero, the largest difference. KL when a whole block is
     skipped, its attention, its MLP, and each head's output zeroed, medians over the prompts."""
-    says = "hooking sub-layers gives finer control than hooking the block"
-    measured = (
-        f"median KL(clean ‖ edited) in nats: block {n(block)}, attention {n(attention)}, MLP {n(mlp)}, heads {n(min(heads))} to "
-        f"{n(max(heads))}"
+    says = say("hooking sub-layers gives finer control than hooking the block")
+    measured = say(
+        "median KL(clean ‖ edited) in nats: block {block}, attention {attention}, MLP {mlp}, heads "
+        "{lowest} to {highest}",
+        block=n(block),
+        attention=n(attention),
+        mlp=n(mlp),
+        lowest=n(min(heads)),
+        highest=n(max(heads)),
     )
     if others > 0:
-        why = f"with one head at zero, others of its block moved by up to {n(others)}: the hook reaches more than the head"
+        why = say(
+            "with one head at zero, others of its block moved by up to {others}: the hook reaches more than the head",
+            others=n(others),
+        )
         return Claim("3.7", says, FAILS, why, measured, software=True)
-    why = (
-        f"{len(heads) + 2} places in place of one: with one head at zero the block's others stay exactly as they were. "
-        "How far the prediction moves is another question"
+    why = say(
+        "{n_heads} places in place of one: with one head at zero the block's others stay exactly as they "
+        "were. How far the prediction moves is another question",
+        n_heads=len(heads) + 2,
     )
     return Claim("3.7", says, CONSTRUCTION, why, measured, software=True)
 
@@ -209,31 +262,39 @@ def verdict_3_7(others: float, block: float, attention: float, mlp: float, heads
 def verdict_3_8(left: Sequence[float], keys: Sequence[float], heads: Sequence[float], hit: int) -> Claim:
     """left: length of what the heads write while their keys are zero, clean = 1, without the first token; keys, heads: KL with
     zero keys and with the heads themselves at zero; hit: how many heads use these keys."""
-    parts = [Part("with zero keys at most a tenth of the head's output is left", [value <= LEFT for value in left])]
-    measured = (
-        f"median length of the output with zero keys, clean = 1: {middle(left)}; median KL {middle(keys)} nats with zero keys, "
-        f"{middle(heads)} without the head"
+    parts = [
+        Part(say("with zero keys at most a tenth of the head's output is left"), [value <= LEFT for value in left])
+    ]
+    measured = say(
+        "median length of the output with zero keys, clean = 1: {left}; median KL {keys} nats with zero "
+        "keys, {heads} without the head",
+        left=middle(left),
+        keys=middle(keys),
+        heads=middle(heads),
     )
-    note = "With zero keys a head looks evenly at all tokens before it"
-    note += f"; {hit} heads share these keys, and all of them are hit" if hit > 1 else ""
-    return judge("3.8", "zeroing K ablates the head", parts, measured, note)
+    note = say("With zero keys a head looks evenly at all tokens before it")
+    note += say("; {hit} heads share these keys, and all of them are hit", hit=hit) if hit > 1 else ""
+    return judge("3.8", say("zeroing K ablates the head"), parts, measured, note)
 
 
 def verdict_3_9(negative: Sequence[float], near: Sequence[float]) -> Claim:
     """negative: share of the neurons' natural values, after the activation, that are 0 or below; near: share within a tenth of
     their root mean square of 0."""
     parts = [
-        Part("more than half of the values are 0 or below", [value > HALF for value in negative]),
+        Part(say("more than half of the values are 0 or below"), [value > HALF for value in negative]),
         Part(
-            "more than 8 %, the share in a normal distribution, lie within a tenth of their root mean square of 0",
+            say("more than 8 %, the share in a normal distribution, lie within a tenth of their root mean square "
+"of 0"),
             [value > 0.08 for value in near],
         ),
     ]  # fmt: skip
-    measured = (
-        f"medians: {middle(100 * v for v in negative)} % are 0 or below, {middle(100 * v for v in near)} % lie near 0"
+    measured = say(
+        "medians: {negative} % are 0 or below, {near} % lie near 0",
+        negative=middle(100 * v for v in negative),
+        near=middle(100 * v for v in near),
     )
     return judge(
-        "3.9", "after the activation function the neurons are mostly negative or pressed to 0", parts, measured
+        "3.9", say("after the activation function the neurons are mostly negative or pressed to 0"), parts, measured
     )
 
 
@@ -428,8 +489,8 @@ def forms(lm: LanguageModel, prompt: Prompt, block: int) -> tuple[int, int, int]
 
 
 def _form(elements: int) -> str:
-    return f"tuple of {elements}" if elements else "plain tensor"
+    return say("tuple of {elements}", elements=elements) if elements else say("plain tensor")
 
 
 def _place(column: int | None) -> str:
-    return "no column" if column is None else f"column {column}"
+    return say("no column") if column is None else say("column {column}", column=column)

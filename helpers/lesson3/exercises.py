@@ -21,6 +21,7 @@ from helpers.lesson3.runs import EXAMPLE, FACT, TARGET, WATER, some_prompts
 from helpers.loading import load_model
 from helpers.metrics import kl, top_k
 from helpers.readings import read_site
+from helpers.say import say, translatable
 from helpers.tables import format_number
 
 # ---- 3.1 · where a head's keys begin
@@ -68,14 +69,25 @@ def _twelve_heads(d_model, d_head, head):
 
 
 _usual_3_1 = {
-    _in_k_alone: "this is where the head begins inside K alone. In the fused matrix the queries come first, d_model columns of them.",
-    _counts_from_one: "you took one head off. `head` counts from 0 already: the report's third head is head 2.",
-    _one_head_late: "this is the next head. Head 0 begins where K begins, with nothing before it.",
-    _the_values: "these are the head's values. The order is queries, keys, values.",
-    _gpt2_small: "this fits GPT-2 small alone. Derive both numbers from d_model and d_head.",
-    _head_by_head: "this is GPT-NeoX's order: q, k, v of one head, then of the next. GPT-2 keeps all queries together first.",
-    _to_the_end: "the start is right, but this runs to the end of K, over all later heads. A head is d_head columns wide.",
-    _twelve_heads: "this fits models of 12 heads alone. A head is d_head columns wide, however many there are.",
+    _in_k_alone: translatable(
+        "this is where the head begins inside K alone. In the fused matrix the queries come first, "
+        "d_model columns of them."
+    ),
+    _counts_from_one: translatable(
+        "you took one head off. `head` counts from 0 already: the report's third head is head 2."
+    ),
+    _one_head_late: translatable("this is the next head. Head 0 begins where K begins, with nothing before it."),
+    _the_values: translatable("these are the head's values. The order is queries, keys, values."),
+    _gpt2_small: translatable("this fits GPT-2 small alone. Derive both numbers from d_model and d_head."),
+    _head_by_head: translatable(
+        "this is GPT-NeoX's order: q, k, v of one head, then of the next. GPT-2 keeps all queries together first."
+    ),
+    _to_the_end: translatable(
+        "the start is right, but this runs to the end of K, over all later heads. A head is d_head columns wide."
+    ),
+    _twelve_heads: translatable(
+        "this fits models of 12 heads alone. A head is d_head columns wide, however many there are."
+    ),
 }
 
 
@@ -93,10 +105,10 @@ def _columns(answer: Any, width: int) -> list[int]:
         try:
             return list(range(width)[answer])
         except TypeError:
-            raise Almost("a slice needs whole numbers: divide with //, not with /.") from None
+            raise Almost(say("a slice needs whole numbers: divide with //, not with /.")) from None
     if isinstance(answer, range | list | Tensor):
         return [int(column) for column in answer]
-    raise Almost(f"return a slice, slice(start, stop); this is {type(answer).__name__}.")
+    raise Almost(say("return a slice, slice(start, stop); this is {kind}.", kind=type(answer).__name__))
 
 
 def _check_3_1(answer: Callable[..., Any]) -> str | None:
@@ -110,12 +122,29 @@ def _check_3_1(answer: Callable[..., Any]) -> str | None:
             return sentence
     d_model, d_head, head = cases[0]
     if not got[0]:
-        return f"for d_model {d_model}, d_head {d_head} and head {head} it chooses no column: write start and stop, not a width."
+        return say(
+            "for d_model {d_model}, d_head {d_head} and head {head} it chooses no column: write start and "
+            "stop, not a width.",
+            d_model=d_model,
+            d_head=d_head,
+            head=head,
+        )
     for case, columns, right in zip(cases, got, chosen(solution_3_1), strict=True):
         if columns != right:
             d_model, d_head, head = case
-            where = f"columns {columns[0]} to {columns[-1]}" if columns else "no column"
-            return f"for d_model {d_model}, d_head {d_head} and head {head} it chooses {where}: not exactly this head's keys."
+            where = (
+                say("columns {first_column} to {last_columns}", first_column=columns[0], last_columns=columns[-1])
+                if columns
+                else say("no column")
+            )
+            return say(
+                "for d_model {d_model}, d_head {d_head} and head {head} it chooses {where}: not exactly this "
+                "head's keys.",
+                d_model=d_model,
+                d_head=d_head,
+                head=head,
+                where=where,
+            )
     return None
 
 
@@ -138,9 +167,15 @@ def _payoff_3_1(key_columns: Callable[..., Any]) -> str:
     columns = _columns(key_columns(lm.d_model, lm.d_head, head), 3 * lm.d_model)
     _, searched, width = find_keys(lm, WATER, block, head)
     small = _columns(key_columns(768, 64, head), 3 * 768)[0]
-    return (
-        f"In the pocket model your keys of head {head} begin at column {columns[0]} of {width}; a search for the keys that the model "
-        f"itself stores finds them at column {searched}. In GPT-2 small they begin at {small}, 768 more than the report's 128."
+    return say(
+        "In the pocket model your keys of head {head} begin at column {first_column} of {width}; a "
+        "search for the keys that the model itself stores finds them at column {searched}. In GPT-2 "
+        "small they begin at {small}, 768 more than the report's 128.",
+        head=head,
+        first_column=columns[0],
+        width=width,
+        searched=searched,
+        small=small,
     )
 
 
@@ -232,12 +267,15 @@ def _in_float32(d_model, d_head, head):
 
 
 _usual_3_2 = {
-    _in_k_alone: "you zeroed the head's queries, not its keys: in the fused matrix K begins at column d_model. The attention "
-    "pattern would come out even all the same, so only a look at what was written shows this mistake.",
-    _one_head_late: "you zeroed the next head's keys. Heads count from 0.",
-    _the_values: "you zeroed the head's values: it would look where it always looks and report nothing.",
-    _gpt2_small: "these columns belong to GPT-2 small. Derive them from d_model and d_head.",
-    _all_keys: "you zeroed the keys of every head. Only this head's d_head columns of K should go.",
+    _in_k_alone: translatable(
+        "you zeroed the head's queries, not its keys: in the fused matrix K begins at column d_model. "
+        "The attention pattern would come out even all the same, so only a look at what was written "
+        "shows this mistake."
+    ),
+    _one_head_late: translatable("you zeroed the next head's keys. Heads count from 0."),
+    _the_values: translatable("you zeroed the head's values: it would look where it always looks and report nothing."),
+    _gpt2_small: translatable("these columns belong to GPT-2 small. Derive them from d_model and d_head."),
+    _all_keys: translatable("you zeroed the keys of every head. Only this head's d_head columns of K should go."),
 }
 
 
@@ -246,41 +284,56 @@ def _check_3_2(answer: Callable[..., Any]) -> str | None:
     for d_model, d_head, head in ((640, 80, 1), (48, 8, 3)):  # the first so wide that GPT-2 small's columns exist
         hook = answer(d_model, d_head, head)
         if not callable(hook):
-            return (
-                f"make_key_hook returned {type(hook).__name__}: return the inner function itself, without calling it."
+            return say(
+                "make_key_hook returned {kind}: return the inner function itself, without calling it.",
+                kind=type(hook).__name__,
             )
         clean = torch.randn(2, 5, 3 * d_model, generator=generator, dtype=torch.float64)
         given = clean.clone()
         try:
             got = hook(nn.Identity(), (), given)
         except Exception as error:
-            raise Almost(f"called by PyTorch your hook raised {type(error).__name__}: {error}") from None
+            raise Almost(
+                say(
+                    "called by PyTorch your hook raised {error_kind}: {error}",
+                    error_kind=type(error).__name__,
+                    error=error,
+                )
+            ) from None
         if not torch.equal(given, clean):
-            return "your hook wrote into the tensor that it was given. Clone first: somebody may have recorded it."
+            return say("your hook wrote into the tensor that it was given. Clone first: somebody may have recorded it.")
         if got is None:
-            return "your hook returned None, which leaves everything as it was. Return the whole fused matrix."
+            return say("your hook returned None, which leaves everything as it was. Return the whole fused matrix.")
         if not isinstance(got, Tensor) or got.shape != clean.shape:
-            return "the model expects queries, keys and values side by side again, in the shape that came in."
+            return say("the model expects queries, keys and values side by side again, in the shape that came in.")
         if got.dtype != clean.dtype:
-            return f"{clean.dtype} came in and {got.dtype} went out: keep the dtype of the output."
+            return say(
+                "{clean_dtype} came in and {got_dtype} went out: keep the dtype of the output.",
+                clean_dtype=clean.dtype,
+                got_dtype=got.dtype,
+            )
         right = clean.clone()
         right[..., solution_3_1(d_model, d_head, head)] = 0
         if torch.equal(got, right):
             continue
         if torch.equal(got, clean):
-            return (
-                "what you return is what came in. Either your slice lies beyond the axis that it indexes (columns are the last "
-                "axis: [..., a:b]), or you changed a copy and returned another one."
+            return say(
+                "what you return is what came in. Either your slice lies beyond the axis that it indexes "
+                "(columns are the last axis: [..., a:b]), or you changed a copy and returned another one."
             )
         if torch.equal(got[0], right[0]):
-            return "only the first prompt of the batch is edited. Leave the batch axis alone: index the last axis with [..., columns]."
+            return say(
+                "only the first prompt of the batch is edited. Leave the batch axis alone: index the last axis "
+                "with [..., columns]."
+            )
         for columns, sentence in _usual_3_2.items():
             wrong = clean.clone()
             wrong[..., columns(d_model, d_head, head)] = 0
             if torch.equal(got, wrong):
                 return sentence
-        return (
-            f"{int((got != right).any(dim=(0, 1)).sum())} columns of the fused matrix differ from what they should be."
+        return say(
+            "{n_columns} columns of the fused matrix differ from what they should be.",
+            n_columns=int((got != right).any(dim=(0, 1)).sum()),
         )
     return None
 
@@ -319,9 +372,16 @@ def _payoff_3_2(make_key_hook: Callable[..., Any]) -> str:
             after.append(_probability(lm.logits(FACT), target))
         finally:
             handle.remove()
-    return (
-        f"On the pocket model your hook took the keys of the {lm.n_heads} heads of block {block} in turn. Head "
-        f"{after.index(min(after))} needs them most: after “{FACT}” {TARGET!r} falls from {_n(before)} to {_n(min(after))}."
+    return say(
+        "On the pocket model your hook took the keys of the {n_heads} heads of block {block} in turn. "
+        "Head {after_index} needs them most: after “{fact}” {target!r} falls from {before} to {after}.",
+        n_heads=lm.n_heads,
+        block=block,
+        after_index=after.index(min(after)),
+        fact=FACT,
+        target=TARGET,
+        before=_n(before),
+        after=_n(min(after)),
     )
 
 
@@ -475,12 +535,15 @@ def _check_3_3(answer: Callable[..., Any]) -> str | None:
             del projection.forward
         if hooks_on(lm.model) != hooks:
             raise Almost(
-                "your function left its hook on the model: the next run would be noisy too. Remove the handle in a `finally`."
+                say(
+                    "your function left its hook on the model: the next run would be noisy too. Remove the handle in "
+                    "a `finally`."
+                )
             )
         if not isinstance(logits, Tensor) or logits.shape != plain.shape:
-            raise Almost(f"return the logits of the noisy run, of shape {tuple(plain.shape)}.")
+            raise Almost(say("return the logits of the noisy run, of shape {shape}.", shape=tuple(plain.shape)))
         if not seen:
-            raise Almost("the model did not run: call it while your hook is on, for example lm.logits(ids).")
+            raise Almost(say("the model did not run: call it while your hook is on, for example lm.logits(ids)."))
         return seen[-1], logits
 
     # Without randomness and with a mean that the activation function would bend, the place shows exactly.
@@ -497,41 +560,44 @@ def _check_3_3(answer: Callable[..., Any]) -> str | None:
         tokens = neurons.clone()
         tokens[:, ::2] = mean
         if torch.allclose(got, bent):
-            return (
-                "your noise goes in before the activation function, which bends it. With mean 10 nobody would notice, with "
-                "mean -1.5 it shows. Put it behind: the input of c_proj."
+            return say(
+                "your noise goes in before the activation function, which bends it. With mean 10 nobody would "
+                "notice, with mean -1.5 it shows. Put it behind: the input of c_proj."
             )
         if torch.allclose(got, added):
-            return "you added the noise to what the neurons hold. Replace it."
+            return say("you added the noise to what the neurons hold. Replace it.")
         if torch.allclose(got, odd):
-            return "these are the odd neurons, 1, 3, 5 …; the even ones are [..., ::2]."
+            return say("these are the odd neurons, 1, 3, 5 …; the even ones are [..., ::2].")
         if torch.allclose(got, tokens):
-            return "you replaced every second token. The neurons are the last axis: [..., ::2]."
+            return say("you replaced every second token. The neurons are the last axis: [..., ::2].")
         if torch.allclose(got, torch.full_like(got, mean)):
-            return "all neurons became noise. Keep the odd ones as they are."
+            return say("all neurons became noise. Keep the odd ones as they are.")
         if torch.allclose(got, neurons):
             if torch.allclose(logits, plain):
-                return "the neurons and the logits are those of a clean run. Does your hook return the new value?"
-            return (
-                "the neurons are untouched: your hook sits behind c_proj, where d_model numbers are about to be added to "
-                "the stream. The neurons are its input, so use a pre-hook."
+                return say("the neurons and the logits are those of a clean run. Does your hook return the new value?")
+            return say(
+                "the neurons are untouched: your hook sits behind c_proj, where d_model numbers are about to be "
+                "added to the stream. The neurons are its input, so use a pre-hook."
             )
-        return "with std 0 every even neuron should be exactly the mean, and the odd ones as they were."
+        return say("with std 0 every even neuron should be exactly the mean, and the odd ones as they were.")
     first, _ = ask(0.5, 2.0, 3)
     again, _ = ask(0.5, 2.0, 3)
     other, _ = ask(0.5, 2.0, 4)
     noise = first[..., ::2]
     if not torch.equal(first, again):
-        return "twice the same seed, two different results: your noise does not come from the generator. Pass generator=generator."
+        return say(
+            "twice the same seed, two different results: your noise does not come from the generator. Pass "
+            "generator=generator."
+        )
     if torch.equal(first, other):
-        return "two seeds, one result: you made a generator of your own. Use the one that is passed in."
-    for axis, what in enumerate(("prompt", "token", "neuron")):
+        return say("two seeds, one result: you made a generator of your own. Use the one that is passed in.")
+    for axis, what in enumerate((say("prompt"), say("token"), say("neuron"))):
         if torch.equal(noise, noise.narrow(axis, 0, 1).expand_as(noise)):
-            return f"every {what} got the same draw. Draw one number for each prompt, token and neuron."
+            return say("every {what} got the same draw. Draw one number for each prompt, token and neuron.", what=what)
     if abs(float(noise.mean()) - 0.5) > 0.3 or abs(float(noise.std()) - 2.0) > 0.3:
-        return "mean and std of the noise are not those that were asked for: mean + std * torch.randn(...)."
+        return say("mean and std of the noise are not those that were asked for: mean + std * torch.randn(...).")
     if not 2.4 < _kurtosis(noise) < 4:
-        return "mean and std are right, but this noise is not Gaussian: draw with torch.randn."
+        return say("mean and std are right, but this noise is not Gaussian: draw with torch.randn.")
     hooks, projection = hooks_on(lm.model), lm.mlp(block).get_submodule("c_proj")
 
     def stop(x: Tensor) -> Tensor:
@@ -545,7 +611,7 @@ def _check_3_3(answer: Callable[..., Any]) -> str | None:
     finally:
         del projection.forward
     if hooks_on(lm.model) != hooks:
-        return (
+        return say(
             "when the run fails your hook stays on the model: remove the handle in a `finally`, which runs in any case."
         )
     return None
@@ -598,9 +664,14 @@ def _payoff_3_3(noisy_logits: Callable[..., Any]) -> str:
     random = [says(prompt, 1.0, seed) for seed, prompt in enumerate(prompts)]
     without = [says(prompt, 0.0, 0) for prompt in prompts]
     word = max(random, key=random.count)
-    return (
-        f"With your noise the pocket model says {word!r} after {random.count(word)} of {len(prompts)} prompts, one seed for each. "
-        f"Take the randomness away (std 0), and it says so after {without.count(word)}: the push is what counts."
+    return say(
+        "With your noise the pocket model says {word!r} after {random} of {n_prompts} prompts, one seed "
+        "for each. Take the randomness away (std 0), and it says so after {without}: the push is what "
+        "counts.",
+        word=word,
+        random=random.count(word),
+        n_prompts=len(prompts),
+        without=without.count(word),
     )
 
 
@@ -737,7 +808,7 @@ def _fixed_factor(factor, positions):
 
 def _check_3_4(answer: Callable[..., Any]) -> str | None:
     generator = torch.Generator().manual_seed(17)
-    forms = ("a plain tensor", "a tuple of one", "a tuple of two", "a tuple of three")
+    forms = (say("a plain tensor"), say("a tuple of one"), say("a tuple of two"), say("a tuple of three"))
     cases: tuple[tuple[float, Any], ...] = ((0.1, [1, 2]), (3.0, slice(1, None)), (-2.0, [-1]))
     for (factor, positions), dtype in zip(cases, (torch.float64, torch.float32, torch.float64), strict=True):
         clean = torch.randn(3, 6, 8, generator=generator, dtype=dtype)
@@ -749,45 +820,94 @@ def _check_3_4(answer: Callable[..., Any]) -> str | None:
             given: Any = (state, *rest[: length - 1]) if length else state
             hook = answer(factor, positions)
             if not callable(hook):
-                return f"make_scale_hook returned {type(hook).__name__}: return the inner function itself."
+                return say(
+                    "make_scale_hook returned {kind}: return the inner function itself.", kind=type(hook).__name__
+                )
             try:
                 got = hook(nn.Identity(), (), given)
             except Exception as error:
                 said = str(error).split("\n")[0]
-                ask = ". Ask isinstance(output, tuple) first" if isinstance(error, TypeError | AttributeError) else ""
-                raise Almost(f"given {form}, your hook raised {type(error).__name__}: {said}{ask}.") from None
+                ask = (
+                    say(". Ask isinstance(output, tuple) first")
+                    if isinstance(error, TypeError | AttributeError)
+                    else ""
+                )
+                raise Almost(
+                    say(
+                        "given {form}, your hook raised {error_kind}: {said}{ask}.",
+                        form=form,
+                        error_kind=type(error).__name__,
+                        said=said,
+                        ask=ask,
+                    )
+                ) from None
             if not torch.equal(state, clean):
-                return f"given {form}, your hook wrote into the block's own output. Clone it and return a new one."
+                return say(
+                    "given {form}, your hook wrote into the block's own output. Clone it and return a new one.",
+                    form=form,
+                )
             if not isinstance(got, type(given)) or got == ():
-                return f"given {form}, your hook returned {_named(got)}. Answer in the form that came."
+                return say(
+                    "given {form}, your hook returned {named}. Answer in the form that came.",
+                    form=form,
+                    named=_named(got),
+                )
             found = got if isinstance(got, Tensor) else got[0]
             if not isinstance(found, Tensor):
-                return f"given {form}, your hook put {_named(found)} where the hidden state belongs."
+                return say(
+                    "given {form}, your hook put {named} where the hidden state belongs.",
+                    form=form,
+                    named=_named(found),
+                )
             if found.ndim == 2:
-                return (
-                    f"given {form}, the batch axis is gone: [0] on a tensor is the first prompt, not the hidden state."
+                return say(
+                    "given {form}, the batch axis is gone: [0] on a tensor is the first prompt, not the hidden state.",
+                    form=form,
                 )
             if found.shape != clean.shape:
-                return "tokens are missing: return all of them, the chosen ones scaled and the others as they were."
+                return say(
+                    "tokens are missing: return all of them, the chosen ones scaled and the others as they were."
+                )
             if found.dtype != dtype:
-                return f"{dtype} came in and {found.dtype} went out: make what you multiply with in state.dtype."
+                return say(
+                    "{dtype} came in and {found_dtype} went out: make what you multiply with in state.dtype.",
+                    dtype=dtype,
+                    found_dtype=found.dtype,
+                )
             if not torch.allclose(found, right):
                 if torch.allclose(found, clean * factor):
-                    return "every token is scaled. Scale the chosen positions only: state[:, positions]."
+                    return say("every token is scaled. Scale the chosen positions only: state[:, positions].")
                 rows = clean.clone()
                 if not isinstance(positions, list) or max(positions) < len(clean):
                     rows[positions] *= factor
                 if torch.allclose(found, rows):
-                    return "you indexed the batch axis: positions are the second axis, state[:, positions]."
+                    return say("you indexed the batch axis: positions are the second axis, state[:, positions].")
                 if torch.allclose(found[0], right[0]):
-                    return "only the first prompt of the batch is scaled. Keep the batch axis: state[:, positions]."
-                return f"given {form}, the chosen positions are not {factor:g} times what they were, or others changed."
+                    return say(
+                        "only the first prompt of the batch is scaled. Keep the batch axis: state[:, positions]."
+                    )
+                return say(
+                    "given {form}, the chosen positions are not {factor} times what they were, or others changed.",
+                    form=form,
+                    factor=f"{factor:g}",
+                )
             if isinstance(got, tuple) and len(got) > len(given):
-                return f"given {form}, your hook returned {_named(got)}. Hand on what came: (state, *output[1:])."
+                return say(
+                    "given {form}, your hook returned {named}. Hand on what came: (state, *output[1:]).",
+                    form=form,
+                    named=_named(got),
+                )
             if isinstance(got, tuple) and len(got) < len(given):
-                return f"given {form}, your hook returned {_named(got)}: the rest is lost. Hand it on: (state, *output[1:])."
+                return say(
+                    "given {form}, your hook returned {named}: the rest is lost. Hand it on: (state, *output[1:]).",
+                    form=form,
+                    named=_named(got),
+                )
             if isinstance(got, tuple) and any(a is not b for a, b in zip(got[1:], given[1:], strict=True)):
-                return f"given {form}, you changed what comes after the hidden state. Hand it on: (state, *output[1:])."
+                return say(
+                    "given {form}, you changed what comes after the hidden state. Hand it on: (state, *output[1:]).",
+                    form=form,
+                )
     return None
 
 
@@ -834,17 +954,24 @@ def _payoff_3_4(make_scale_hook: Callable[..., Any]) -> str:
             handle.remove()
 
     before = _n(_probability(lm.logits(text), target))
-    return (
-        f"In {name} your hook made block {block} hand on ten times the first token alone, and {TARGET!r} goes from {before} to "
-        f"{scaled([0])}. Ten times the last token alone, where the next word is read, leaves it {scaled([-1])}."
+    return say(
+        "In {name} your hook made block {block} hand on ten times the first token alone, and {target!r} "
+        "goes from {before} to {scaled_first}. Ten times the last token alone, where the next word is "
+        "read, leaves it {scaled_last}.",
+        name=name,
+        block=block,
+        target=TARGET,
+        before=before,
+        scaled_first=scaled([0]),
+        scaled_last=scaled([-1]),
     )
 
 
 def _named(value: Any) -> str:
     """Say what a hook returned, so that the sentence can be read aloud."""
     if value is None:
-        return "nothing (None)"
-    return f"a tuple of {len(value)}" if isinstance(value, tuple) else f"a {type(value).__name__}"
+        return say("nothing (None)")
+    return say("a tuple of {n_value}", n_value=len(value)) if isinstance(value, tuple) else f"a {type(value).__name__}"
 
 
 # ---- 3.5 · design fair noise
@@ -928,37 +1055,58 @@ def _check_3_5(answer: Callable[..., Any]) -> str | None:
     given = neurons.clone()
     got = answer(given, torch.Generator().manual_seed(1))
     if not torch.equal(given, neurons):
-        return "you wrote into the neurons that you were given. Return a new tensor."
+        return say("you wrote into the neurons that you were given. Return a new tensor.")
     if not isinstance(got, Tensor) or got.shape != neurons.shape:
-        return f"return a tensor of the shape that came in, {tuple(neurons.shape)}: batch, tokens, neurons."
+        return say(
+            "return a tensor of the shape that came in, {shape}: batch, tokens, neurons.", shape=tuple(neurons.shape)
+        )
     if not torch.equal(got, answer(neurons.clone(), torch.Generator().manual_seed(1))):
-        return "twice the same seed, two different results: draw with generator=generator."
+        return say("twice the same seed, two different results: draw with generator=generator.")
     if torch.equal(got, answer(neurons.clone(), torch.Generator().manual_seed(2))):
-        return "two seeds, one result: nothing is drawn, or not from the generator that was passed in."
+        return say("two seeds, one result: nothing is drawn, or not from the generator that was passed in.")
     if torch.equal(got.flatten(0, 1).sort(dim=0).values, neurons.flatten(0, 1).sort(dim=0).values):
-        return "these are the neurons' own values in another order. That is fair too, but no Gaussian noise: draw with torch.randn."
+        return say(
+            "these are the neurons' own values in another order. That is fair too, but no Gaussian noise: "
+            "draw with torch.randn."
+        )
     mean, std = got.mean(dim=(0, 1)), got.std(dim=(0, 1))
     natural_mean, natural_std = neurons.mean(dim=(0, 1)), neurons.std(dim=(0, 1))
     paired = torch.corrcoef(torch.stack([(got - mean).flatten(), (neurons - natural_mean).flatten()]))[0, 1]
     if abs(float(paired)) > 0.2:
-        return "your result still carries the neurons' own values: noise on top, or the same values. Draw new ones."
+        return say(
+            "your result still carries the neurons' own values: noise on top, or the same values. Draw new ones."
+        )
     drawn = (got - mean) / std  # of one draw for all, each neuron has its own mean and width, but the same numbers
-    for axis, what in enumerate(("prompt", "token", "neuron")):
+    for axis, what in enumerate((say("prompt"), say("token"), say("neuron"))):
         if torch.allclose(drawn, drawn.narrow(axis, 0, 1).expand_as(drawn)):
-            return f"every {what} got the same draw. Draw one number for each prompt, token and neuron: torch.randn(neurons.shape)."
+            return say(
+                "every {what} got the same draw. Draw one number for each prompt, token and neuron: "
+                "torch.randn(neurons.shape).",
+                what=what,
+            )
     near = lambda a, b: bool((a - b).abs().max() < 0.6)  # noqa: E731
     if near(mean, natural_mean) and near(std, natural_std):
         gaussian = 2.7 < _kurtosis(drawn) < 3.3
-        return None if gaussian else "mean and width are right, but this noise is not Gaussian: draw with torch.randn."
+        return (
+            None
+            if gaussian
+            else say("mean and width are right, but this noise is not Gaussian: draw with torch.randn.")
+        )
     if near(mean, mean.mean().expand_as(mean)) and near(std, std.mean().expand_as(std)):
-        return "every neuron got the same mean and width. Take the mean over batch and tokens, dim=(0, 1), and keep the neurons apart."
+        return say(
+            "every neuron got the same mean and width. Take the mean over batch and tokens, dim=(0, 1), and "
+            "keep the neurons apart."
+        )
     if near(std, natural_std):
-        return "each neuron's width is right, but its mean is not: add neurons.mean(dim=(0, 1))."
+        return say("each neuron's width is right, but its mean is not: add neurons.mean(dim=(0, 1)).")
     if near(std, natural_std**2) or bool(((std / natural_std**2 - 1).abs() < 0.1).all()):
-        return "you multiplied with the variance. The width of Gaussian noise is the standard deviation: neurons.std(dim=(0, 1))."
+        return say(
+            "you multiplied with the variance. The width of Gaussian noise is the standard deviation: "
+            "neurons.std(dim=(0, 1))."
+        )
     if near(mean, natural_mean):
-        return "each neuron's mean is right, but its width is not: multiply by neurons.std(dim=(0, 1))."
-    return "mean and width of each neuron, over batch and tokens, should be those of the neuron that came in."
+        return say("each neuron's mean is right, but its width is not: multiply by neurons.std(dim=(0, 1)).")
+    return say("mean and width of each neuron, over batch and tokens, should be those of the neuron that came in.")
 
 
 def _by_normal(neurons, generator):
@@ -997,24 +1145,32 @@ def _payoff_3_5(fair_noise: Callable[..., Any]) -> str:
     costs, kept = zip(*(run(seed) for seed in range(5)), strict=True)
     with edit(lm, noise_neurons(block, slice(0, None, 2), 10, 1, torch.Generator().manual_seed(0))):
         push = float(kl(clean, lm.logits(text)).mean())
-    return (
-        f"In the even neurons of block {block} of {name} your noise leaves {TARGET!r} at {_n(min(kept))} to {_n(max(kept))} over five "
-        f"seeds. It costs {_n(sum(costs) / 5)} nats a token, the report's noise {_n(push)}: the exact values of these "
-        "neurons matter little."
+    return say(
+        "In the even neurons of block {block} of {name} your noise leaves {target!r} at {kept} to "
+        "{kept_2} over five seeds. It costs {costs} nats a token, the report's noise {push}: the exact "
+        "values of these neurons matter little.",
+        block=block,
+        name=name,
+        target=TARGET,
+        kept=_n(min(kept)),
+        kept_2=_n(max(kept)),
+        costs=_n(sum(costs) / 5),
+        push=_n(push),
     )
 
 
 EXERCISES = (
     Exercise(
-        "3.1", "Where do its keys begin?", 1, 4, key_columns, _check_3_1,
-        "Three matrices of d_model columns lie side by side: q, k, v. Skip one of them, then the heads that come before yours.",
+        "3.1", translatable("Where do its keys begin?"), 1, 4, key_columns, _check_3_1,
+        translatable("Three matrices of d_model columns lie side by side: q, k, v. Skip one of them, then the heads "
+"that come before yours."),
         solution_3_1, (*_usual_3_1, _start_and_width, _float_columns, lambda d_model, d_head, head: d_model + head * d_head),
         (_as_range, _with_a_step, _from_the_end), _payoff_3_1,
     ),
     Exercise(
-        "3.2", "Challenge 1: silence the keys of one head", 2, 7, make_key_hook, _check_3_2,
-        "output.split(d_model, dim=-1) gives q, k, v. Clone k, set its columns head * d_head to (head + 1) * d_head to zero with "
-        "[..., a:b], and join the three with torch.cat along the last axis.",
+        "3.2", translatable("Challenge 1: silence the keys of one head"), 2, 7, make_key_hook, _check_3_2,
+        translatable("output.split(d_model, dim=-1) gives q, k, v. Clone k, set its columns head * d_head to (head + "
+"1) * d_head to zero with [..., a:b], and join the three with torch.cat along the last axis."),
         solution_3_2,
         (
             *(_zeroing(columns) for columns in _usual_3_2), _keys_in_place, _only_first_prompt, _only_k_comes_back,
@@ -1023,9 +1179,10 @@ EXERCISES = (
         (_by_mask, _by_fill, _by_view), _payoff_3_2,
     ),
     Exercise(
-        "3.3", "Challenge 2: noise into every second neuron", 2, 8, noisy_logits, _check_3_3,
-        "A pre-hook gets (module, args) and returns the new arguments as a tuple: clone args[0], write into its [..., ::2], return "
-        "(neurons,). torch.randn takes generator= and dtype=. Remove the handle in a `finally`.",
+        "3.3", translatable("Challenge 2: noise into every second neuron"), 2, 8, noisy_logits, _check_3_3,
+        translatable("A pre-hook gets (module, args) and returns the new arguments as a tuple: clone args[0], write "
+"into its [..., ::2], return (neurons,). torch.randn takes generator= and dtype=. Remove the "
+"handle in a `finally`."),
         solution_3_3,
         (
             _noise_run(_even_noise, "c_fc", pre=False), _noise_run(_odd_noise, "c_proj", pre=True),
@@ -1038,9 +1195,9 @@ EXERCISES = (
         (_with_the_helpers, _behind_the_activation, _draws_for_all), _payoff_3_3,
     ),
     Exercise(
-        "3.4", "Challenges 3 and 4: turn the stream down, and up", 2, 7, make_scale_hook, _check_3_4,
-        "Find the hidden state first: output[0] if a tuple came, output itself otherwise. Its axes are batch, tokens, d_model. "
-        "Hand the rest of a tuple on as it was.",
+        "3.4", translatable("Challenges 3 and 4: turn the stream down, and up"), 2, 7, make_scale_hook, _check_3_4,
+        translatable("Find the hidden state first: output[0] if a tuple came, output itself otherwise. Its axes are "
+"batch, tokens, d_model. Hand the rest of a tuple on as it was."),
         solution_3_4,
         (
             _report_line, _row_zero, _first_prompt_in_place, _every_token, _whole_prompts, _first_prompt_only,
@@ -1050,9 +1207,9 @@ EXERCISES = (
         (_by_where, _by_factors, _by_adding), _payoff_3_4,
     ),
     Exercise(
-        "3.5", "Fair noise", 3, 8, fair_noise, _check_3_5,
-        "A neuron's own mean and width are taken over batch and tokens, dim=(0, 1), which leaves one number per neuron. Scale and "
-        "shift standard normal noise with them.",
+        "3.5", translatable("Fair noise"), 3, 8, fair_noise, _check_3_5,
+        translatable("A neuron's own mean and width are taken over batch and tokens, dim=(0, 1), which leaves one "
+"number per neuron. Scale and shift standard normal noise with them."),
         solution_3_5,
         (
             _one_mean_for_all, _no_mean, _no_width, _variance, _added, _global_noise, _only_the_mean, _shuffled, _uniform_noise,

@@ -18,9 +18,10 @@ from helpers.models import LanguageModel
 from helpers.plots.style import panel_axes, settle
 from helpers.readings import spread
 from helpers.replay import Replay
+from helpers.say import say, translatable
 from helpers.tables import format_number
 
-COMPONENTS = ("K of a head", "MLP neurons", "hidden states")
+COMPONENTS = (translatable("K of a head"), translatable("MLP neurons"), translatable("hidden states"))
 TOP = 5
 
 
@@ -40,11 +41,11 @@ class Shift:
 
     @property
     def series(self) -> dict[str, Tensor]:
-        return {"clean": self.clean, "edited": self.edited}
+        return {say("clean"): self.clean, say("edited"): self.edited}
 
     @property
     def final(self) -> dict[str, float]:
-        return {"clean": self.clean_final, "edited": self.edited_final}
+        return {say("clean"): self.clean_final, say("edited"): self.edited_final}
 
 
 def component_edit(
@@ -57,13 +58,19 @@ def component_edit(
     Noise goes into the even neurons, with standard deviation 1 and always the same seed, so that only what you change changes.
     """
     if component == "K of a head":
-        return zero_keys(block, [head]), f"block {block}, K of head {head} → 0"
+        return zero_keys(block, [head]), say("block {block}, K of head {head} → 0", block=block, head=head)
     if component == "MLP neurons":
         generator = torch.Generator().manual_seed(0)
-        side = "before" if before_activation else "after"
+        side = say("before") if before_activation else say("after")
         made = noise_neurons(block, slice(0, None, 2), mean, 1.0, generator, before_activation)
-        return made, f"block {block}, noise {format_number(mean)} {side} {activation}"
-    return scale_block(block, factor), f"block {block} × {format_number(factor)}"
+        return made, say(
+            "block {block}, noise {mean} {side} {activation}",
+            block=block,
+            mean=format_number(mean),
+            side=side,
+            activation=activation,
+        )
+    return scale_block(block, factor), say("block {block} × {factor}", block=block, factor=format_number(factor))
 
 
 def component_shift(
@@ -78,7 +85,7 @@ def component_shift(
     if component == "K of a head" and lm.n_key_heads < lm.n_heads:  # grouped-query attention
         share = lm.n_heads // lm.n_key_heads
         served = [str(one) for one in range(head * share, (head + 1) * share)]
-        mark += f" (serves heads {', '.join(served[:-1])} and {served[-1]})"
+        mark += say(" (serves heads {heads} and {last_served})", heads=", ".join(served[:-1]), last_served=served[-1])
     clean, edited = replay(prompt, made)
     logits = clean.last_logits[0], edited.last_logits[0]
     words = next_words(lm, *logits, most=TOP)
@@ -101,14 +108,16 @@ def component_shift(
 
 def _activation(lm: LanguageModel) -> str:
     config = lm.model.config
-    name = str(getattr(config, "activation_function", None) or getattr(config, "hidden_act", None) or "the activation")
+    name = str(
+        getattr(config, "activation_function", None) or getattr(config, "hidden_act", None) or say("the activation")
+    )
     return "GELU" if name.startswith("gelu") else {"silu": "SiLU", "relu": "ReLU"}.get(name, name)
 
 
 def describe_shift(shift: Shift) -> str:
     """Return the line of numbers under the controls: first what the model says, then the stream."""
     before, after = (f"{tops[0]!r} {format_number(shift.tokens[tops[0]][i], 2)}" for i, tops in enumerate(shift.top))
-    words = f"next word {before} → {after}"
+    words = say("next word {before} → {after}", before=before, after=after)
     return f"{shift.mark}: {words}. {spread_finding(shift.series, shift.final, shift.block)}."
 
 
@@ -118,16 +127,16 @@ def components_panel(models: Models, prompt: str, component: str = "hidden state
     models: one, or several by name, to choose from (see `Panel`). With grouped-query attention heads are key heads.
     """
     return Panel(
-        "Edit one component",
+        say("Edit one component"),
         models,
         {
-            "component": choice(COMPONENTS, component, "component"),
+            "component": choice(COMPONENTS, component, translatable("component")),
             "block": block_slider(block),
-            "head": index_slider(2, "head (for K)"),
-            "factor": factor_slider(0.1, 0.0, 10.0, 0.1, "factor (for hidden states)"),
-            "mean": factor_slider(10.0, -10.0, 20.0, 1.0, "mean of the noise (for neurons)"),
-            "before_activation": tick(False, "noise before the activation function"),
-            "include_first": tick(True, "include the first token in the standard deviation"),
+            "head": index_slider(2, say("head (for K)")),
+            "factor": factor_slider(0.1, 0.0, 10.0, 0.1, say("factor (for hidden states)")),
+            "mean": factor_slider(10.0, -10.0, 20.0, 1.0, say("mean of the noise (for neurons)")),
+            "before_activation": tick(False, say("noise before the activation function")),
+            "include_first": tick(True, say("include the first token in the standard deviation")),
             "prompt": prompt_box(prompt),
         },
         sizes=lambda lm: {"block": lm.n_blocks, "head": lm.n_key_heads},

@@ -24,6 +24,7 @@ from helpers.plots.style import (
     set_title,
     stream_axis,
 )
+from helpers.say import say
 from helpers.tables import format_number
 
 REST = 0.9  # share of attention on the first token from which a key head is said to rest
@@ -46,19 +47,37 @@ def plot_look(rows: Mapping[str, Tensor], tokens: Sequence[str], name: str, ax: 
     ax.set_yticks(places, [_plain(repr(token)) for token in tokens], fontsize=9)
     ax.invert_yaxis()
     ax.set_xlim(0, 1.12 * max(float(clean.max()), float(edited.max())) + 0.06)
-    ax.set_xlabel("share of the last token's attention")
+    ax.set_xlabel(say("share of the last token's attention"))
     ax.legend(frameon=False, loc="lower right")
     most = int(clean.argmax())
     even = float((edited - 1 / len(tokens)).abs().max()) < 1e-6
-    now = f"{_n(edited[0], 2)} to each of {len(tokens)} tokens" if even else f"{_n(edited.max(), 2)} at most"
-    finding = (
-        f"{name[0].upper()}{name[1:]} gave {tokens[most]!r} {_n(clean[most], 2)} of its attention, and now gives {now}"
+    now = (
+        say("{edited} to each of {n_tokens} tokens", edited=_n(edited[0], 2), n_tokens=len(tokens))
+        if even
+        else say("{edited} at most", edited=_n(edited.max(), 2))
+    )
+    finding = say(
+        "{initial}{rest} gave {token!r} {clean} of its attention, and now gives {now}",
+        initial=name[0].upper(),
+        rest=name[1:],
+        token=tokens[most],
+        clean=_n(clean[most], 2),
+        now=now,
     )
     set_title(ax, _plain(finding))
     told = "; ".join(
         f"{t!r} {_n(a)} → {_n(b)}" for t, a, b in zip(tokens, clean.tolist(), edited.tolist(), strict=True)
     )
-    describe(ax, f"Two bars per token, {before} and {after}. {finding}. {told}.")
+    describe(
+        ax,
+        say(
+            "Two bars per token, {before} and {after}. {finding}. {told}.",
+            before=before,
+            after=after,
+            finding=finding,
+            told=told,
+        ),
+    )
     return ax
 
 
@@ -71,8 +90,8 @@ def plot_resting(share: Tensor, ratio: Tensor, names: Sequence[str], mark: str, 
     ax = new_axes(ax)
     above = ratio > 1
     for chosen, color, marker, face, label in (
-        (above, EDITED, "o", EDITED, "zero keys change it more"),
-        (~above, CLEAN, "s", "white", "zero output changes it more"),
+        (above, EDITED, "o", EDITED, say("zero keys change it more")),
+        (~above, CLEAN, "s", "white", say("zero output changes it more")),
     ):
         ax.plot(
             share[chosen].tolist(), ratio[chosen].tolist(),
@@ -83,9 +102,9 @@ def plot_resting(share: Tensor, ratio: Tensor, names: Sequence[str], mark: str, 
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter(lambda value, _: f"× {format_number(float(value))}")
     ax.set_xlim(max(0, float(share.min()) - 0.15), 1.02)
-    ax.set_xlabel("attention to the first token, mean of the query heads of a key head (clean run)")
-    ax.set_ylabel("change of the next word,\nzero keys : zero output (KL, logarithmic)")
-    ax.legend(frameon=False, loc="upper left", title="key heads")
+    ax.set_xlabel(say("attention to the first token, mean of the query heads of a key head (clean run)"))
+    ax.set_ylabel(say("change of the next word,\nzero keys : zero output (KL, logarithmic)"))
+    ax.legend(frameon=False, loc="upper left", title=say("key heads"))
     place = names.index(mark)
     at = float(share[place]), float(ratio[place])
     ax.annotate(
@@ -98,16 +117,30 @@ def plot_resting(share: Tensor, ratio: Tensor, names: Sequence[str], mark: str, 
         fontsize=9,
     )
     resting = share > REST
-    finding = (
-        f"{int((above & resting).sum())} of the {int(resting.sum())} key heads that rest (over {REST} on the first token) change the "
-        f"next word more without keys than without output; {mark}: {_n(at[1], 2)} times"
+    finding = say(
+        "{above} of the {resting} key heads that rest (over {rest} on the first token) change the next "
+        "word more without keys than without output; {mark}: {at} times",
+        above=int((above & resting).sum()),
+        resting=int(resting.sum()),
+        rest=REST,
+        mark=mark,
+        at=_n(at[1], 2),
     )
     set_title(ax, finding)
     rest = int((above & ~resting).sum()), int((~resting).sum())
     describe(
         ax,
-        f"One point for each of {len(names)} key heads. {finding}. Of the others {rest[0]} of {rest[1]} do. Median ratio of those "
-        f"that rest {_n(ratio[resting].quantile(0.5))}, of the others {_n(ratio[~resting].quantile(0.5))}.",
+        say(
+            "One point for each of {n_heads} key heads. {finding}. Of the others {rest_first} of "
+            "{rest_second} do. Median ratio of those that rest {resting_median}, of the others "
+            "{others_median}.",
+            n_heads=len(names),
+            finding=finding,
+            rest_first=rest[0],
+            rest_second=rest[1],
+            resting_median=_n(ratio[resting].quantile(0.5)),
+            others_median=_n(ratio[~resting].quantile(0.5)),
+        ),
     )
     return ax
 
@@ -131,16 +164,23 @@ def plot_replacements(costs: Mapping[str, Mapping[str, float]], ax: Axes | None 
     ax.set_ylim(len(kinds) - 0.4, -0.6)
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter(lambda value, _: format_number(float(value)))
-    ax.set_xlabel("cost: KL to the clean prediction, nats a token (logarithmic)")
+    ax.set_xlabel(say("cost: KL to the clean prediction, nats a token (logarithmic)"))
     ax.legend(frameon=False, loc="lower right")
     dearest, fairest = kinds[0], kinds[-1]
     finding = "; ".join(
-        f"{model}: {_n(costs[model][dearest])} nats for {dearest}, {_n(costs[model][fairest])} for {fairest}"
+        say(
+            "{model}: {highest} nats for {dearest}, {lowest} for {fairest}",
+            model=model,
+            highest=_n(costs[model][dearest]),
+            dearest=dearest,
+            lowest=_n(costs[model][fairest]),
+            fairest=fairest,
+        )
         for model in models
     )
     ax.set_title("\n".join(finding.split("; ")), loc="right", fontsize=11)
     told = "; ".join(f"{kind}: " + ", ".join(f"{model} {_n(costs[model][kind])}" for model in models) for kind in kinds)
-    describe(ax, f"One row per replacement, one mark per model. {finding}. {told}.")
+    describe(ax, say("One row per replacement, one mark per model. {finding}. {told}.", finding=finding, told=told))
     return ax
 
 
@@ -165,30 +205,50 @@ def plot_spread(
     ax.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))  # few ticks: each takes a widget's time
     ax.yaxis.set_minor_formatter(lambda value, _: format_number(float(value)))
     lower = n_points > 20 and figure_of(ax).dpi > WIDGET_DPI  # a widget sees to that itself
-    stream_axis(ax, n_points - 1, "\nnorm" if lower else "norm")
-    ax.set_ylabel("standard deviation (logarithmic)")
+    stream_axis(ax, n_points - 1, "\nnorm" if lower else say("norm"))
+    ax.set_ylabel(say("standard deviation (logarithmic)"))
     late = block + 1 > 2 / 3 * n_points  # the mark would run through a legend at the right
     ax.legend(frameon=False, loc="lower center" if late else "lower right")
     mark_edit(ax, block + 1, mark)
     set_title(ax, _plain(words_finding(final, says)) if says else spread_finding(series, final, block))
     told = "; ".join(
-        f"{label}: {_n(values[block + 1])} after block {block}, {_n(values[-1])} after the last block, "
-        f"{_n(final[label])} after the final norm"
+        say(
+            "{label}: {value} after block {block}, {last_values} after the last block, {final} after the final norm",
+            label=label,
+            value=_n(values[block + 1]),
+            block=block,
+            last_values=_n(values[-1]),
+            final=_n(final[label]),
+        )
         for label, values in series.items()
     )
     spoken = f" {words_finding(final, says)}." if says else ""
-    describe(ax, f"Standard deviation along the stream, edit “{mark}” in block {block}. {told}.{spoken}")
+    describe(
+        ax,
+        say(
+            "Standard deviation along the stream, edit “{mark}” in block {block}. {told}.{spoken}",
+            mark=mark,
+            block=block,
+            told=told,
+            spoken=spoken,
+        ),
+    )
     return ax
 
 
 def spread_finding(series: Mapping[str, Tensor], final: Mapping[str, float], block: int) -> str:
     """Return in one sentence where the runs part, where they end, and what the final norm makes of that."""
     clean, *edited = series
-    ends = " and ".join(f"{_n(series[label][-1])} ({label})" for label in edited)
+    ends = say(" and ").join(f"{_n(series[label][-1])} ({label})" for label in edited)
     low, high = min(final.values()), max(final.values())
-    return (
-        f"The stream ends at {ends} beside {_n(series[clean][-1])} ({clean}); "
-        f"after the final norm all lie between {_n(low)} and {_n(high)}"
+    return say(
+        "The stream ends at {ends} beside {last_serie} ({clean}); after the final norm all lie between "
+        "{low} and {high}",
+        ends=ends,
+        last_serie=_n(series[clean][-1]),
+        clean=clean,
+        low=_n(low),
+        high=_n(high),
     )
 
 
@@ -196,8 +256,14 @@ def words_finding(final: Mapping[str, float], says: Mapping[str, str]) -> str:
     """Return in one sentence how alike the runs are after the final norm, and whether their next words are."""
     low, high = min(final.values()), max(final.values())
     words = ", ".join(repr(word) for word in dict.fromkeys(says.values()))
-    alike = "not alike" if len(set(says.values())) > 1 else "the same"
-    return f"After the final norm the spreads lie between {_n(low)} and {_n(high)}; the next words are {alike}: {words}"
+    alike = say("not alike") if len(set(says.values())) > 1 else say("the same")
+    return say(
+        "After the final norm the spreads lie between {low} and {high}; the next words are {alike}: {words}",
+        low=_n(low),
+        high=_n(high),
+        alike=alike,
+        words=words,
+    )
 
 
 def _plain(text: str) -> str:

@@ -17,6 +17,7 @@ from helpers.lesson3.plots import plot_spread
 from helpers.metrics import kl, top_k
 from helpers.models import LanguageModel
 from helpers.readings import read_site, spread
+from helpers.say import say
 from helpers.tracing import Trace, trace
 
 WATER = "There is a lot of liquid water on planet Earth"
@@ -80,9 +81,13 @@ def noise_facts(lm: LanguageModel, prompt: str, block: int, mean: float = 10.0) 
     change_made = noisy - trace(lm, prompt, stop_after=block).resid[block + 1]
     below = 100 * float((natural <= 0).double().mean())
     far = float((mean - natural.mean()) / natural.std())
-    return (
-        f"{below:.0f} % of the natural values are 0 or below; {mean:g} is {far:.0f} standard deviations away; "
-        f"{100 * same_at_each_token(change_made):.0f} % of the change is one vector, the same at every token"
+    return say(
+        "{below} % of the natural values are 0 or below; {mean} is {far} standard deviations away; "
+        "{share} % of the change is one vector, the same at every token",
+        below=f"{below:.0f}",
+        mean=f"{mean:g}",
+        far=f"{far:.0f}",
+        share=f"{100 * same_at_each_token(change_made):.0f}",
     )
 
 
@@ -91,11 +96,11 @@ def replacements(lm: LanguageModel, prompt: str, block: int) -> dict[str, float]
     even = slice(0, None, 2)
     noise = lambda mean, std: noise_neurons(block, even, mean, std, torch.Generator().manual_seed(0))  # noqa: E731
     kinds = {
-        "noise of mean 10": noise(10, 1),
-        "10 exactly": noise(10, 0),
-        "noise of mean 0": noise(0, 1),
-        "own value at another token": other_token(block),
-        "noise like the neurons' own": natural_noise(block),
+        say("noise of mean 10"): noise(10, 1),
+        say("10 exactly"): noise(10, 0),
+        say("noise of mean 0"): noise(0, 1),
+        say("own value at another token"): other_token(block),
+        say("noise like the neurons' own"): natural_noise(block),
     }
     clean = lm.logits(prompt)
     costs = {}
@@ -138,7 +143,7 @@ def plot_runs(lm: LanguageModel, runs: Mapping[str, Trace], block: int) -> Axes:
     final = {label: float(run.final.std()) for label, run in runs.items() if run.final is not None}
     says = {label: top_k(lm, run.last_logits[0], 1)[0][0] for label, run in runs.items()}
     spreads = {label: spread(run.resid) for label, run in runs.items()}
-    return plot_spread(spreads, final, block, f"block {block} scaled", says=says)
+    return plot_spread(spreads, final, block, say("block {block} scaled", block=block), says=says)
 
 
 def block_form(lm: LanguageModel) -> str:
@@ -160,7 +165,7 @@ def on_each_form(hook: Hook, factor: float) -> list[str]:
 
 
 def form_of(output: object) -> str:
-    return f"a tuple of {len(output)}" if isinstance(output, tuple) else "a tensor"
+    return say("a tuple of {count}", count=len(output)) if isinstance(output, tuple) else say("a tensor")
 
 
 def _tried(hook: Hook, factor: float, as_tuple: bool) -> str:
@@ -172,9 +177,11 @@ def _tried(hook: Hook, factor: float, as_tuple: bool) -> str:
         return type(error).__name__
     got = given if returned is None else returned
     if isinstance(got, tuple) != as_tuple:
-        return f"{form_of(got)} goes out"
+        return say("{form_of} goes out", form_of=form_of(got))
     state = got[0] if as_tuple else got
     if state.shape != clean.shape:
-        return f"shape {tuple(state.shape)} goes out"
+        return say("shape {shape} goes out", shape=tuple(state.shape))
     scaled = int((state == factor).all(dim=(1, 2)).sum())
-    return "right" if scaled == len(clean) else f"scales {scaled} of {len(clean)} prompts"
+    return (
+        "right" if scaled == len(clean) else say("scales {scaled} of {tried} prompts", scaled=scaled, tried=len(clean))
+    )

@@ -36,12 +36,13 @@ from helpers.edits import replace_heads
 from helpers.errors import TargetIsNotOneToken
 from helpers.measures import Measure, Outcome, predictions
 from helpers.models import LanguageModel
+from helpers.say import say, translatable
 from helpers.staircase import groups
 from helpers.sweeps import CHUNK, Replacement, sweep_edits, sweep_heads
 from helpers.tracing import trace
 
 Sites = Mapping[str, Table2]
-REPLACEMENTS: tuple[Replacement, ...] = ("zero", "mean", "resample")
+REPLACEMENTS: tuple[Replacement, ...] = ("zero", "mean", "resample")  # lesson4/panel.py has them for translators
 # An instruction-tuned model may need to see the pattern before it answers in one word.
 TEMPLATES = (TEMPLATE, "Paris is the capital of France. {capital} is the capital of")
 FIND, JUDGE = 20, 24  # prompts on which the strongest heads are found, and at most so many on which they are judged
@@ -55,67 +56,93 @@ COLUMNS = ("target", "kl", "same top-1", "target is top-1", "contrast", "logit d
 def verdict_4_1(zero: Sites, mean: Sites, strongest: Sequence[str]) -> Claim:
     """zero, mean: site -> change of log p(target) with each head at zero, or at its mean. strongest: their names, "8.4"."""
     parts = [
-        Part(f"it falls for more than half of {site}", [2 * sum(v < 0 for v in row) > len(row) for row in rows])
+        Part(
+            say("it falls for more than half of {site}", site=site),
+            [2 * sum(v < 0 for v in row) > len(row) for row in rows],
+        )
         for site, rows in zero.items()
     ]
-    measured = (
-        f"{_significant(zero, 'zero')}; {_significant(mean, 'mean')}; strongest (block.head): {', '.join(strongest)}"
+    measured = say(
+        "{significant_zero}; {significant_mean}; strongest (block.head): {strongest}",
+        significant_zero=_significant(zero, "zero"),
+        significant_mean=_significant(mean, "mean"),
+        strongest=", ".join(strongest),
     )
-    return judge("4.1", "log p(target) falls for most heads", parts, measured, cores=len(parts))
+    return judge("4.1", say("log p(target) falls for most heads"), parts, measured, cores=len(parts))
 
 
 def verdict_4_2(zero: Sites, beyond: Mapping[str, Sequence[float]]) -> Claim:
     """zero: site -> change of log p(contrast) with each head at zero; beyond: its change among the tokens that are not the
     target, log p(contrast | not the target), a mean over the site's heads for each prompt."""
     parts = [
-        Part(f"it rises for more than half of {site}", [2 * sum(v > 0 for v in row) > len(row) for row in rows])
+        Part(
+            say("it rises for more than half of {site}", site=site),
+            [2 * sum(v > 0 for v in row) > len(row) for row in rows],
+        )
         for site, rows in zero.items()
     ]
     shares = ", ".join(f"{site} {middle(values)}" for site, values in beyond.items())
-    measured = f"{_significant(zero, 'zero')}; beyond what any other token gains from the target's loss, median in nats: {shares}"
-    return judge("4.2", "log p(contrast) rises", parts, measured, cores=len(parts))
+    measured = say(
+        "{significant}; beyond what any other token gains from the target's loss, median in nats: {shares}",
+        significant=_significant(zero, "zero"),
+        shares=shares,
+    )
+    return judge("4.2", say("log p(contrast) rises"), parts, measured, cores=len(parts))
 
 
 def verdict_4_3(first: Mapping[str, Sequence[Sequence[bool]]], right: int, tried: int) -> Claim:
     """first: site -> for each prompt whose clean top token is the target, whether it still is, head by head. right of `tried`
     prompts are such."""
-    says = "the target stays top-1 whichever head of block 5 is removed"
-    measured = f"without any edit the target is top-1 on {right} of {tried} prompts"
+    says = say("the target stays top-1 whichever head of block 5 is removed")
+    measured = say("without any edit the target is top-1 on {right} of {tried} prompts", right=right, tried=tried)
     rows = next(iter(first.values()))
     if not rows:
         return Claim(
-            "4.3", says, UNTESTED, "the target is top-1 on none of the prompts, even with every head", measured
+            "4.3", says, UNTESTED, say("the target is top-1 on none of the prompts, even with every head"), measured
         )
     parts = [
-        Part(f"it stays top-1 without each of {site}", [all(row) for row in table]) for site, table in first.items()
+        Part(say("it stays top-1 without each of {site}", site=site), [all(row) for row in table])
+        for site, table in first.items()
     ]
     kept = ", ".join(
-        f"{sum(map(sum, table))} of {sum(map(len, table))} removals of {site}" for site, table in first.items()
+        say("{sum} of {len} removals of {site}", sum=sum(map(sum, table)), len=sum(map(len, table)), site=site)
+        for site, table in first.items()
     )
-    return judge("4.3", says, parts, f"{measured}; kept by {kept}", cores=len(parts))
+    return judge("4.3", says, parts, say("{measured}; kept by {kept}", measured=measured, kept=kept), cores=len(parts))
 
 
 def verdict_4_4(changes: Table2, kept: Sequence[Sequence[bool]]) -> Claim:
     """changes: of the logit difference without each head of the whole model; kept: whether the top token stayed the same."""
-    says = "continuous measures show what the top-1 hides"
+    says = say("continuous measures show what the top-1 hides")
     number, flips = len(changes) * len(changes[0]), sum(not stays for row in kept for stays in row)
     sure = directions(columns_of(changes))
     never = [all(column) for column in columns_of(kept)]
     unseen = sum(side != 0 and quiet for side, quiet in zip(sure, never, strict=True))
-    measured = (
-        f"the top token changes at {flips} of {number} removals; the shift is significant (sign test, Holm) for "
-        f"{len(sure) - sure.count(0)} of {len(sure)} heads, and for {unseen} of them the top token never changes"
+    measured = say(
+        "the top token changes at {flips} of {number} removals; the shift is significant (sign test, "
+        "Holm) for {n_sure} of {n_heads} heads, and for {unseen} of them the top token never changes",
+        flips=flips,
+        number=number,
+        n_sure=len(sure) - sure.count(0),
+        n_heads=len(sure),
+        unseen=unseen,
     )
     if not flips:
         return Claim(
-            "4.4", says, UNTESTED, f"the top token changes at 0 of {number} removals: it hides everything", measured
+            "4.4",
+            says,
+            UNTESTED,
+            say("the top token changes at 0 of {number} removals: it hides everything", number=number),
+            measured,
         )
     share = [
         sum(abs(v) for v, stays in zip(row, quiet, strict=True) if stays) / (sum(map(abs, row)) or 1.0)
         for row, quiet in zip(changes, kept, strict=True)
     ]
-    measured += f"; median share of the movement that keeps the top token {middle(100 * s for s in share)} %"
-    what = "removals that keep the top token make up at least half of the movement of the logit difference"
+    measured += say(
+        "; median share of the movement that keeps the top token {share} %", share=middle(100 * s for s in share)
+    )
+    what = say("removals that keep the top token make up at least half of the movement of the logit difference")
     return judge("4.4", says, [Part(what, [s >= 0.5 for s in share])], measured)
 
 
@@ -128,23 +155,38 @@ def verdict_4_5(
     cores, rest = [], []
     for site, rows in single.items():
         odds = zip(single_odds[site], together_odds[site], strict=True)
-        cores.append(Part(f"all of {site} at their mean lower log p(target)", [value < 0 for value in together[site]]))
+        cores.append(
+            Part(
+                say("all of {site} at their mean lower log p(target)", site=site),
+                [value < 0 for value in together[site]],
+            )
+        )
         rest += [
             Part(
-                f"it takes a quarter or more of {site} to make up half of the single changes",
+                say("it takes a quarter or more of {site} to make up half of the single changes", site=site),
                 [_half(row) >= FEW * len(row) for row in rows],
             ),
             Part(
-                f"all of {site} at once cost more than the sum of single ones, in log p and in the logit difference",
+                say(
+                    "all of {site} at once cost more than the sum of single ones, in log p and in the logit difference",
+                    site=site,
+                ),
                 [t < sum(row) and o < sum(r) for row, t, (r, o) in zip(rows, together[site], odds, strict=True)],
             ),
         ]
     measured = "; ".join(
-        f"{site}: median change at once {middle(together[site])} nats with means, {middle(zero[site])} with zeros, sum of single "
-        f"ones {middle(sum(row) for row in rows)}"
+        say(
+            "{site}: median change at once {together} nats with means, {zero} with zeros, sum of single ones {rows}",
+            site=site,
+            together=middle(together[site]),
+            zero=middle(zero[site]),
+            rows=middle(sum(row) for row in rows),
+        )
         for site, rows in single.items()
     )
-    return judge("4.5", "heads act as distributed, redundant circuits", [*cores, *rest], measured, cores=len(cores))
+    return judge(
+        "4.5", say("heads act as distributed, redundant circuits"), [*cores, *rest], measured, cores=len(cores)
+    )
 
 
 def verdict_4_6(
@@ -164,19 +206,24 @@ def verdict_4_6(
         pairs = list(zip(kinds["zero"], kinds["mean"], strict=True))
         parts.append(
             Part(
-                f"{site}: KL with zero and with the mean differ at least 1.5-fold",
+                say("{site}: KL with zero and with the mean differ at least 1.5-fold", site=site),
                 [a != b and max(a, b) >= FURTHER * min(a, b) for a, b in pairs],
             )
         )
-        different = [f"{a} and {b}" for where, a, b in apart if where == site]
+        different = [say("{a} and {b}", a=say(a), b=say(b)) for where, a, b in apart if where == site]
         measured.append(
-            f"{site}: median KL {', '.join(f'{kind} {middle(values)}' for kind, values in kinds.items())}; significantly different "
-            f"(sign test, Holm): {', '.join(different) or 'none'}; strongest head "
-            f"{', '.join(f'{head} ({kind})' for kind, head in strongest[site].items())}"
+            say(
+                "{site}: median KL {medians}; significantly different (sign test, Holm): {different}; strongest "
+                "head {heads}",
+                site=site,
+                medians=", ".join(f"{say(kind)} {middle(values)}" for kind, values in kinds.items()),
+                different=", ".join(different) or say("none"),
+                heads=", ".join(f"{head} ({say(kind)})" for kind, head in strongest[site].items()),
+            )
         )
     return judge(
         "4.6",
-        "open question: zero, mean, or something else? (tested: the choice matters)",
+        say("open question: zero, mean, or something else? (tested: the choice matters)"),
         parts,
         "; ".join(measured),
         cores=len(parts),
@@ -187,16 +234,22 @@ def verdict_4_7(gain: Sites) -> Claim:
     """gain: site -> change of log p of the wrong countries of the target's region, minus that of all other regions' countries, a
     mean over the countries, without each head."""
     parts = [
-        Part(f"wrong countries of the region gain more than others, in the mean over {site}", [sum(row) > 0 for row in rows])
+        Part(
+            say("wrong countries of the region gain more than others, in the mean over {site}", site=site),
+            [sum(row) > 0 for row in rows],
+        )
         for site, rows in gain.items()
-    ]  # fmt: skip
+    ]
     sizes = ", ".join(f"{site} {middle(sum(row) / len(row) for row in rows)}" for site, rows in gain.items())
-    measured = (
-        f"median difference of the mean change of log p, in nats: {sizes}; {_significant(gain, 'zero', 'gain', 'lose')}"
+    significant = _significant(gain, "zero", translatable("gain"), translatable("lose"))
+    measured = say(
+        "median difference of the mean change of log p, in nats: {sizes}; {significant}",
+        sizes=sizes,
+        significant=significant,
     )
     return judge(
         "4.7",
-        "the gain of wrong tokens is largest within the same group, such as Europe",
+        say("the gain of wrong tokens is largest within the same group, such as Europe"),
         parts,
         measured,
         cores=len(parts),
@@ -205,18 +258,21 @@ def verdict_4_7(gain: Sites) -> Claim:
 
 def verdict_4_8(first: Mapping[str, Sequence[Sequence[bool]]], together: Mapping[str, Sequence[bool]]) -> Claim:
     """first: as in 4.3; together: whether the target is still top-1 with all heads of the site at zero."""
-    says = "small shifts add up to errors"
+    says = say("small shifts add up to errors")
     small = [
         all(map(all, rows)) for rows in zip(*first.values(), strict=True)
     ]  # of each prompt: no head alone costs it
     if not any(small):
-        why = "the target is top-1 on none of the prompts, even with every head"
+        why = say("the target is top-1 on none of the prompts, even with every head")
         if small:
-            why = f"on each of {len(small)} prompts some head alone costs the target its first place: no shift is small"
+            why = say(
+                "on each of {n_prompts} prompts some head alone costs the target its first place: no shift is small",
+                n_prompts=len(small),
+            )
         return Claim("4.8", says, UNTESTED, why)
     parts = [
         Part(
-            f"all of {site} at once cost the target its first place, where no head alone does",
+            say("all of {site} at once cost the target its first place, where no head alone does", site=site),
             [not keeps for keeps, counts in zip(kept, small, strict=True) if counts],
         )
         for site, kept in together.items()
@@ -245,10 +301,20 @@ def _half(changes: Sequence[float]) -> int:
     return max(number, 1)
 
 
-def _significant(sites: Sites, kind: str, up: str = "rise", down: str = "fall") -> str:
+def _significant(sites: Sites, kind: str, up: str = translatable("rise"), down: str = translatable("fall")) -> str:
     found = {site: directions(columns_of(rows)) for site, rows in sites.items()}
-    told = ", ".join(f"{sides.count(-1)} {down} and {sides.count(1)} {up} of {site}" for site, sides in found.items())
-    return f"significant (sign test, Holm), with each head at {kind}: {told}"
+    told = ", ".join(
+        say(
+            "{n_down} {down} and {n_up} {up} of {site}",
+            n_down=sides.count(-1),
+            down=say(down),
+            n_up=sides.count(1),
+            up=say(up),
+            site=site,
+        )
+        for site, sides in found.items()
+    )
+    return say("significant (sign test, Holm), with each head at {kind}: {told}", kind=say(kind), told=told)
 
 
 # ---- measuring
@@ -477,8 +543,8 @@ def ledger(
     strongest = sorted(divmod(place, lm.n_heads) for place in order)
     reference = [fact.prompt for fact in capital_prompts(lm, template=template)]
     sites = {
-        f"the heads of block {block}": [(block, head) for head in range(lm.n_heads)],
-        f"the {lm.n_heads} strongest heads": strongest,
+        say("the heads of block {block}", block=block): [(block, head) for head in range(lm.n_heads)],
+        say("the {n_heads} strongest heads", n_heads=lm.n_heads): strongest,
     }
     studies = study_sites(lm, judging, sites, reference, keep=keep)
 

@@ -16,6 +16,7 @@ from helpers.loading import load_model
 from helpers.metrics import log_prob
 from helpers.models import LanguageModel
 from helpers.readings import attention_patterns
+from helpers.say import say, translatable
 from helpers.tracing import trace
 
 BERLIN, TARGET, CONTRAST = "Berlin is the capital of", " Germany", " Greece"
@@ -27,9 +28,11 @@ TOKENS = torch.tensor([[3, 14, 15, 9, 26, 5], [35, 8, 9, 7, 9, 3]])
 
 def _wrong_shape(got: Any, shape: Sequence[int]) -> str | None:
     if not isinstance(got, Tensor):
-        return f"return a tensor; this is a {type(got).__name__}."
+        return say("return a tensor; this is a {kind}.", kind=type(got).__name__)
     if tuple(got.shape) != tuple(shape):
-        return f"the shape is {tuple(got.shape)} and should be {tuple(shape)}."
+        return say(
+            "the shape is {shape} and should be {right_shape}.", shape=tuple(got.shape), right_shape=tuple(shape)
+        )
     return None
 
 
@@ -69,21 +72,23 @@ def what_changes(lm: LanguageModel, tokens: Tensor, block: int, head: int) -> se
 
 def _check_4_1(answer: Any) -> str | None:
     if isinstance(answer, str) or not isinstance(answer, set | frozenset | list | tuple):
-        return 'give a set of letters, for example {"a", "c"}.'
+        return say('give a set of letters, for example {"a", "c"}.')
     guess = {str(letter).strip().lower() for letter in answer}
     if not guess <= set("abcdef"):
-        return f"{sorted(guess - set('abcdef'))} is not in the list: the letters go from a to f."
+        return say("{guess} is not in the list: the letters go from a to f.", guess=sorted(guess - set("abcdef")))
     truth = what_changes(tiny_model(4), TOKENS, 1, 2)
     too_much = {
-        "a": "a is computed before the edit; nothing flows back to the left.",
-        "b": "b does not change: the pattern (who looks where) is made before the values are mixed, and the edit comes after "
-        "that. A picture of the pattern cannot tell you whether a head is switched off.",
-        "c": "c does not change: the heads of one block work side by side, none reads another.",
+        "a": say("a is computed before the edit; nothing flows back to the left."),
+        "b": say(
+            "b does not change: the pattern (who looks where) is made before the values are mixed, and the "
+            "edit comes after that. A picture of the pattern cannot tell you whether a head is switched off."
+        ),
+        "c": say("c does not change: the heads of one block work side by side, none reads another."),
     }
     missing = {
-        "d": "d is missing: what attention adds is a sum over heads, and one term is gone.",
-        "e": "e is missing: the next block reads the stream that was changed.",
-        "f": "f is missing: everything after the edit may change, the prediction too.",
+        "d": say("d is missing: what attention adds is a sum over heads, and one term is gone."),
+        "e": say("e is missing: the next block reads the stream that was changed."),
+        "f": say("f is missing: everything after the edit may change, the prediction too."),
     }
     for letter in sorted(guess - truth):
         return too_much[letter]
@@ -101,10 +106,18 @@ def _payoff_4_1(answer: Any) -> str:
         cut, looks = trace(lm, prompt), attention_patterns(lm, prompt)
     moved = (looks - looked).abs().amax((1, 2, 3, 4))  # of each block
     p = [run.last_logits[0].softmax(-1)[lm.token_id(TARGET)] for run in (clean, cut)]
-    return (
-        f"On {model} without head {name_of(block, head)} no pattern up to block {block} moves (largest change "
-        f"{float(moved[: block + 1].max()):.2f}), in later blocks attention moves by up to {float(moved[block + 1 :].max()):.2f}. "
-        f"The answer{TARGET} goes from {float(p[0]):.3f} to {float(p[1]):.3f}."
+    return say(
+        "On {model} without head {head} no pattern up to block {block} moves (largest change "
+        "{largest_up_to}), in later blocks attention moves by up to {largest_after}. The answer{target} "
+        "goes from {clean_probability} to {probability}.",
+        model=model,
+        head=name_of(block, head),
+        block=block,
+        largest_up_to=f"{float(moved[: block + 1].max()):.2f}",
+        largest_after=f"{float(moved[block + 1 :].max()):.2f}",
+        target=TARGET,
+        clean_probability=f"{float(p[0]):.3f}",
+        probability=f"{float(p[1]):.3f}",
     )
 
 
@@ -238,50 +251,65 @@ def _check_4_2(answer: Any) -> str | None:
         if complaint:
             return complaint
         if left > 0:
-            return "your hook stays on the model: every later run would have this head off too. Remove its handle."
+            return say("your hook stays on the model: every later run would have this head off too. Remove its handle.")
         if not _same(lm.logits(TOKENS), clean):
-            return "the model itself has changed: what you did to its weights is still there after your function has returned."
+            return say(
+                "the model itself has changed: what you did to its weights is still there after your function "
+                "has returned."
+            )
         if not _same(got, right):
             return _slip_4_2(got, lm, block, head)
         with suppress(Exception):
             answer(lm, TOKENS + 10**6, block, head)  # no such token: the pass fails
         if hooks_on(lm.model) > hooks:
-            return "when the pass fails, your hook stays on the model: remove its handle in a `finally`."
+            return say("when the pass fails, your hook stays on the model: remove its handle in a `finally`.")
     return None
 
 
 def _slip_4_2(got: Tensor, lm: LanguageModel, block: int, head: int) -> str:
     """Which slip gives these logits."""
     if _same(got, lm.logits(TOKENS)):
-        return "nothing changed: a hook that edits must return the new input."
+        return say("nothing changed: a hook that edits must return the new input.")
     with edit(lm, change("attention", block, lambda v: _zero_slots(v.clone(), lm, head))):
         if _same(got, lm.logits(TOKENS)):
-            return (
-                "you zeroed columns of the projection's *output* (a forward hook, or the wrong module). There the heads "
-                "are already mixed, and those columns belong to none of them: use register_forward_pre_hook."
+            return say(
+                "you zeroed columns of the projection's *output* (a forward hook, or the wrong module). There "
+                "the heads are already mixed, and those columns belong to none of them: use "
+                "register_forward_pre_hook."
             )
     variants = {
-        _zero_stripes: "the reshape takes every n_heads-th number. The heads lie one after the other, so the last axis "
-        "splits into (n_heads, d_head), in this order.",
-        _zero_slots_of_first_row: "only the first row of the batch lost its head: `x[0]` is the first prompt. Keep the "
-        "batch axis.",
-        _zero_last: "the head is off at the last token only; zero it at every position.",
-        _zero_position: "you zeroed all heads at one position: `x[:, head]` picks from the second axis, and that is the position. "
-        "Split the last axis into heads first.",
-        _keep_only: "you kept this head and zeroed all others; it is the other way round.",
+        _zero_stripes: say(
+            "the reshape takes every n_heads-th number. The heads lie one after the other, so the last axis "
+            "splits into (n_heads, d_head), in this order."
+        ),
+        _zero_slots_of_first_row: say(
+            "only the first row of the batch lost its head: `x[0]` is the first prompt. Keep the batch axis."
+        ),
+        _zero_last: say("the head is off at the last token only; zero it at every position."),
+        _zero_position: say(
+            "you zeroed all heads at one position: `x[:, head]` picks from the second axis, and that is the "
+            "position. Split the last axis into heads first."
+        ),
+        _keep_only: say("you kept this head and zeroed all others; it is the other way round."),
     }
     for wrong, sentence in variants.items():
         with edit(lm, change("heads", block, _on_heads(wrong, lm, head))):
             if _same(got, lm.logits(TOKENS)):
                 return sentence
     if _same(got, _all_attention(lm, TOKENS, block, head)):
-        return "the whole attention of the block is gone: zero one head's numbers, not all of them."
+        return say("the whole attention of the block is gone: zero one head's numbers, not all of them.")
     if _same(got, _before_c_attn(lm, TOKENS, block, head)):
-        return "you edited what goes into c_attn, which makes queries, keys and values for all heads. Hook attn.c_proj."
+        return say(
+            "you edited what goes into c_attn, which makes queries, keys and values for all heads. Hook attn.c_proj."
+        )
     for other in range(lm.n_heads):
         if other != head and _same(got, _by_edit(lm, TOKENS, block, other)):
-            return f"asked for head {head}, you removed head {other}: head h has columns h·d_head to (h + 1)·d_head."
-    return "these logits differ from those of a model without this head; compare each step with the lesson's hook."
+            return say(
+                "asked for head {head}, you removed head {other}: head h has columns h·d_head to (h + 1)·d_head.",
+                head=head,
+                other=other,
+            )
+    return say("these logits differ from those of a model without this head; compare each step with the lesson's hook.")
 
 
 def _payoff_4_2(answer: Any) -> str:
@@ -293,10 +321,16 @@ def _payoff_4_2(answer: Any) -> str:
         found = (
             torch.stack([log_prob(answer(lm, ids, block, head)[0, -1], target) for head in range(lm.n_heads)]) - clean
         )
-        worst[block] = f"head {name_of(block, int(found.argmin()))} costs most, {-float(found.min()):.3f} nats"
-    return (
-        f"On the pocket model, with your function: in block 5 {worst[5]}. In block 8 {worst[8]}: the report looked in a block "
-        "where little happens for this question."
+        worst[block] = say(
+            "head {name_of} costs most, {found} nats",
+            name_of=name_of(block, int(found.argmin())),
+            found=f"{-float(found.min()):.3f}",
+        )
+    return say(
+        "On the pocket model, with your function: in block 5 {worst}. In block 8 {worst_2}: the report "
+        "looked in a block where little happens for this question.",
+        worst=worst[5],
+        worst_2=worst[8],
     )
 
 
@@ -356,15 +390,18 @@ def _mean_variants(rows: list[Tensor], length: int) -> dict[str, Tensor]:
     pooled = torch.cat(rows).mean(0)
     return {
         "right": right,
-        "your prompts meet at their first token. Count back from the last one: row[-1], row[-2] and so on.": from_start,
-        "this is one mean over all positions. It loses what a head says at this place on every prompt: keep one for each.": (
-            pooled.expand(length, *pooled.shape)
-        ),
-        "these are sums: divide by the number of prompts that have this position.": sums,
-        "you divided by all prompts. A short prompt has no early position, so it does not count there.": sums
+        say(
+            "your prompts meet at their first token. Count back from the last one: row[-1], row[-2] and so on."
+        ): from_start,
+        say(
+            "this is one mean over all positions. It loses what a head says at this place on every prompt: "
+            "keep one for each."
+        ): (pooled.expand(length, *pooled.shape)),
+        say("these are sums: divide by the number of prompts that have this position."): sums,
+        say("you divided by all prompts. A short prompt has no early position, so it does not count there."): sums
         / len(rows),
-        "the order is turned round: the last row of the result belongs to the last token.": right.flip(0),
-        "the short prompts are missing: they have late positions too, and count there.": (
+        say("the order is turned round: the last row of the result belongs to the last token."): right.flip(0),
+        say("the short prompts are missing: they have late positions too, and count there."): (
             torch.stack([row[-length:] for row in whole]).mean(0)
         ),
     }
@@ -379,19 +416,23 @@ def _check_4_3(answer: Any) -> str | None:
         mine = [row.clone() for row in rows]
         got = answer(mine, length)
         if len(mine) != len(rows) or not all(torch.equal(a, b) for a, b in zip(mine, rows, strict=True)):
-            return "the rows that you were given have changed: work on copies."
+            return say("the rows that you were given have changed: work on copies.")
         if isinstance(got, Tensor) and _same(got, right):
             continue
         if isinstance(got, Tensor) and _same(got, torch.cat(rows).mean(0)):
-            return "one mean came back, over all positions: there is one for each position."
+            return say("one mean came back, over all positions: there is one for each position.")
         for sentence, values in variants.items():
             if isinstance(got, Tensor) and _same(got, values):
                 return sentence
         if isinstance(got, Tensor) and len(got) == max(lengths):
-            return (
-                f"you return {max(lengths)} positions, as many as the longest prompt has; asked are the last {length}."
+            return say(
+                "you return {lengths} positions, as many as the longest prompt has; asked are the last {length}.",
+                lengths=max(lengths),
+                length=length,
             )
-        return _wrong_shape(got, right.shape) or "this is not the mean over the prompts at each position from the end."
+        return _wrong_shape(got, right.shape) or say(
+            "this is not the mean over the prompts at each position from the end."
+        )
     return None
 
 
@@ -424,9 +465,14 @@ def _payoff_4_3(answer: Any) -> str:
     for edits in (zero_heads(0, everyone), replace_heads(0, everyone, mean[None])):
         with edit(lm, edits):
             cost.append(float(log_prob(lm.logits(_prompt(model))[0, -1], target) - clean))
-    return (
-        f"On {model} all heads of block 0 at zero change log p({TARGET!r}) by {cost[0]:+.2f} nats, at your means over 12 other "
-        f"capitals by {cost[1]:+.2f}. What these heads say here, they say on nearly every such prompt."
+    return say(
+        "On {model} all heads of block 0 at zero change log p({target!r}) by {cost_first} nats, at your "
+        "means over 12 other capitals by {cost_second}. What these heads say here, they say on nearly "
+        "every such prompt.",
+        model=model,
+        target=TARGET,
+        cost_first=f"{cost[0]:+.2f}",
+        cost_second=f"{cost[1]:+.2f}",
     )
 
 
@@ -473,18 +519,19 @@ def _write_variants(z: Tensor, weight: Tensor, direction: Tensor) -> dict[str, T
     right = written @ direction
     found = {
         "right": right,
-        "the rows of W_O are split wrongly: head h has the rows h·d_head to (h + 1)·d_head, one after the other.": (
-            torch.einsum("hd,hdm->hm", z, stripes) @ direction
-        ),
-        "these are the lengths of what the heads add, in every direction. Take the dot product with `direction`.": (
-            written.norm(dim=-1)
-        ),
-        "these are cosines. A head that adds little would count as much as one that adds a lot: leave the lengths in.": (
-            torch.cosine_similarity(written, direction[None], dim=-1)
-        ),
-        "you shortened the direction to length 1: its length turns the result into nats, keep it.": right
+        say(
+            "the rows of W_O are split wrongly: head h has the rows h·d_head to (h + 1)·d_head, one after the other."
+        ): (torch.einsum("hd,hdm->hm", z, stripes) @ direction),
+        say(
+            "these are the lengths of what the heads add, in every direction. Take the dot product with `direction`."
+        ): (written.norm(dim=-1)),
+        say(
+            "these are cosines. A head that adds little would count as much as one that adds a lot: leave "
+            "the lengths in."
+        ): (torch.cosine_similarity(written, direction[None], dim=-1)),
+        say("you shortened the direction to length 1: its length turns the result into nats, keep it."): right
         / direction.norm(),
-        "the sign is turned round.": -right,
+        say("the sign is turned round."): -right,
     }
     if weight.shape[0] == weight.shape[1]:
         turned = weight.t().unflatten(0, (n_heads, d_head))
@@ -506,17 +553,17 @@ def _check_4_4(answer: Any) -> str | None:
         given = [z.clone(), weight.clone(), direction.clone()]
         got = answer(*given)
         if not all(torch.equal(a, b) for a, b in zip(given, (z, weight, direction), strict=True)):
-            return "a tensor that you were given has changed: work on copies."
+            return say("a tensor that you were given has changed: work on copies.")
         if isinstance(got, Tensor) and _same(got, right):
             continue
         if isinstance(got, Tensor) and got.numel() == 1 and torch.allclose(got.double(), right.sum()):
-            return "this is what all heads write together: give one number for each head."
+            return say("this is what all heads write together: give one number for each head.")
         if isinstance(got, Tensor) and got.shape == (n_heads, d_model):
-            return "these are the vectors that the heads add; take each one's dot product with `direction`."
+            return say("these are the vectors that the heads add; take each one's dot product with `direction`.")
         for sentence, values in variants.items():
             if isinstance(got, Tensor) and _same(got, values):
                 return sentence
-        return _wrong_shape(got, right.shape) or "this is not z_h times its rows of W_O, times the direction."
+        return _wrong_shape(got, right.shape) or say("this is not z_h times its rows of W_O, times the direction.")
     return None
 
 
@@ -530,10 +577,19 @@ def _payoff_4_4(answer: Any) -> str:
     towards = direction_of(lm, run, lm.token_id(TARGET), lm.token_id(CONTRAST))
     found = torch.stack([answer(run.heads[b, 0, -1], output_weight(lm, b), towards) for b in range(lm.n_blocks)])
     best, worst = (divmod(int(i), lm.n_heads) for i in (found.argmax(), found.argmin()))
-    return (
-        f"On {model} your function finds that head {name_of(*best)} writes most towards{TARGET} against{CONTRAST}: "
-        f"{float(found[best]):+.2f} of the {float(found.sum()):.2f} nats of all {found.numel()} heads. Most against the answer "
-        f"writes head {name_of(*worst)}, {float(found[worst]):+.2f}."
+    return say(
+        "On {model} your function finds that head {best} writes most towards{target} against{contrast}: "
+        "{found_best} of the {found} nats of all {found_2} heads. Most against the answer writes head "
+        "{worst}, {found_worst}.",
+        model=model,
+        best=name_of(*best),
+        target=TARGET,
+        contrast=CONTRAST,
+        found_best=f"{float(found[best]):+.2f}",
+        found=f"{float(found.sum()):.2f}",
+        found_2=found.numel(),
+        worst=name_of(*worst),
+        found_worst=f"{float(found[worst]):+.2f}",
     )
 
 
@@ -582,17 +638,17 @@ def _pair_variants(lm: LanguageModel, tokens: Tensor, block: int, target: int) -
     right = extra(effect).fill_diagonal_(0)
     return {
         "right": right,
-        "these are the joint effects themselves; subtract what each of the two heads does alone.": effect,
-        "the clean value is missing: turn all three log-probabilities into changes before you combine them.": extra(
-            joint
-        ).fill_diagonal_(0),
-        "the sign is turned round: joint effect minus the two single effects.": -right,
-        "these are differences of p: use log p.": extra(p_joint - p_clean).fill_diagonal_(0),
-        "the diagonal must be 0: a head makes no pair with itself.": extra(effect),
-        "these are differences of raw logits, which mean nothing alone: take log_softmax first.": (
+        say("these are the joint effects themselves; subtract what each of the two heads does alone."): effect,
+        say(
+            "the clean value is missing: turn all three log-probabilities into changes before you combine them."
+        ): extra(joint).fill_diagonal_(0),
+        say("the sign is turned round: joint effect minus the two single effects."): -right,
+        say("these are differences of p: use log p."): extra(p_joint - p_clean).fill_diagonal_(0),
+        say("the diagonal must be 0: a head makes no pair with itself."): extra(effect),
+        say("these are differences of raw logits, which mean nothing alone: take log_softmax first."): (
             extra(raw_joint - raw_clean).fill_diagonal_(0)
         ),
-        "only one of the two single effects is subtracted: a pair has two heads.": (
+        say("only one of the two single effects is subtracted: a pair has two heads."): (
             (effect - effect.diagonal()[:, None]).fill_diagonal_(0)
         ),
     }
@@ -608,7 +664,7 @@ def _check_4_5(answer: Any) -> str | None:
     if complaint:
         return complaint
     if hooks_on(lm.model) != hooks:
-        return "a hook stays on the model: edit inside `with`, or remove the handle."
+        return say("a hook stays on the model: edit inside `with`, or remove the handle.")
     got = got.double()
     if torch.allclose(got, right, atol=1e-5):
         return None
@@ -617,8 +673,11 @@ def _check_4_5(answer: Any) -> str | None:
         if torch.allclose(got, values, atol=1e-5) or torch.allclose(got * off, values * off, atol=1e-5):
             return sentence
     if torch.allclose(got, right.triu(), atol=1e-5) or torch.allclose(got, right.tril(), atol=1e-5):
-        return "half of the matrix is empty: the pair (i, j) is the pair (j, i), so fill both."
-    return "this is not effect(i and j) − effect(i) − effect(j), with effect = log p(target) without the heads − with them."
+        return say("half of the matrix is empty: the pair (i, j) is the pair (j, i), so fill both.")
+    return say(
+        "this is not effect(i and j) − effect(i) − effect(j), with effect = log p(target) without the "
+        "heads − with them."
+    )
 
 
 def _by_rows(lm: LanguageModel, tokens: Tensor, block: int, target: int) -> Tensor:
@@ -650,9 +709,13 @@ def _payoff_4_5(answer: Any) -> str:
     small = load_model()  # a pass of the real model takes too long for every pair
     found = answer(small, small.encode(BERLIN).ids, 8, small.token_id(TARGET)).double()
     i, j = sorted(divmod(int(found.argmin()), len(found)))
-    said = (
-        f"On the pocket model the pair of block 8 that is worth most together is {name_of(8, i)} and {name_of(8, j)}: without both "
-        f"log p({TARGET!r}) falls by {-float(found[i, j]):.3f} nats more than the two single losses add up to."
+    said = say(
+        "On the pocket model the pair of block 8 that is worth most together is {first} and {second}: "
+        "without both log p({target!r}) falls by {found} nats more than the two single losses add up to.",
+        first=name_of(8, i),
+        second=name_of(8, j),
+        target=TARGET,
+        found=f"{-float(found[i, j]):.3f}",
     )
     lm, model = a_model()
     if model == "the pocket model":
@@ -663,8 +726,12 @@ def _payoff_4_5(answer: Any) -> str:
         with edit(lm, *(zero_heads(block, h) for h in heads)):
             runs.append(log_prob(lm.logits(_prompt(model))[0, -1], lm.token_id(TARGET)))
     extra = float(runs[3] - runs[1] - runs[2] + runs[0])
-    return (
-        said + f" The same sum for {name_of(block, head)} and {name_of(block, SISTER)} of {model} is {extra:+.2f} nats."
+    return said + say(
+        " The same sum for {head} and {sister} of {model} is {extra} nats.",
+        head=name_of(block, head),
+        sister=name_of(block, SISTER),
+        model=model,
+        extra=f"{extra:+.2f}",
     )
 
 
@@ -674,18 +741,19 @@ def _wrong_4_5(index: int) -> Callable[..., Tensor]:
 
 EXERCISES = (
     Exercise(
-        "4.1", "What can a removed head reach?", 1, 3, ..., _check_4_1,
-        "Follow a pass from left to right. What is already computed when the pre-hook on the output projection runs? What "
-        "reads its result later?",
+        "4.1", translatable("What can a removed head reach?"), 1, 3, ..., _check_4_1,
+        translatable("Follow a pass from left to right. What is already computed when the pre-hook on the output "
+"projection runs? What reads its result later?"),
         {"d", "e", "f"},
         wrong=({"a", "d", "e", "f"}, {"b", "d", "e", "f"}, {"c", "d", "e", "f"}, {"d", "f"}, {"d", "e"}, {"e", "f"}, "def", {"z"}),
         right=(["d", "e", "f"], ("F", "E", "D"), frozenset({" d", "e ", "f"})),
         payoff=_payoff_4_1,
     ),
     Exercise(
-        "4.2", "The hook in the right place", 2, 8, _stub_4_2, _check_4_2,
-        "A pre-hook gets (module, args) and returns the new args, a tuple. args[0] is (batch, pos, d_model). Split its last "
-        "axis with unflatten(-1, (n_heads, d_head)), clone, zero, flatten(-2). Remove the handle in a `finally`.",
+        "4.2", translatable("The hook in the right place"), 2, 8, _stub_4_2, _check_4_2,
+        translatable("A pre-hook gets (module, args) and returns the new args, a tuple. args[0] is (batch, pos, "
+"d_model). Split its last axis with unflatten(-1, (n_heads, d_head)), clone, zero, flatten(-2). "
+"Remove the handle in a `finally`."),
         solution_4_2,
         wrong=(
             _after_the_projection, _by_pre_hook(_zero_stripes), _by_pre_hook(_zero_slots_of_first_row),
@@ -698,9 +766,9 @@ EXERCISES = (
         payoff=_payoff_4_2,
     ),
     Exercise(
-        "4.3", "The mean at each position", 2, 6, _stub_4_3, _check_4_3,
-        "row[-1] is a prompt's last token, row[-2] the one before. Go through the positions from `length` to 1 back, and average "
-        "over the prompts that are long enough.",
+        "4.3", translatable("The mean at each position"), 2, 6, _stub_4_3, _check_4_3,
+        translatable("row[-1] is a prompt's last token, row[-2] the one before. Go through the positions from "
+"`length` to 1 back, and average over the prompts that are long enough."),
         solution_4_3,
         wrong=(*(_wrong_4_3(i) for i in range(1, 7)), _in_place_mean, lambda rows, length: torch.cat(rows).mean(0),
                lambda rows, length: _by_sums(rows, max(map(len, rows)))),
@@ -708,9 +776,9 @@ EXERCISES = (
         payoff=_payoff_4_3,
     ),
     Exercise(
-        "4.4", "What does a head write?", 2, 6, _stub_4_4, _check_4_4,
-        "weight.unflatten(0, (n_heads, d_head)) gives each head its rows of W_O. z_h times these rows is what the head adds to the "
-        "stream; a dot product with the direction makes one number of it.",
+        "4.4", translatable("What does a head write?"), 2, 6, _stub_4_4, _check_4_4,
+        translatable("weight.unflatten(0, (n_heads, d_head)) gives each head its rows of W_O. z_h times these rows is "
+"what the head adds to the stream; a dot product with the direction makes one number of it."),
         solution_4_4,
         wrong=(*(_wrong_4_4(i) for i in range(1, 6)), lambda *args: list(_write_variants(*args).values())[-1], _in_place_write,
                lambda z, weight, direction: z.flatten() @ weight @ direction,
@@ -719,9 +787,10 @@ EXERCISES = (
         payoff=_payoff_4_4,
     ),
     Exercise(
-        "4.5", "Do two heads cover for each other?", 3, 10, _stub_4_5, _check_4_5,
-        "effect(S) is log p(target) with the heads S off, minus the clean log p(target). Fill a matrix with effect({i, j}); "
-        "its diagonal is effect({i}). Then subtract the diagonal along both axes and set the diagonal to 0.",
+        "4.5", translatable("Do two heads cover for each other?"), 3, 10, _stub_4_5, _check_4_5,
+        translatable("effect(S) is log p(target) with the heads S off, minus the clean log p(target). Fill a matrix "
+"with effect({i, j}); its diagonal is effect({i}). Then subtract the diagonal along both axes "
+"and set the diagonal to 0."),
         solution_4_5,
         wrong=(*(_wrong_4_5(i) for i in range(1, 8)), lambda *args: solution_4_5(*args).triu(), lambda *args: 0.0),
         right=(_by_rows, _one_triangle, _by_masks),

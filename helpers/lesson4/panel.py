@@ -21,14 +21,15 @@ from helpers.models import LanguageModel
 from helpers.readings import attention_patterns
 from helpers.replacements import from_the_end, mean_heads
 from helpers.replay import Replay
+from helpers.say import say, translatable
 from helpers.sweeps import Progress, sweep_edits
 from helpers.tables import format_number
 from helpers.tracing import trace
 
 REPLACEMENTS = {  # and how a sentence begins
-    "zero": "Without",
-    "mean": "With the mean in place of",
-    "resample": "With another prompt's output in place of",
+    translatable("zero"): translatable("Without"),
+    translatable("mean"): translatable("With the mean in place of"),
+    translatable("resample"): translatable("With another prompt's output in place of"),
 }
 REFERENCE = 24  # country prompts that the mean runs over, and that a resampled head comes from
 TOP = 10
@@ -65,7 +66,13 @@ def _values(lm: LanguageModel, prompt: str, replacement: str) -> Tensor:
     if replacement == "zero":
         return torch.zeros(lm.n_blocks, 1, lm.n_heads, lm.d_head, dtype=lm.dtype, device=lm.device)
     if replacement not in REPLACEMENTS:
-        raise BadValue(f"replacement {replacement!r} is unknown: choose {', '.join(REPLACEMENTS)}.")
+        raise BadValue(
+            say(
+                "replacement {replacement!r} is unknown: choose {replacements}.",
+                replacement=replacement,
+                replacements=", ".join(REPLACEMENTS),
+            )
+        )
     others = _others(lm, prompt)
     if replacement == "mean":
         return from_the_end(mean_heads(lm, others), length)
@@ -103,13 +110,27 @@ class HeadEffect:
 
 def summarize(effect: HeadEffect) -> str:
     """Say in one line what the chosen head's replacement does to target and contrast, and whom the head looks at."""
-    first = "stays the top token" if effect.same_top else "is no longer the top token"
-    looks = "" if effect.pattern is None else f" In it {attention_finding(effect.pattern, effect.tokens)}."
-    return (
-        f"{REPLACEMENTS[effect.replacement]} head {effect.head} of block {effect.block}: "
-        f"log p({effect.target!r}) changes by {_n(effect.on_target)} nats, "
-        f"log p({effect.contrast!r}) by {_n(effect.on_contrast)}, "
-        f"their difference by {_n(effect.on_target - effect.on_contrast)}; {effect.words.names[0]!r} {first}.{looks}"
+    first = say("stays the top token") if effect.same_top else say("is no longer the top token")
+    looks = (
+        ""
+        if effect.pattern is None
+        else say(" In it {attention_finding}.", attention_finding=attention_finding(effect.pattern, effect.tokens))
+    )
+    return say(
+        "{replacement} head {head} of block {block}: log p({target!r}) changes by {on_target} nats, log "
+        "p({contrast!r}) by {on_contrast}, their difference by {on_difference}; {first_name!r} "
+        "{first}.{looks}",
+        replacement=say(REPLACEMENTS[effect.replacement]),
+        head=effect.head,
+        block=effect.block,
+        target=effect.target,
+        on_target=_n(effect.on_target),
+        contrast=effect.contrast,
+        on_contrast=_n(effect.on_contrast),
+        on_difference=_n(effect.on_target - effect.on_contrast),
+        first_name=effect.words.names[0],
+        first=first,
+        looks=looks,
     )
 
 
@@ -185,7 +206,7 @@ def head_panel(models: Models, prompt: str, target: str, contrast: str, block: i
     seconds, when the button is pressed.
     """
     labs: dict[int, HeadLab] = {}
-    button = widgets.Button(description="map all heads", layout=widgets.Layout(width="160px"))
+    button = widgets.Button(description=say("map all heads"), layout=widgets.Layout(width="160px"))
 
     asked_for = False  # the button was pressed
 
@@ -203,7 +224,12 @@ def head_panel(models: Models, prompt: str, target: str, contrast: str, block: i
         nonlocal told
         if told != (now := 10 * (10 * done // total)):
             told = now
-            panel.say(f"Mapping {panel.replay.lm.n_blocks} × {panel.replay.lm.n_heads} heads: {now} % …")
+            lm = panel.replay.lm
+            panel.say(
+                say(
+                    "Mapping {n_blocks} × {n_heads} heads: {now} % …", n_blocks=lm.n_blocks, n_heads=lm.n_heads, now=now
+                )
+            )
 
     def press(_: Any) -> None:
         nonlocal asked_for
@@ -214,15 +240,15 @@ def head_panel(models: Models, prompt: str, target: str, contrast: str, block: i
             asked_for = False
 
     panel = Panel(
-        "Switch off a head",
+        say("Switch off a head"),
         models,
         {
             "block": block_slider(block),
-            "head": index_slider(head, "head"),
-            "replacement": choice(list(REPLACEMENTS), label="replacement"),
+            "head": index_slider(head, say("head")),
+            "replacement": choice(list(REPLACEMENTS), label=say("replacement")),
             "prompt": prompt_box(prompt),
-            "target": prompt_box(target, "target"),
-            "contrast": prompt_box(contrast, "contrast"),
+            "target": prompt_box(target, say("target")),
+            "contrast": prompt_box(contrast, say("contrast")),
         },
         sizes=lambda lm: {"block": lm.n_blocks, "head": lm.n_heads},
         compute=compute,
@@ -243,7 +269,7 @@ def draw_effect(effect: HeadEffect) -> Figure:
         (effect.block, effect.head),
         effect.pattern,
         effect.tokens,
-        f"log p({effect.target!r})",
+        say("log p({target!r})", target=effect.target),
     )
 
 

@@ -32,6 +32,7 @@ from helpers.plots.style import (
     set_title,
     settle,
 )
+from helpers.say import say
 from helpers.tables import format_number
 
 FINE = 150  # dpi: small names stay sharp
@@ -54,19 +55,45 @@ def plot_two_maps(maps: Mapping[str, Tensor], named: int = 4, measure: str = "lo
             color = "white" if abs(value) > 0.6 * reach else "black"
             ax.text(head, block, name_of(block, head), ha="center", va="center", fontsize=6.5, color=color)
         top = ", ".join(f"{name_of(*place)} ({_n(values[place])})" for place in strongest(values, named))
-        ax.set_title(f"each head → {kind}\nhalf of all change in {half_of(values)} heads", loc="left", fontsize=9)
+        ax.set_title(
+            say("each head → {kind}\nhalf of all change in {half_of} heads", kind=kind, half_of=half_of(values)),
+            loc="left",
+            fontsize=9,
+        )
         ax.set_xticks(range(n_heads))
         ax.set_yticks(range(0, n_blocks, 2 if n_blocks < 20 else 5))
-        ax.set_xlabel("head")
-        words.append(f"{kind}: half of all change sits in {half_of(values)} heads, the strongest are {top}")
-    panels[0].set_ylabel("block")
+        ax.set_xlabel(say("head"))
+        words.append(
+            say(
+                "{kind}: half of all change sits in {half_of} heads, the strongest are {top}",
+                kind=kind,
+                half_of=half_of(values),
+                top=top,
+            )
+        )
+    panels[0].set_ylabel(say("block"))
     bar = figure.colorbar(image, ax=panels.tolist(), ticks=MaxNLocator(5))
-    bar.set_label(f"change of the {measure} (nats)")
+    bar.set_label(say("change of the {measure} (nats)", measure=measure))
     (one, a), (two, b) = maps.items()
-    finding = f"With {one} {half_of(a)} of {a.numel()} heads hold half of all change, with {two} {half_of(b)}"
+    finding = say(
+        "With {one} {n_half_a} of {n_heads} heads hold half of all change, with {two} {n_half_b}",
+        one=one,
+        n_half_a=half_of(a),
+        n_heads=a.numel(),
+        two=two,
+        n_half_b=half_of(b),
+    )
     figure.suptitle(finding, x=0.01, ha="left", fontsize=11)
-    size = f"{a.shape[0]} blocks by {a.shape[1]} heads"
-    describe(figure, f"Two maps of {size}. {'. '.join(words)}. Their r is {_r(map_correlation(a, b))}.")
+    size = say("{n_blocks} blocks by {n_heads} heads", n_blocks=a.shape[0], n_heads=a.shape[1])
+    describe(
+        figure,
+        say(
+            "Two maps of {size}. {words}. Their r is {r}.",
+            size=size,
+            words=". ".join(words),
+            r=_r(map_correlation(a, b)),
+        ),
+    )
     return figure
 
 
@@ -81,8 +108,11 @@ def plot_looks_and_writes(looks: Tensor, writes: Tensor, far: float = 0.3, ax: A
     for place in strong:
         rest[place] = False
     ax.plot(looks[rest], writes[rest], marker="o", linestyle="none", color=QUIET, markerfacecolor="white", markersize=4,
-            label=f"the other {int(rest.sum())} heads")  # fmt: skip
-    for sign, name, marker, color in ((1, "for the answer", "^", PALETTE[0]), (-1, "against it", "v", PALETTE[1])):
+            label=say("the other {rest} heads", rest=int(rest.sum())))  # fmt: skip
+    for sign, name, marker, color in (
+        (1, say("for the answer"), "^", PALETTE[0]),
+        (-1, say("against it"), "v", PALETTE[1]),
+    ):
         chosen = [place for place in strong if float(writes[place]) * sign > 0]
         if chosen:
             ax.plot([float(looks[p]) for p in chosen], [float(writes[p]) for p in chosen], marker=marker, linestyle="none",
@@ -92,24 +122,43 @@ def plot_looks_and_writes(looks: Tensor, writes: Tensor, far: float = 0.3, ax: A
                         textcoords="offset points", fontsize=9)  # fmt: skip
     ax.axhline(0, color=QUIET, linewidth=1)
     ax.set_xlim(-0.03, 1.05)
-    ax.set_xlabel("attention of the last token to the capital (mean over prompts)")
-    ax.set_ylabel("written towards target − contrast\n(nats of the logit difference)")
+    ax.set_xlabel(say("attention of the last token to the capital (mean over prompts)"))
+    ax.set_ylabel(say("written towards target − contrast\n(nats of the logit difference)"))
     ax.legend(frameon=False, loc="upper center", fontsize=9)
     total = float(writes.sum())
     part = sum(float(writes[place]) for place in strong)
-    sums = f"{len(strong)} of {writes.numel()} heads write {part:.2f} of the {total:.2f} nats that all heads write"
+    sums = say(
+        "{n_strong} of {writes} heads write {part} of the {total} nats that all heads write",
+        n_strong=len(strong),
+        writes=writes.numel(),
+        part=f"{part:.2f}",
+        total=f"{total:.2f}",
+    )
     readers = [place for place in strong if float(looks[place]) > 0.5 and float(writes[place]) > 0]
     finding = sums
     if readers:
         low, high = (f(float(writes[place]) for place in readers) for f in (min, max))
         names = ", ".join(name_of(*place) for place in readers)
-        finding = f"{len(readers)} heads look at the capital and write {low:.2f} to {high:.2f} nats towards its country: {names}"
+        finding = say(
+            "{n_readers} heads look at the capital and write {low} to {high} nats towards its country: {names}",
+            n_readers=len(readers),
+            low=f"{low:.2f}",
+            high=f"{high:.2f}",
+            names=names,
+        )
     set_title(ax, finding)
     listed = "; ".join(
-        f"{name_of(*place)} looks {float(looks[place]):.2f} at the capital and writes {float(writes[place]):+.2f}"
+        say(
+            "{name_of} looks {look} at the capital and writes {write}",
+            name_of=name_of(*place),
+            look=f"{float(looks[place]):.2f}",
+            write=f"{float(writes[place]):+.2f}",
+        )
         for place in strong
     )
-    describe(ax, f"Points, one for each head. {finding}. {sums}: {listed}.")
+    describe(
+        ax, say("Points, one for each head. {finding}. {sums}: {listed}.", finding=finding, sums=sums, listed=listed)
+    )
     return ax
 
 
@@ -128,22 +177,47 @@ def plot_swaps(
         style = {**series_style(index), "linestyle": "none", "markersize": 6}
         first, p = first[order], p[order]
         places = torch.arange(len(order))
-        ax.plot(places[first], p[first], label=f"heads {name}: first on {int(first.sum())}", **style)
+        ax.plot(
+            places[first],
+            p[first],
+            label=say("heads {name}: first on {n_first}", name=name, n_first=int(first.sum())),
+            **style,
+        )
         ax.plot(places[~first], p[~first], markerfacecolor="white", **style)
     ax.set_xticks(range(len(donors)), [donors[i] for i in order.tolist()], rotation=60, ha="right", fontsize=8)
     ax.set_ylim(-0.03, 1.3)
     ax.set_yticks([0, 0.25, 0.5, 0.75, 1])
-    ax.set_xlabel("capital of the prompt that the heads' output came from")
-    ax.set_ylabel("probability of that capital's country")
+    ax.set_xlabel(say("capital of the prompt that the heads' output came from"))
+    ax.set_ylabel(say("probability of that capital's country"))
     ax.legend(frameon=False, loc="upper right", ncols=len(named), fontsize=8, handletextpad=0.1, columnspacing=0.8)
     name, (first, _) = list(named.items())[-1]
-    finding = f"Swap heads {name}, and {model} names the other prompt's country on {int(first.sum())} of {len(first)} (filled)"
+    finding = say(
+        "Swap heads {name}, and {model} names the other prompt's country on {n_first} of {first} (filled)",
+        name=name,
+        model=model,
+        n_first=int(first.sum()),
+        first=len(first),
+    )
     set_title(ax, finding)
     parts = "; ".join(
-        f"heads {n}: first on {int(a.sum())} of {len(a)}, mean probability {_n(b.mean())}"
+        say(
+            "heads {n}: first on {n_lost} of {n_tokens}, mean probability {mean}",
+            n=n,
+            n_lost=int(a.sum()),
+            n_tokens=len(a),
+            mean=_n(b.mean()),
+        )
         for n, (a, b) in named.items()
     )
-    describe(ax, f"Points for each of {len(donors)} capitals. {finding}. {parts}.")
+    describe(
+        ax,
+        say(
+            "Points for each of {n_donors} capitals. {finding}. {parts}.",
+            n_donors=len(donors),
+            finding=finding,
+            parts=parts,
+        ),
+    )
     return ax
 
 
@@ -155,25 +229,35 @@ def plot_together(alone: Tensor, together: Tensor, error: Tensor, ax: Axes | Non
     ax = new_axes(ax, dpi=FINE)
     x = torch.arange(len(alone))
     points = {**series_style(1), "linestyle": "none"}
-    ax.errorbar(x, together, yerr=error, label="all heads of the block at once (95 % interval)", capsize=3, **points)
+    ax.errorbar(
+        x, together, yerr=error, label=say("all heads of the block at once (95 % interval)"), capsize=3, **points
+    )
     points = {**series_style(0), "linestyle": "none", "markerfacecolor": "white", "markersize": 7}
-    ax.plot(x, alone, label="one head at a time, summed", **points)
+    ax.plot(x, alone, label=say("one head at a time, summed"), **points)
     ax.axhline(0, color=QUIET, linewidth=1)
     block_axis(ax, len(alone))
-    ax.set_ylabel("mean change of log p(target) (nats)")
+    ax.set_ylabel(say("mean change of log p(target) (nats)"))
     ax.legend(frameon=False, loc="lower left")
     gap = int((together - alone).abs().argmax())
-    finding = (
-        f"The heads of block {gap} change log p by {float(alone[gap]):.2f} nats one at a time, "
-        f"by {float(together[gap]):.2f} all at once"
+    finding = say(
+        "The heads of block {gap} change log p by {alone} nats one at a time, by {together} all at once",
+        gap=gap,
+        alone=f"{float(alone[gap]):.2f}",
+        together=f"{float(together[gap]):.2f}",
     )
     set_title(ax, finding)
     others = [block for block in range(len(alone)) if block != gap]
     largest = max(others, key=lambda block: abs(float(together[block] - alone[block])))
     describe(
         ax,
-        f"Two points for each block. {finding}. The next largest gap is at block {largest}: {float(alone[largest]):.2f} summed, "
-        f"{float(together[largest]):.2f} at once.",
+        say(
+            "Two points for each block. {finding}. The next largest gap is at block {largest}: {alone} "
+            "summed, {together} at once.",
+            finding=finding,
+            largest=largest,
+            alone=f"{float(alone[largest]):.2f}",
+            together=f"{float(together[largest]):.2f}",
+        ),
     )
     return ax
 
@@ -186,25 +270,42 @@ def plot_top_one(
     change: (n_blocks, n_heads) mean change in nats; lost: number of prompts; sure: whether the change is significant (filled).
     """
     ax = new_axes(ax, dpi=FINE)
-    for chosen, name, face in ((sure, "significant", None), (~sure, "not significant", "white")):
+    for chosen, name, face in ((sure, say("significant"), None), (~sure, say("not significant"), "white")):
         style = {**series_style(0 if face is None else 2), "linestyle": "none", "markersize": 5}
         if face:
             style["markerfacecolor"] = face
-        ax.plot(change[chosen], lost[chosen], label=f"{name} ({int(chosen.sum())} heads)", **style)
+        ax.plot(
+            change[chosen],
+            lost[chosen],
+            label=say("{name} ({chosen} heads)", name=name, chosen=int(chosen.sum())),
+            **style,
+        )
     for place in strongest(lost.double(), named):
         ax.annotate(name_of(*place), (float(change[place]), float(lost[place])), xytext=(6, 3), textcoords="offset points",
                     fontsize=9)  # fmt: skip
-    ax.set_xlabel("mean change of log p(target) without the head (nats)")
-    ax.set_ylabel(f"prompts (of {prompts}) on which the\ntarget loses its first place")
+    ax.set_xlabel(say("mean change of log p(target) without the head (nats)"))
+    ax.set_ylabel(say("prompts (of {prompts}) on which the\ntarget loses its first place", prompts=prompts))
     ax.legend(frameon=False, loc="upper right")
     quiet = lost == 0
-    finding = (
-        f"{int(quiet.sum())} of {change.numel()} heads never cost the first place; {int((quiet & sure).sum())} of them shift log p "
-        "significantly"
+    finding = say(
+        "{quiet} of {change} heads never cost the first place; {quiet_sure} of them shift log p significantly",
+        quiet=int(quiet.sum()),
+        change=change.numel(),
+        quiet_sure=int((quiet & sure).sum()),
     )
     set_title(ax, finding)
-    top = ", ".join(f"{name_of(*p)} on {int(lost[p])} ({_n(change[p])} nats)" for p in strongest(lost.double(), named))
-    describe(ax, f"Points, one for each head. {finding}. The first place is lost most often without {top}.")
+    top = ", ".join(
+        say("{name_of} on {lost} ({change} nats)", name_of=name_of(*p), lost=int(lost[p]), change=_n(change[p]))
+        for p in strongest(lost.double(), named)
+    )
+    describe(
+        ax,
+        say(
+            "Points, one for each head. {finding}. The first place is lost most often without {top}.",
+            finding=finding,
+            top=top,
+        ),
+    )
     return ax
 
 
@@ -229,16 +330,29 @@ def plot_phrasings(agreement: Mapping[str, Mapping[str, float]], main: str, ax: 
     ax.set_ylim(-0.5, len(phrasings))
     ax.set_xlim(-0.4, 1.05)
     ax.grid(axis="x", color="0.9")
-    ax.set_xlabel(f"agreement (Pearson's r over all heads) with the map of “{main}”")
+    ax.set_xlabel(say("agreement (Pearson's r over all heads) with the map of “{main}”", main=main))
     ax.legend(frameon=False, loc="upper left", ncols=len(agreement), fontsize=9, handletextpad=0.2)
     low = {name: min(values.values()) for name, values in agreement.items()}
     (one, a), *_, (two, b) = low.items()
-    finding = (
-        f"{two[0].upper()}{two[1:]}: maps of other phrasings agree (r at least {_r(b)}); {one}: r falls to {_r(a)}"
+    finding = say(
+        "{initial}{rest}: maps of other phrasings agree (r at least {b}); {one}: r falls to {a}",
+        initial=two[0].upper(),
+        rest=two[1:],
+        b=_r(b),
+        one=one,
+        a=_r(a),
     )
     set_title(ax, finding)
     listed = "; ".join(f"{n}: " + ", ".join(f"{one} {_r(r)}" for one, r in v.items()) for n, v in agreement.items())
-    describe(ax, f"Points for {len(phrasings)} phrasings. {finding}. {listed}.")
+    describe(
+        ax,
+        say(
+            "Points for {n_phrasings} phrasings. {finding}. {listed}.",
+            n_phrasings=len(phrasings),
+            finding=finding,
+            listed=listed,
+        ),
+    )
     return ax
 
 
@@ -249,8 +363,8 @@ def _map(ax: Axes, changes: Tensor, step: int, marked: tuple[int, int] | None) -
     ax.grid(visible=False)
     ax.set_xticks(range(0, n_heads, step))
     ax.set_yticks(range(0, n_blocks, step))
-    ax.set_xlabel("head")
-    ax.set_ylabel("block")
+    ax.set_xlabel(say("head"))
+    ax.set_ylabel(say("block"))
     if marked is not None:
         block, head = marked
         for color, line in (("white", 4.5), (EDIT, 2.2)):  # a light edge, so that the frame shows on every colour
@@ -265,9 +379,14 @@ def map_finding(changes: Tensor) -> str:
     size = changes.abs().flatten().sort(descending=True).values
     share = size.cumsum(0) / size.sum() if float(size.sum()) else torch.ones_like(size)
     half = int((share < 0.5).sum()) + 1
-    return (
-        f"Head {top % n_heads} of block {top // n_heads} has the largest effect ({_n(changes.flatten()[top])}); "
-        f"half of all change sits in {half} of {changes.numel()} heads"
+    return say(
+        "Head {head} of block {block} has the largest effect ({change}); half of all change sits in "
+        "{half} of {changes} heads",
+        head=top % n_heads,
+        block=top // n_heads,
+        change=_n(changes.flatten()[top]),
+        half=half,
+        changes=changes.numel(),
     )
 
 
@@ -290,24 +409,42 @@ def plot_head_and_attention(
     image = _map(left, empty if changes is None else changes, -(-max(shape) // 6), marked)
     if changes is None:
         left.text(
-            0.5, 0.5, "press “map all heads”\nto see what each one does", transform=left.transAxes, ha="center", va="center",
+            0.5, 0.5, say("press “map all heads”\nto see what each one does"), transform=left.transAxes, ha="center", va="center",
             color=QUIET, fontsize=9,
         )  # fmt: skip
-        words = f"No map of the {shape[0]} blocks by {shape[1]} heads yet."
+        words = say(
+            "No map of the {shape_first} blocks by {shape_second} heads yet.",
+            shape_first=shape[0],
+            shape_second=shape[1],
+        )
     else:
         bar = figure.colorbar(image, cax=figure.add_axes((0.425, 0.13, 0.013, 0.78)), ticks=MaxNLocator(4))
-        bar.set_label(f"change of {measure} (nats)", fontsize=9)
-        words = f"Map of {shape[0]} blocks by {shape[1]} heads. {map_finding(changes)}."
+        bar.set_label(say("change of {measure} (nats)", measure=measure), fontsize=9)
+        words = say(
+            "Map of {shape_first} blocks by {shape_second} heads. {map_finding}.",
+            shape_first=shape[0],
+            shape_second=shape[1],
+            map_finding=map_finding(changes),
+        )
     settle(left, left=20)
     right = new_axes(figure.add_axes((0.6, 0.3, 0.39, 0.61)))
-    words = f"{words} In the frame: head {marked[1]} of block {marked[0]}."
+    words = say(
+        "{words} In the frame: head {marked_second} of block {marked_first}.",
+        words=words,
+        marked_second=marked[1],
+        marked_first=marked[0],
+    )
     if pattern is not None:
-        words = f"{words} Beside it its attention: {attention_finding(pattern, tokens)}."
+        words = say(
+            "{words} Beside it its attention: {attention_finding}.",
+            words=words,
+            attention_finding=attention_finding(pattern, tokens),
+        )
         _pattern(right, pattern, tokens)
     else:
         right.set_axis_off()
         right.text(
-            0.5, 0.5, "this model does not tell its attention", transform=right.transAxes, ha="center", color=QUIET, fontsize=9
+            0.5, 0.5, say("this model does not tell its attention"), transform=right.transAxes, ha="center", color=QUIET, fontsize=9
         )  # fmt: skip
     describe(figure, words)
     return figure
@@ -322,9 +459,9 @@ def _pattern(ax: Axes, pattern: Tensor, tokens: Sequence[str]) -> None:
     shown = [*range(len(tokens) - 1, -1, -every)][::-1]  # the last token always has its name
     ax.set_xticks(shown, [repr(tokens[i])[1:-1].replace("$", r"\$") for i in shown], rotation=90, fontsize=7)
     ax.set_yticks([])
-    ax.set_title("attention of this head: dark 0, bright 1", loc="left", fontsize=9, y=1.02)
-    ax.set_xlabel("token looked at", fontsize=9)
-    ax.set_ylabel("token that looks (last: bottom)", fontsize=9)
+    ax.set_title(say("attention of this head: dark 0, bright 1"), loc="left", fontsize=9, y=1.02)
+    ax.set_xlabel(say("token looked at"), fontsize=9)
+    ax.set_ylabel(say("token that looks (last: bottom)"), fontsize=9)
     ax.xaxis.set_label_coords(0.5, -0.36)
     ax.yaxis.set_label_coords(-0.02, 0.5)
 
@@ -332,7 +469,7 @@ def _pattern(ax: Axes, pattern: Tensor, tokens: Sequence[str]) -> None:
 def attention_finding(pattern: Tensor, tokens: Sequence[str]) -> str:
     """Return in one phrase whom the last token looks at most. pattern: (pos, pos)."""
     most = int(pattern[-1].argmax())
-    return f"the last token looks most at {tokens[most]!r} ({_n(pattern[-1, most])})"
+    return say("the last token looks most at {token!r} ({pattern})", token=tokens[most], pattern=_n(pattern[-1, most]))
 
 
 def _n(value: float | Tensor) -> str:

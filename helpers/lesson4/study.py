@@ -19,6 +19,7 @@ from helpers.measurements import Measured
 from helpers.measures import Measure, predictions
 from helpers.models import LanguageModel
 from helpers.replacements import mean_heads
+from helpers.say import say
 from helpers.sweeps import sweep_edits, sweep_heads
 from helpers.tables import Table, format_number
 from helpers.tracing import Trace, trace
@@ -72,7 +73,7 @@ def words_table(
     shown = list(dict.fromkeys(i for row in rows.values() for i in row.topk(most).indices.tolist()))
     shown += [i for i in map(lm.token_id, also) if i not in shown]
     return Table(
-        f"Probability of the next word after “… {prompt.split('. ')[-1]}”",
+        say("Probability of the next word after “… {last_prompt}”", last_prompt=prompt.split(". ")[-1]),
         ("", *(repr(lm.tokenizer.decode([i])) for i in shown)),
         tuple((name, *(format_number(float(row[i]), 2) for i in shown)) for name, row in rows.items()),
     )
@@ -182,8 +183,14 @@ def who_gains(
 def show_gains(gain: Mapping[str, Any]) -> None:
     """Print what `who_gains` found, means over the prompts."""
     near, far = (float(gain[where].mean()) for where in ("near", "far"))
-    print(f"Means instead, first words: {gain['top']}")
-    print(f"Wrong countries of the region gain {near:.1f} nats, countries of other regions {far:.1f}.")
+    print(say("Means instead, first words: {gain}", gain=gain["top"]))
+    print(
+        say(
+            "Wrong countries of the region gain {near} nats, countries of other regions {far}.",
+            near=f"{near:.1f}",
+            far=f"{far:.1f}",
+        )
+    )
 
 
 # ---- other phrasings
@@ -208,6 +215,12 @@ def show_agreement(maps: Mapping[str, Tensor], live: float, stored: float) -> No
     """Print how well the maps of three replacements agree, and one number that was measured again beside the stored one."""
     zero, mean, resample = maps["zero"], maps["mean"], maps["resample"]
     print(
-        f"r of two maps: zero and mean {map_correlation(zero, mean):.2f}, mean and resample {map_correlation(mean, resample):.2f}\n"
-        f"Berlin, head 23.4 → zero: {live:.2f} now, {stored:.2f} stored"
+        say(
+            "r of two maps: zero and mean {r_zero_mean}, mean and resample {r_mean_resample}\nBerlin, head "
+            "23.4 → zero: {live} now, {stored} stored",
+            r_zero_mean=f"{map_correlation(zero, mean):.2f}",
+            r_mean_resample=f"{map_correlation(mean, resample):.2f}",
+            live=f"{live:.2f}",
+            stored=f"{stored:.2f}",
+        )
     )

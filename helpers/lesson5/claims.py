@@ -43,6 +43,7 @@ from helpers.lesson5.plots import name_blocks
 from helpers.measures import text_damage
 from helpers.metrics import step_norm
 from helpers.models import LanguageModel, Tokens
+from helpers.say import say
 from helpers.sweeps import sweep_blocks, sweep_heads, windows
 from helpers.texts import held_out_passages
 from helpers.tracing import trace
@@ -57,33 +58,48 @@ LOSS = text_damage().columns.index("loss")
 def verdict_5_1(steps: Sequence[float]) -> Claim:
     """steps: ‖H_(l+1) − H_l‖_F at block l while block l is skipped, for every block."""
     zero = sum(step == 0 for step in steps)
-    says = "the step is exactly 0 at the skipped block"
-    measured = f"0 at {zero} of {len(steps)} blocks, each skipped in turn; the largest step is {n(max(steps))}"
+    says = say("the step is exactly 0 at the skipped block")
+    measured = say(
+        "0 at {zero} of {n_blocks} blocks, each skipped in turn; the largest step is {steps}",
+        zero=zero,
+        n_blocks=len(steps),
+        steps=n(max(steps)),
+    )
     if zero == len(steps):
-        why = "exactly, not nearly: the same numbers come out that went in"
+        why = say("exactly, not nearly: the same numbers come out that went in")
         return Claim("5.1", says, CONSTRUCTION, why, measured, software=True)
     wrong = name_blocks([block for block, step in enumerate(steps) if step != 0])
-    why = f"something moves the stream at {wrong}: the edit does not sit where it should"
+    why = say("something moves the stream at {wrong}: the edit does not sit where it should", wrong=wrong)
     return Claim("5.1", says, FAILS, why, measured, software=True)
 
 
 def verdict_5_2(equal: Sequence[Sequence[int]]) -> Claim:
     """equal: for each skipped block, the indices i at which `hidden_states[i]` equals `hidden_states[i − 1]` exactly."""
-    says = "block index and hidden-state index differ by one"
+    says = say("block index and hidden-state index differ by one")
     right = [block for block, found in enumerate(equal) if list(found) == [block + 1]]
     last = len(equal) - 1
-    measured = (
-        f"hidden_states[b + 1] equals hidden_states[b] when block b is skipped: {len(right)} of {len(equal)} blocks"
+    measured = say(
+        "hidden_states[b + 1] equals hidden_states[b] when block b is skipped: {n_right} of {tried} blocks",
+        n_right=len(right),
+        tried=len(equal),
     )
     if len(right) == len(equal):
-        why, verdict = "block b reads entry b and writes entry b + 1; entry 0 is the embedding", HOLDS
+        why, verdict = say("block b reads entry b and writes entry b + 1; entry 0 is the embedding"), HOLDS
     elif right == list(range(last)):
-        why = f"for every block but the last: entry {last + 1} is not what block {last} writes, but what the final norm makes of it"
+        why = say(
+            "for every block but the last: entry {next_last} is not what block {last} writes, but what the "
+            "final norm makes of it",
+            next_last=last + 1,
+            last=last,
+        )
         verdict = PARTLY
     elif right:
-        why, verdict = f"for {name_blocks(right)} only", PARTLY if 2 * len(right) > len(equal) else FAILS
+        why, verdict = (
+            say("for {name_blocks} only", name_blocks=name_blocks(right)),
+            PARTLY if 2 * len(right) > len(equal) else FAILS,
+        )
     else:
-        why, verdict = "no entry shows the skipped block where the rule puts it", FAILS
+        why, verdict = say("no entry shows the skipped block where the rule puts it"), FAILS
     return Claim("5.2", says, verdict, why, measured, software=True)
 
 
@@ -91,23 +107,34 @@ def verdict_5_3(error: str, line: float | None, repair: float | None, mended: fl
     """error: what the pass with the report's line raised, or "". The others are the step that `hidden_states` shows at the
     skipped block, after an earlier clean pass: with the report's `return input` (None if it raised), with `return input[0]`
     (None if that raised), and with the right hook, registered ahead. version: of transformers."""
-    says = "the one-line hook `return input` does it"
-    measured = f"transformers {version}: `return input`: {error or f'step {n(line or 0)}'}; `return input[0]`: "
-    measured += ("raises" if repair is None else f"step {n(repair)}") + f"; registered ahead: step {n(mended)}"
+    says = say("the one-line hook `return input` does it")
+    measured = say(
+        "transformers {version}: `return input`: {error}; `return input[0]`: ",
+        version=version,
+        error=error or say("step {line}", line=n(line or 0)),
+    )
+    measured += (say("raises") if repair is None else say("step {repair}", repair=n(repair))) + say(
+        "; registered ahead: step {mended}", mended=n(mended)
+    )
     if line == 0:
-        why = "it works here, where a block returns a tuple as its input is one; where a block returns a tensor, it raises"
+        why = say(
+            "it works here, where a block returns a tuple as its input is one; where a block returns a "
+            "tensor, it raises"
+        )
         return Claim("5.3", says, VERSION, why, measured, software=True)
     if line is not None:
-        why = "it runs, but what is recorded is the state before the hook"
+        why = say("it runs, but what is recorded is the state before the hook")
         return Claim("5.3", says, PARTLY, why, measured, software=True)
-    why = "it fails here: input is a tuple, and the next block wants a tensor; it works for GPT-2 on transformers 4. "
+    why = say(
+        "it fails here: input is a tuple, and the next block wants a tensor; it works for GPT-2 on transformers 4. "
+    )
     if repair is None:
-        why += "`return input[0]` does not run here either"
+        why += say("`return input[0]` does not run here either")
     elif repair == 0:
-        why += "Here `return input[0]` is as short, and skips"
+        why += say("Here `return input[0]` is as short, and skips")
     else:
-        why += "Here `return input[0]` skips the block, but the recorder ran first"
-        why += "; `prepend=True` mends it" if mended == 0 else ""
+        why += say("Here `return input[0]` skips the block, but the recorder ran first")
+        why += say("; `prepend=True` mends it") if mended == 0 else ""
     return Claim("5.3", says, VERSION, why, measured, software=True)
 
 
@@ -123,28 +150,41 @@ def verdict_5_4(block: Table2, heads: Sequence[Table2], share: Sequence[float]) 
         above.append(all(b > max(row) for b, row in zip(whole, rows, strict=True)))
     parts = [
         Part(
-            "KL without a block is at least 4 times that without one of its heads (median)", [r >= SAW for r in ratio]
+            say("KL without a block is at least 4 times that without one of its heads (median)"),
+            [r >= SAW for r in ratio],
         ),
-        Part("every block does more damage than any of its heads", above),
-        Part("a block does more damage than a head also per parameter removed (median)", [r > 1 for r in fair]),
+        Part(say("every block does more damage than any of its heads"), above),
+        Part(say("a block does more damage than a head also per parameter removed (median)"), [r > 1 for r in fair]),
     ]
-    measured = (
-        f"a block's KL over a head's, median: {middle(ratio)}; per parameter removed {middle(fair)}, where a block has "
-        f"{middle(1 / s for s in share)} times a head's parameters"
+    measured = say(
+        "a block's KL over a head's, median: {ratio}; per parameter removed {fair}, where a block has "
+        "{share} times a head's parameters",
+        ratio=middle(ratio),
+        fair=middle(fair),
+        share=middle(1 / s for s in share),
     )
-    return judge("5.4", "skipping is a chainsaw next to head-level edits", parts, measured)
+    return judge("5.4", say("skipping is a chainsaw next to head-level edits"), parts, measured)
 
 
 def verdict_5_5(rise: Table2, bound: float = CHEAP) -> Claim:
     """rise: how much the loss rises without each block, in nats per token."""
-    says = "some blocks are redundant, others are not"
+    says = say("some blocks are redundant, others are not")
     sides = directions(columns_of(rise), bound)
     cheap, needed = ([block for block, side in enumerate(sides) if side == sign] for sign in (-1, 1))
     mean = [sum(column) / len(column) for column in columns_of(rise)]
-    measured = f"mean rise of the loss {n(min(mean))} to {n(max(mean))} nats a token, over {len(rise)} passages"
-    why = (
-        f"significantly below {n(bound)} nats a token (sign test, Holm): {name_blocks(cheap) if cheap else 'none'}; "
-        f"above it: {name_blocks(needed) if needed else 'none'}; of {len(sides)} blocks, one at a time"
+    measured = say(
+        "mean rise of the loss {mean} to {mean_2} nats a token, over {n_passages} passages",
+        mean=n(min(mean)),
+        mean_2=n(max(mean)),
+        n_passages=len(rise),
+    )
+    why = say(
+        "significantly below {bound} nats a token (sign test, Holm): {cheap}; above it: {needed}; of "
+        "{n_blocks} blocks, one at a time",
+        bound=n(bound),
+        cheap=name_blocks(cheap) if cheap else say("none"),
+        needed=name_blocks(needed) if needed else say("none"),
+        n_blocks=len(sides),
     )
     mixed = HOLDS if cheap and needed else PARTLY if 0 < len(cheap) + len(needed) < len(sides) else FAILS
     return Claim("5.5", says, mixed, why, measured)
@@ -152,11 +192,14 @@ def verdict_5_5(rise: Table2, bound: float = CHEAP) -> Claim:
 
 def verdict_5_6() -> Claim:
     """A claim about practice: nothing to measure."""
-    why = (
-        "a statement about practice, which no measurement on a model can test. Whole blocks are left out in practice, but to save "
-        "work, not to correct a model: ShortGPT (Men et al. 2024), early exit (LayerSkip, Elhoushi et al. 2024)"
+    why = say(
+        "a statement about practice, which no measurement on a model can test. Whole blocks are left out "
+        "in practice, but to save work, not to correct a model: ShortGPT (Men et al. 2024), early exit "
+        "(LayerSkip, Elhoushi et al. 2024)"
     )
-    return Claim("5.6", "skipping is hardly ever used to correct a model in practice", UNTESTED, why, software=True)
+    return Claim(
+        "5.6", say("skipping is hardly ever used to correct a model in practice"), UNTESTED, why, software=True
+    )
 
 
 VERDICTS: dict[str, Callable[..., Claim]] = {

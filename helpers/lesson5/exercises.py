@@ -19,6 +19,7 @@ from helpers.lesson5.runs import held_out
 from helpers.loading import load_model
 from helpers.metrics import log_prob, top_k
 from helpers.models import LanguageModel
+from helpers.say import say, translatable
 from helpers.tables import format_number
 from helpers.tracing import trace
 
@@ -42,38 +43,55 @@ def _check_5_1(answer: Callable[..., Any]) -> str | None:
     given, computed = entered.clone(), left.clone()
     got = answer(nn.Identity(), (given, None), computed)
     if isinstance(got, tuple):
-        return (
+        return say(
             "the block returned a tensor, and you return a tuple, all that it was called with: the stream is args[0]."
         )
     if not isinstance(got, Tensor):
-        return f"a hook that replaces the output returns a tensor here, but yours returned {type(got).__name__}."
+        return say(
+            "a hook that replaces the output returns a tensor here, but yours returned {kind}.", kind=type(got).__name__
+        )
     if got.shape == entered.shape[1:]:
-        return "`[0]` on a tensor takes the first row of the batch. args is a tuple, so args[0] is the whole stream; stop there."
+        return say(
+            "`[0]` on a tensor takes the first row of the batch. args is a tuple, so args[0] is the whole "
+            "stream; stop there."
+        )
     if got.shape != entered.shape:
-        return f"the stream has shape {tuple(entered.shape)}, but you returned {tuple(got.shape)}."
+        return say(
+            "the stream has shape {entered_shape}, but you returned {shape}.",
+            entered_shape=tuple(entered.shape),
+            shape=tuple(got.shape),
+        )
     if torch.equal(got, left):
-        return "you return what the block computed, so nothing is skipped: hand on what came in."
+        return say("you return what the block computed, so nothing is skipped: hand on what came in.")
     if not got.any():
-        return (
+        return say(
             "you return zeros. That wipes out the whole stream; skipping a block takes away only what this block adds."
         )
     if not torch.equal(got, entered):
-        return "what you return is not the stream that entered the block."
+        return say("what you return is not the stream that entered the block.")
     if not torch.equal(given, entered):
-        return "you changed the stream in place, and whoever recorded it before now holds something else."
+        return say("you changed the stream in place, and whoever recorded it before now holds something else.")
     if not torch.equal(computed, left):
-        return "you wrote into the block's own output: a recorder that ran before you now holds something else. Return args[0] itself."
+        return say(
+            "you wrote into the block's own output: a recorder that ran before you now holds something else. "
+            "Return args[0] itself."
+        )
     for more in ((), (pattern,), (None, pattern)):  # transformers 4.57 returns a tuple of one, two or three
         computed = left.clone()
         got = answer(nn.Identity(), (entered.clone(), None), (computed, *more))
         if not isinstance(got, tuple):
-            return "right for a tensor. When output is a tuple (transformers 4), give back a tuple with the stream in front."
+            return say(
+                "right for a tensor. When output is a tuple (transformers 4), give back a tuple with the stream "
+                "in front."
+            )
         if len(got) != 1 + len(more) or any(mine is not theirs for mine, theirs in zip(got[1:], more, strict=True)):
-            return "when output is a tuple, everything behind its first element must stay as it was."
+            return say("when output is a tuple, everything behind its first element must stay as it was.")
         if not isinstance(got[0], Tensor) or not torch.equal(got[0], entered):
-            return "when output is a tuple, its first element must become the stream that entered the block, args[0]."
+            return say(
+                "when output is a tuple, its first element must become the stream that entered the block, args[0]."
+            )
         if not torch.equal(computed, left):
-            return (
+            return say(
                 "you wrote into the tensor inside the block's tuple. Put args[0] in its place and leave it as it was."
             )
     return None
@@ -90,8 +108,15 @@ def _found_5_1(answer: Callable[..., Any]) -> str:
             ((word, chance),) = top_k(lm, lm.logits(CAPITAL)[:, -1], 1)
         finally:
             handle.remove()
-        said.append(f"without block {block} the next word is {word!r} ({float(chance):.2f})")
-    return f"With your hook on {name}, {said[0]}. And {said[1]}."
+        said.append(
+            say(
+                "without block {block} the next word is {word!r} ({chance})",
+                block=block,
+                word=word,
+                chance=f"{float(chance):.2f}",
+            )
+        )
+    return say("With your hook on {name}, {at_3}. And {at_6}.", name=name, at_3=said[0], at_6=said[1])
 
 
 def _whole_input(module, args, output):
@@ -185,18 +210,23 @@ def _check_5_2(answer: Callable[..., Any]) -> str | None:
         if complaint:
             return complaint
         if after > before:
-            return f"{after - before} of your hooks stayed on the model: keep the handle and remove it, in `finally`."
+            return say(
+                "{after} of your hooks stayed on the model: keep the handle and remove it, in `finally`.",
+                after=after - before,
+            )
         if after < before:
-            return "you removed hooks that are not yours: take off your own handle and leave the recorders in peace."
+            return say(
+                "you removed hooks that are not yours: take off your own handle and leave the recorders in peace."
+            )
         if any(not torch.equal(now, then) for now, then in inside):
-            return (
-                "you changed the MLP's output in place: a recorder inside the MLP now holds your zeros. Work on a clone, "
-                "output = output.clone()."
+            return say(
+                "you changed the MLP's output in place: a recorder inside the MLP now holds your zeros. Work on "
+                "a clone, output = output.clone()."
             )
         if outside and outside[-1][:, positions].any():
-            return (
-                "the logits are right, but a recorder that hung on the MLP before you saw what was there before your "
-                "edit: register yours ahead (prepend)."
+            return say(
+                "the logits are right, but a recorder that hung on the MLP before you saw what was there before "
+                "your edit: register yours ahead (prepend)."
             )
     lm, ids, block = _unseen(57)
     before = hooks_on(lm.model)
@@ -204,9 +234,9 @@ def _check_5_2(answer: Callable[..., Any]) -> str | None:
         answer(lm.model, lm.mlp(block), [0], ids + 1000)  # tokens that do not exist: the pass fails
     except Almost:
         if hooks_on(lm.model) != before:
-            return "when the pass raised an error, your hook stayed on the model: remove it in `finally`."
+            return say("when the pass raised an error, your hook stayed on the model: remove it in `finally`.")
     else:
-        return "a pass over tokens that do not exist should raise its error, and yours hides it."
+        return say("a pass over tokens that do not exist should raise its error, and yours hides it.")
     return None
 
 
@@ -228,16 +258,20 @@ def _compare_silenced(got: Any, positions: list[int]) -> str | None:
     lm, ids, block = _unseen(57)
     wanted = _silenced(lm, block, ids, positions)
     if not isinstance(got, Tensor):
-        return f"return the logits, a tensor; yours is {type(got).__name__} (`model(ids).logits`)."
+        return say("return the logits, a tensor; yours is {kind} (`model(ids).logits`).", kind=type(got).__name__)
     if got.shape != wanted.shape:
-        return f"the logits must have shape {tuple(wanted.shape)}, (batch, pos, vocabulary), but yours have {tuple(got.shape)}."
+        return say(
+            "the logits must have shape {wanted_shape}, (batch, pos, vocabulary), but yours have {shape}.",
+            wanted_shape=tuple(wanted.shape),
+            shape=tuple(got.shape),
+        )
     if torch.allclose(got, wanted, atol=1e-9):
         return None
     others = [p for p in range(ids.shape[1]) if p not in positions]
     mistakes = {
-        "these are the clean logits: your hook returned nothing, or was off before the pass.": lm.logits(ids),
-        "the MLP is silent at every token: only `positions` were asked for.": _silenced(lm, block, ids, None),
-        "you kept the MLP at `positions` and silenced it everywhere else: it is the other way round.": _silenced(
+        say("these are the clean logits: your hook returned nothing, or was off before the pass."): lm.logits(ids),
+        say("the MLP is silent at every token: only `positions` were asked for."): _silenced(lm, block, ids, None),
+        say("you kept the MLP at `positions` and silenced it everywhere else: it is the other way round."): _silenced(
             lm, block, ids, others
         ),
     }
@@ -246,10 +280,10 @@ def _compare_silenced(got: Any, positions: list[int]) -> str | None:
             return sentence
     with edit(lm, skip_block(block, positions)):
         if torch.allclose(got, lm.logits(ids), atol=1e-9):
-            return "you skipped the whole block at these positions: the attention must stay."
+            return say("you skipped the whole block at these positions: the attention must stay.")
     if positions == [0] and torch.allclose(got[1], lm.logits(ids)[1], atol=1e-9):
-        return "you silenced a row of the batch: positions are the second axis, output[:, positions]."
-    return "the logits are not those of a pass in which this MLP adds nothing at `positions`."
+        return say("you silenced a row of the batch: positions are the second axis, output[:, positions].")
+    return say("the logits are not those of a pass in which this MLP adds nothing at `positions`.")
 
 
 def _found_5_2(answer: Callable[..., Any]) -> str:
@@ -265,9 +299,13 @@ def _found_5_2(answer: Callable[..., Any]) -> str:
 
     clean = -float(log_prob(lm.logits(text)[:, :-1], text[:, 1:]).mean())
     first, others = loss([0]) - clean, loss(list(range(1, 32))) - clean
-    return (
-        f"On {name}, silencing MLP {block} at the first token alone costs {first:.2f} nats a token on two passages. "
-        f"Silencing it at the other 31 tokens costs {others:.2f}."
+    return say(
+        "On {name}, silencing MLP {block} at the first token alone costs {first} nats a token on two "
+        "passages. Silencing it at the other 31 tokens costs {others}.",
+        name=name,
+        block=block,
+        first=f"{first:.2f}",
+        others=f"{others:.2f}",
     )
 
 
@@ -397,35 +435,45 @@ def _check_5_3(answer: Callable[..., Any]) -> str | None:
     for count in (3, 1):
         got = answer(lm, ids.clone(), count)
         if not isinstance(got, list | tuple) or not all(isinstance(block, int) for block in got):
-            return (
-                f"return a list of {count} block numbers, in the order in which they were chosen: plain numbers, no tensors "
-                "(int(...) makes one)."
+            return say(
+                "return a list of {count} block numbers, in the order in which they were chosen: plain numbers, "
+                "no tensors (int(...) makes one).",
+                count=count,
             )
         got = list(got)
         if lm.live_edits:
-            return "your edits are still on the model: use them in a `with`."
+            return say("your edits are still on the model: use them in a `with`.")
         if len(got) != count:
-            return f"{count} blocks were asked for and you chose {len(got)}."
+            return say("{count} blocks were asked for and you chose {n_chosen}.", count=count, n_chosen=len(got))
         if len(set(got)) < count:
-            return f"you chose {got}: a block can be skipped only once, so leave the chosen ones out of the next round."
+            return say(
+                "you chose {got}: a block can be skipped only once, so leave the chosen ones out of the next round.",
+                got=got,
+            )
         if got == solution_5_3(lm, ids, count):
             continue
         mistakes = {
-            "you ranked the blocks one by one. The second block must be measured while the first is already skipped.": _by_rank,
-            "you chose the blocks whose loss is highest: the least loss is wanted.": _dearest_first,
-            "the loss compares logits[:, t] with token t, which the model has already read: compare with token t + 1.": _shifted,
+            say(
+                "you ranked the blocks one by one. The second block must be measured while the first is already "
+                "skipped."
+            ): _by_rank,
+            say("you chose the blocks whose loss is highest: the least loss is wanted."): _dearest_first,
+            say(
+                "the loss compares logits[:, t] with token t, which the model has already read: compare with "
+                "token t + 1."
+            ): _shifted,
         }
         for sentence, mistake in mistakes.items():
             if got == mistake(lm, ids, count):
                 return sentence
         if sorted(got) == sorted(_best_of_all(lm, ids, count)):
-            return (
-                "this is the best of all sets, which took many more runs. A greedy choice keeps what it has chosen, and "
-                "only adds to it."
+            return say(
+                "this is the best of all sets, which took many more runs. A greedy choice keeps what it has "
+                "chosen, and only adds to it."
             )
         if sorted(got) == sorted(solution_5_3(lm, ids, count)):
-            return f"the right blocks, but in another order: give them as they were chosen, not as {got}."
-        return f"you chose {got}, but in one of the rounds another block leaves a lower loss."
+            return say("the right blocks, but in another order: give them as they were chosen, not as {got}.", got=got)
+        return say("you chose {got}, but in one of the rounds another block leaves a lower loss.", got=got)
     return None
 
 
@@ -438,10 +486,15 @@ def _found_5_3(answer: Callable[..., Any]) -> str:
     together = _single_losses(lm, text, chosen) - clean
     summed = sum(_single_losses(lm, text, [block]) - clean for block in chosen)
     ranked = _by_rank(lm, text, 4)
-    return (
-        f"On the pocket model your function removes blocks {', '.join(map(str, chosen))}, which costs {together:.2f} nats a token; "
-        f"added up one by one they cost {summed:.2f}. The four cheapest singles, {', '.join(map(str, ranked))}, cost "
-        f"{_single_losses(lm, text, ranked) - clean:.2f} together."
+    return say(
+        "On the pocket model your function removes blocks {chosen}, which costs {together} nats a token; "
+        "added up one by one they cost {summed}. The four cheapest singles, {ranked}, cost "
+        "{single_losses} together.",
+        chosen=", ".join(map(str, chosen)),
+        together=f"{together:.2f}",
+        summed=f"{summed:.2f}",
+        ranked=", ".join(map(str, ranked)),
+        single_losses=f"{_single_losses(lm, text, ranked) - clean:.2f}",
     )
 
 
@@ -545,37 +598,42 @@ def _check_5_4(answer: Callable[..., Any]) -> str | None:
     head, before = 1, hooks_on(lm.model)
     got = answer(lm, block, head, ids.clone(), other.clone())
     if not isinstance(got, Tensor):
-        return f"return the logits, a tensor; yours is {type(got).__name__} (`lm.logits(ids)`)."
+        return say("return the logits, a tensor; yours is {kind} (`lm.logits(ids)`).", kind=type(got).__name__)
     wanted = solution_5_4(lm, block, head, ids, other)
     if got.shape != wanted.shape:
-        swapped = " Is it the other prompt that you edited?" if got.shape[1] == other.shape[1] else ""
-        return f"the logits of `ids` have shape {tuple(wanted.shape)}, but yours have {tuple(got.shape)}.{swapped}"
+        swapped = say(" Is it the other prompt that you edited?") if got.shape[1] == other.shape[1] else ""
+        return say(
+            "the logits of `ids` have shape {wanted_shape}, but yours have {shape}.{swapped}",
+            wanted_shape=tuple(wanted.shape),
+            shape=tuple(got.shape),
+            swapped=swapped,
+        )
     if lm.live_edits or hooks_on(lm.model) != before:
-        return "your edit is still on the model: use it in a `with`."
+        return say("your edit is still on the model: use it in a `with`.")
     if torch.allclose(got, wanted, atol=1e-9):
         return None
     runs = trace(lm, other).heads[block]
     mistakes: dict[str, Callable[[], Tensor]] = {
-        "these are the clean logits: no patch reached the pass, or its value came from `ids` itself.": lambda: (
+        say("these are the clean logits: no patch reached the pass, or its value came from `ids` itself."): lambda: (
             lm.logits(ids)
         ),
-        "the head is off (0): it must get the output that it has on `other`.": lambda: _replaced(
+        say("the head is off (0): it must get the output that it has on `other`."): lambda: _replaced(
             lm, ids, block, head, torch.zeros(()), -1
         ),
-        "you put the value at every token: only the last one was asked for.": lambda: _replaced(
+        say("you put the value at every token: only the last one was asked for."): lambda: _replaced(
             lm, ids, block, head, runs[:, -1:, head : head + 1], None
         ),
-        "you took the head's output at the same index. `other` is longer; its last token is at −1.": lambda: _replaced(
-            lm, ids, block, head, runs[:, ids.shape[1] - 1 :][:, :1, head : head + 1], -1
+        say("you took the head's output at the same index. `other` is longer; its last token is at −1."): lambda: (
+            _replaced(lm, ids, block, head, runs[:, ids.shape[1] - 1 :][:, :1, head : head + 1], -1)
         ),
-        "you patched the first token: the last one is at position −1.": lambda: _replaced(
+        say("you patched the first token: the last one is at position −1."): lambda: _replaced(
             lm, ids, block, head, runs[:, :1, head : head + 1], 0
         ),
-        "you patched every head of the block: one was asked for.": lambda: _replaced(
+        say("you patched every head of the block: one was asked for."): lambda: _replaced(
             lm, ids, block, list(range(lm.n_heads)), runs[:, -1:], -1
         ),
-        "you patched the whole stream after the block: only the head's output was asked for.": lambda: _stream_patched(
-            lm, ids, other, block
+        say("you patched the whole stream after the block: only the head's output was asked for."): lambda: (
+            _stream_patched(lm, ids, other, block)
         ),
     }
     for sentence, mistake in mistakes.items():
@@ -584,8 +642,16 @@ def _check_5_4(answer: Callable[..., Any]) -> str | None:
     for one in range(lm.n_blocks):
         for another in range(lm.n_heads):
             if torch.allclose(got, solution_5_4(lm, one, another, ids, other), atol=1e-9):
-                return f"you patched head {another} of block {one}, and head {head} of block {block} was asked for."
-    return "the logits are not those of a pass in which this head's output at the last token is the one from `other`."
+                return say(
+                    "you patched head {another} of block {one}, and head {head} of block {block} was asked for.",
+                    another=another,
+                    one=one,
+                    head=head,
+                    block=block,
+                )
+    return say(
+        "the logits are not those of a pass in which this head's output at the last token is the one from `other`."
+    )
 
 
 def _replaced(
@@ -608,10 +674,17 @@ def _found_5_4(answer: Callable[..., Any]) -> str:
     words = [lm.token_id(" Germany"), lm.token_id(" Italy")]
     clean = lm.logits(ids)[0, -1].softmax(-1)[words].tolist()
     patched = answer(lm, block, head, ids, other)[0, -1].softmax(-1)[words].tolist()
-    return (
-        f"On {name}, head {block}.{head} gets what it says about Rome, in a sentence about Berlin. ' Germany' goes from "
-        f"{format_number(clean[0], 2)} to {format_number(patched[0], 2)}, ' Italy' from {format_number(clean[1], 2)} to "
-        f"{format_number(patched[1], 2)}."
+    return say(
+        "On {name}, head {block}.{head} gets what it says about Rome, in a sentence about Berlin. ' "
+        "Germany' goes from {clean_first} to {patched_first}, ' Italy' from {clean_second} to "
+        "{patched_second}.",
+        name=name,
+        block=block,
+        head=head,
+        clean_first=format_number(clean[0], 2),
+        patched_first=format_number(patched[0], 2),
+        clean_second=format_number(clean[1], 2),
+        patched_second=format_number(patched[1], 2),
     )
 
 
@@ -722,9 +795,12 @@ def _check_5_5(answer: Callable[..., Any]) -> str | None:
     if complaint:
         return complaint
     if any(calls):
-        return (
-            f"the logits are right, but attention and MLP of block {block} still ran ({calls[0]} and {calls[1]} calls): "
-            "a hook only throws their result away."
+        return say(
+            "the logits are right, but attention and MLP of block {block} still ran ({first_call} and {call} "
+            "calls): a hook only throws their result away.",
+            block=block,
+            first_call=calls[0],
+            call=calls[1],
         )
     complaint = _left_behind(lm, modules, before)
     if complaint:
@@ -733,21 +809,23 @@ def _check_5_5(answer: Callable[..., Any]) -> str | None:
         answer(lm.model, block, ids + 1000)  # tokens that do not exist: the pass fails
     except Almost:
         complaint = _left_behind(lm, modules, before)
-        return f"when the pass raises an error, {complaint}" if complaint else None
-    return "a pass over tokens that do not exist should raise its error, and yours hides it."
+        return say("when the pass raises an error, {complaint}", complaint=complaint) if complaint else None
+    return say("a pass over tokens that do not exist should raise its error, and yours hides it.")
 
 
 def _left_behind(lm: LanguageModel, modules: list[nn.Module], hooks: int) -> str | None:
     """Say how the model differs from what it was before the learner's function ran."""
     blocks = lm.model.transformer.h
     if len(blocks) != len(modules) or any(now is not then for now, then in zip(blocks, modules, strict=False)):
-        return "the list of blocks is not what it was: put the block back where you found it, in `finally`."
+        return say("the list of blocks is not what it was: put the block back where you found it, in `finally`.")
     if any(getattr(one.forward, "__func__", None) is not type(one).forward for one in blocks):
-        return "the block keeps your forward, so every later pass skips it too: delete the attribute, in `finally`."
+        return say(
+            "the block keeps your forward, so every later pass skips it too: delete the attribute, in `finally`."
+        )
     if hooks_on(lm.model) != hooks:
-        return "a hook stayed on the model."
+        return say("a hook stayed on the model.")
     if not torch.equal(lm.logits(_unseen(54)[1]), tiny_model(54).logits(_unseen(54)[1])):
-        return "the model no longer gives its own logits after your function: something in it has changed."
+        return say("the model no longer gives its own logits after your function: something in it has changed.")
     return None
 
 
@@ -763,9 +841,13 @@ def _found_5_5(answer: Callable[..., Any]) -> str:
             run()
         counts.append(counter.get_total_flops())
     share = 100 * counts[1] / counts[0]
-    return (
-        f"On the pocket model a pass with your function needs {share:.1f} % of the operations of a clean pass. A hook needs all "
-        f"of them; and one block of {lm.n_blocks} saves less than {100 / lm.n_blocks:.1f} %, because the vocabulary's product stays."
+    return say(
+        "On the pocket model a pass with your function needs {share} % of the operations of a clean "
+        "pass. A hook needs all of them; and one block of {n_blocks} saves less than {share_of_a_block} "
+        "%, because the vocabulary's product stays.",
+        share=f"{share:.1f}",
+        n_blocks=lm.n_blocks,
+        share_of_a_block=f"{100 / lm.n_blocks:.1f}",
     )
 
 
@@ -853,17 +935,25 @@ def _compare_logits(got: Any, seed: int) -> str | None:
     lm, ids, block = _unseen(seed)
     wanted = _skipped_logits(lm, block, ids)
     if not isinstance(got, Tensor):
-        return f"return the logits, a tensor; yours is {type(got).__name__} (`model(ids).logits`)."
+        return say("return the logits, a tensor; yours is {kind} (`model(ids).logits`).", kind=type(got).__name__)
     if got.shape != wanted.shape:
-        return f"the logits must have shape {tuple(wanted.shape)}, (batch, pos, vocabulary), but yours have {tuple(got.shape)}."
+        return say(
+            "the logits must have shape {wanted_shape}, (batch, pos, vocabulary), but yours have {shape}.",
+            wanted_shape=tuple(wanted.shape),
+            shape=tuple(got.shape),
+        )
     if torch.allclose(got, wanted, atol=1e-9):
         return None
     if torch.allclose(got, lm.logits(ids), atol=1e-9):
-        return "these are the clean logits: nothing was skipped."
+        return say("these are the clean logits: nothing was skipped.")
     for other in range(lm.n_blocks):
         if torch.allclose(got, _skipped_logits(lm, other, ids), atol=1e-9):
-            return f"you skipped block {other}, but block {block} was asked for: blocks count from 0."
-    return "the logits are not those of a pass in which this block hands on its input."
+            return say(
+                "you skipped block {other}, but block {block} was asked for: blocks count from 0.",
+                other=other,
+                block=block,
+            )
+    return say("the logits are not those of a pass in which this block hands on its input.")
 
 
 @contextmanager
@@ -886,40 +976,43 @@ def _calls(*modules: nn.Module) -> Iterator[list[int]]:
 
 EXERCISES = (
     Exercise(
-        "5.1", "A hook for both forms", 1, 6, skip_hook, _check_5_1,
-        "args is always a tuple with the stream in front. output is a tensor or a tuple: ask isinstance(output, tuple), and "
-        "give back the same form.",
+        "5.1", translatable("A hook for both forms"), 1, 6, skip_hook, _check_5_1,
+        translatable("args is always a tuple with the stream in front. output is a tensor or a tuple: ask "
+"isinstance(output, tuple), and give back the same form."),
         solution_5_1,
         (_whole_input, _first_row, _unchanged, _wiped, _tensor_only, _loses_the_rest, _into_the_output),
         (_right_by_type, _right_by_list, _right_by_star), _found_5_1,
     ),
     Exercise(
-        "5.2", "One MLP, one token", 2, 8, logits_without, _check_5_2,
-        "A forward hook on `mlp` gets output (batch, pos, d_model): clone it, set output[:, positions] to 0, return it. "
-        "register_forward_hook(..., prepend=True) puts your hook ahead of others; try … finally takes it off whatever happens.",
+        "5.2", translatable("One MLP, one token"), 2, 8, logits_without, _check_5_2,
+        translatable("A forward hook on `mlp` gets output (batch, pos, d_model): clone it, set output[:, positions] "
+"to 0, return it. register_forward_hook(..., prepend=True) puts your hook ahead of others; try … "
+"finally takes it off whatever happens."),
         solution_5_2,
         (_all_positions, _rows_of_the_batch, _everything_else, _nothing_returned, _in_place, _too_late, _only_after_success, _stays),
         (_right_by_mask, _right_without_gradients, _right_by_filling), _found_5_2,
     ),
     Exercise(
-        "5.3", "Which blocks would you remove?", 2, 8, greedy_skips, _check_5_3,
-        "Write a small function loss(blocks) first: a `with edit(lm, *edits)`, then the mean of -log_prob(logits[:, :-1], "
-        "ids[:, 1:]). In each round try every block that is left together with those already chosen.",
+        "5.3", translatable("Which blocks would you remove?"), 2, 8, greedy_skips, _check_5_3,
+        translatable("Write a small function loss(blocks) first: a `with edit(lm, *edits)`, then the mean of "
+"-log_prob(logits[:, :-1], ids[:, 1:]). In each round try every block that is left together with "
+"those already chosen."),
         solution_5_3, (_by_rank, _dearest_first, _shifted, _the_same_again, _best_of_all, _one_too_few),
         (_right_with_a_loop, _right_with_cross_entropy, _right_with_nested_edits), _found_5_3,
     ),
     Exercise(
-        "5.4", "The knife: patch one head", 3, 8, patch_head, _check_5_4,
-        "trace(lm, other).heads[block] is (batch, pos, n_heads, d_head): take the last position and your head, and keep these "
-        "axes. Then `with edit(lm, replace_heads(block, head, value, positions=-1))`.",
+        "5.4", translatable("The knife: patch one head"), 3, 8, patch_head, _check_5_4,
+        translatable("trace(lm, other).heads[block] is (batch, pos, n_heads, d_head): take the last position and your "
+"head, and keep these axes. Then `with edit(lm, replace_heads(block, head, value, "
+"positions=-1))`."),
         solution_5_4,
         (_head_off, _every_token, _same_index, _other_way_round, _all_heads, _whole_stream, _head_and_block_swapped, _own_value),
         (_right_with_a_raw_hook, _right_by_trace, _right_by_the_output), _found_5_4,
     ),
     Exercise(
-        "5.5", "Save the work", 3, 8, skip_for_real, _check_5_5,
-        "Calling a module runs `module.forward(...)`. An attribute of that name on this one module hides the method of its "
-        "class, and `del module.forward` brings the method back.",
+        "5.5", translatable("Save the work"), 3, 8, skip_for_real, _check_5_5,
+        translatable("Calling a module runs `module.forward(...)`. An attribute of that name on this one module hides "
+"the method of its class, and `del module.forward` brings the method back."),
         solution_5_5, (_only_a_hook, _forward_stays, _block_is_gone, _wrong_block, _no_finally, _clean),
         (_right_by_another_module, _right_by_the_old_forward, _right_by_a_shorter_list), _found_5_5,
     ),

@@ -20,9 +20,14 @@ from helpers.metrics import kl, step_norm
 from helpers.models import LanguageModel
 from helpers.plots.style import mark_edit, panel_axes, settle
 from helpers.replay import Replay
+from helpers.say import say, translatable
 from helpers.tables import format_number
 
-PARTS = {"whole block": skip_block, "attention": skip_attention, "MLP": skip_mlp}
+PARTS = {
+    translatable("whole block"): skip_block,
+    translatable("attention"): skip_attention,
+    translatable("MLP"): skip_mlp,
+}
 
 WIDE = 30  # times the median: from here on steps need a logarithmic axis
 
@@ -58,13 +63,13 @@ def skip_effect(
 def draw_steps(result: Skipped, ax: Axes) -> Axes:
     """Draw the steps of both runs."""
     whole = result.part == "whole block"
-    runs = {"clean": result.clean_steps}
+    runs = {say("clean"): result.clean_steps}
     if result.blocks:
-        runs["skipped" if whole else f"without {result.part}"] = result.steps
+        runs[say("skipped") if whole else say("without {part}", part=say(result.part))] = result.steps
     plot_steps(runs, result.blocks if whole else (), ax)
     if not whole:  # the mark alone: the step need not be 0 there, so no title about that
         for block in result.blocks:
-            mark_edit(ax, block, f"{result.part} skipped" if len(result.blocks) == 1 else "")
+            mark_edit(ax, block, say("{part} skipped", part=say(result.part)) if len(result.blocks) == 1 else "")
     ax.yaxis.set_major_locator(MaxNLocator(5))
     top = float(result.clean_steps.max())
     if top > WIDE * float(result.clean_steps.median()):  # one massive step would press the others flat
@@ -73,22 +78,28 @@ def draw_steps(result: Skipped, ax: Axes) -> Axes:
         ax.yaxis.set_minor_locator(NullLocator())
         ax.yaxis.set_major_formatter(lambda value, _: format_number(float(value)))
         ax.set_ylim(0.5 * min(float(steps[steps > 0].min()) for steps in runs.values() if steps.any()), 2 * top)
-        ax.set_ylabel("step ‖H after − H before‖ (logarithmic)")
+        ax.set_ylabel(say("step ‖H after − H before‖ (logarithmic)"))
     return ax
 
 
 def summarize(result: Skipped) -> str:
     """One line: what was skipped, whether the first choice stays, and how far the prediction moves."""
     if not result.blocks:
-        return f"Nothing is skipped. The next token is most probably {result.names[0]!r}."
+        return say("Nothing is skipped. The next token is most probably {first_name!r}.", first_name=result.names[0])
     finding = next_token_finding(result.names, result.before, result.after)
     steps = ", ".join(format_number(float(result.steps[block]), 3) for block in result.blocks)
     what = (
         name_blocks(result.blocks)
         if result.part == "whole block"
-        else f"the {result.part} of {name_blocks(result.blocks)}"
+        else say("the {part} of {name_blocks}", part=say(result.part), name_blocks=name_blocks(result.blocks))
     )
-    return f"Without {what}: {finding}; KL {format_number(result.divergence, 3)} nats; step there: {steps}."
+    return say(
+        "Without {what}: {finding}; KL {divergence} nats; step there: {steps}.",
+        what=what,
+        finding=finding,
+        divergence=format_number(result.divergence, 3),
+        steps=steps,
+    )
 
 
 class BlockPicker(widgets.HBox, widgets.ValueWidget):
@@ -96,10 +107,10 @@ class BlockPicker(widgets.HBox, widgets.ValueWidget):
 
     value = traitlets.Tuple()
 
-    def __init__(self, value: Sequence[int] = (), label: str = "skip") -> None:
+    def __init__(self, value: Sequence[int] = (), label: str = translatable("skip")) -> None:
         self.boxes: list[widgets.Checkbox] = []
         self._filling = False
-        self._label = widgets.HTML(label, layout=widgets.Layout(width="95%"))  # a line of its own: boxes align
+        self._label = widgets.HTML(say(label), layout=widgets.Layout(width="95%"))  # a line of its own: boxes align
         super().__init__(
             [self._label], layout=widgets.Layout(width="100%", max_width="860px", flex_flow="row wrap"),
         )  # fmt: skip
@@ -109,7 +120,9 @@ class BlockPicker(widgets.HBox, widgets.ValueWidget):
     def set_size(self, count: int) -> None:
         """Show `count` boxes; blocks beyond them are no longer chosen."""
         for block in range(len(self.boxes), count):
-            box = widgets.Checkbox(description=f"block {block}", indent=False, layout=widgets.Layout(width="84px"))
+            box = widgets.Checkbox(
+                description=say("block {block}", block=block), indent=False, layout=widgets.Layout(width="84px")
+            )
             box.observe(self._read_boxes, names="value")
             self.boxes.append(box)
         del self.boxes[count:]
@@ -133,11 +146,11 @@ class BlockPicker(widgets.HBox, widgets.ValueWidget):
 def skipping_panel(models: Models, prompt: str, blocks: Sequence[int] = (5,)) -> Panel:
     """Return the widget of lesson 5: blocks, part and prompt. models: one, or several by name (see `Panel`)."""
     return Panel(
-        "Skip blocks",
+        say("Skip blocks"),
         models,
         {
             "blocks": BlockPicker(blocks),
-            "part": choice(list(PARTS), label="skip the"),
+            "part": choice(list(PARTS), label=say("skip the")),
             "prompt": prompt_box(prompt),
         },
         sizes=lambda lm: {"blocks": lm.n_blocks},

@@ -28,6 +28,7 @@ from helpers.plots.style import (
     series_style,
     set_title,
 )
+from helpers.say import say, translatable
 from helpers.tables import format_number
 
 CHEAP = 0.1  # nats per token, 10 % more perplexity: the line between cheap and costly blocks
@@ -44,15 +45,15 @@ def plot_steps(steps: Mapping[str, Tensor], skipped: Sequence[int] = (), ax: Axe
         ax.plot(range(n_blocks), values.tolist(), label=label, **series_style(index))
     block_axis(ax, n_blocks)
     ax.set_ylim(bottom=0, top=1.12 * max(float(values.max()) for values in steps.values()))
-    ax.set_ylabel("step ‖H after − H before‖ (Frobenius norm)")
+    ax.set_ylabel(say("step ‖H after − H before‖ (Frobenius norm)"))
     for block in skipped:
-        mark_edit(ax, block, f"block {block} skipped" if len(skipped) == 1 else "")
+        mark_edit(ax, block, say("block {block} skipped", block=block) if len(skipped) == 1 else "")
     if len(steps) > 1:
         ax.legend(frameon=False)
     finding = steps_finding(steps, skipped)
     set_title(ax, finding)
     told = " ".join(f"{label}: {', '.join(_n(v) for v in values)}." for label, values in steps.items())
-    describe(ax, f"The length of each block's step. {finding}. {told}")
+    describe(ax, say("The length of each block's step. {finding}. {told}", finding=finding, told=told))
     return ax
 
 
@@ -61,21 +62,37 @@ def steps_finding(steps: Mapping[str, Tensor], skipped: Sequence[int] = ()) -> s
     *_, (label, run) = steps.items()
     if not skipped:
         longest, shortest = int(run.argmax()), int(run.argmin())
-        block = "Block" if len(steps) == 1 else f"{label[:1].upper()}{label[1:]}: block"
-        return f"{block} {longest} takes the longest step, {_n(run[longest])}, block {shortest} the shortest, {_n(run[shortest])}"
+        block = (
+            say("Block")
+            if len(steps) == 1
+            else say("{initial}{rest}: block", initial=label[:1].upper(), rest=label[1:])
+        )
+        return say(
+            "{block} {longest} takes the longest step, {run_longest}, block {shortest} the shortest, {run_shortest}",
+            block=block,
+            longest=longest,
+            run_longest=_n(run[longest]),
+            shortest=shortest,
+            run_shortest=_n(run[shortest]),
+        )
     names = name_blocks(skipped)
     there = [float(run[block]) for block in skipped]
     if any(there):
-        return f"At {names} the step reads {', '.join(_n(v) for v in there)}, not 0"
+        return say("At {names} the step reads {steps}, not 0", names=names, steps=", ".join(_n(v) for v in there))
     clean = next(iter(steps.values()))
     others = [block for block in range(len(run)) if block not in skipped]
     if not others:
-        return f"The step is exactly 0 at {names}"
+        return say("The step is exactly 0 at {names}", names=names)
     moved = [abs(float(run[b] / clean[b]) - 1) if clean[b] else 0.0 for b in others]
     most = max(range(len(others)), key=moved.__getitem__)
     if not moved[most]:
-        return f"The step is exactly 0 at {names}, and the others stay as they were"
-    return f"The step is exactly 0 at {names}; elsewhere it changes by up to {_n(100 * moved[most])} % (block {others[most]})"
+        return say("The step is exactly 0 at {names}, and the others stay as they were", names=names)
+    return say(
+        "The step is exactly 0 at {names}; elsewhere it changes by up to {moved} % (block {other})",
+        names=names,
+        moved=_n(100 * moved[most]),
+        other=others[most],
+    )
 
 
 def next_token_finding(names: Sequence[str], before: Sequence[float], after: Sequence[float]) -> str:
@@ -83,8 +100,13 @@ def next_token_finding(names: Sequence[str], before: Sequence[float], after: Seq
     old = max(range(len(names)), key=lambda i: before[i])
     new = max(range(len(names)), key=lambda i: after[i])
     if old == new:
-        return f"{names[old]!r} stays first: p = {_n(before[old])} before, {_n(after[old])} after"
-    return f"{names[new]!r} takes the first place from {names[old]!r}"
+        return say(
+            "{name!r} stays first: p = {before} before, {after} after",
+            name=names[old],
+            before=_n(before[old]),
+            after=_n(after[old]),
+        )
+    return say("{names_new!r} takes the first place from {names_old!r}", names_new=names[new], names_old=names[old])
 
 
 def plot_damage(found: Mapping[str, Measured], bound: float = CHEAP) -> Figure:
@@ -104,7 +126,7 @@ def plot_damage(found: Mapping[str, Measured], bound: float = CHEAP) -> Figure:
             if len(chosen):
                 ax.errorbar(
                     chosen.tolist(), mean[chosen].tolist(), yerr=reach[chosen].numpy(), fmt=" ", marker=marker, color=colour,
-                    markerfacecolor=face, markersize=6, capsize=2, linewidth=1.2, label=label.format(_n(bound)),
+                    markerfacecolor=face, markersize=6, capsize=2, linewidth=1.2, label=say(label, bound=_n(bound)),
                 )  # fmt: skip
         ax.axhline(bound, color=QUIET, linestyle=":", linewidth=1.2)
         ax.set_yscale("log")
@@ -112,7 +134,7 @@ def plot_damage(found: Mapping[str, Measured], bound: float = CHEAP) -> Figure:
         ax.yaxis.set_major_locator(FixedLocator([0.01, 0.1, 1, 10]))
         ax.yaxis.set_major_formatter(lambda value, _: format_number(float(value)))
         block_axis(ax, len(mean))
-        ax.set_xlabel("skipped block")
+        ax.set_xlabel(say("skipped block"))
         ax.set_title(name, fontsize=10)
         for block in mean.argsort(descending=True)[:3].tolist() if len(mean) > 20 else [int(mean.argmax())]:
             ax.annotate(
@@ -123,20 +145,27 @@ def plot_damage(found: Mapping[str, Measured], bound: float = CHEAP) -> Figure:
                 fontsize=9,
                 va="center",
             )
-        told.append(f"{name}: " + ", ".join(f"block {b} {_n(v)}" for b, v in enumerate(mean)) + ".")
-    axes[0].set_ylabel("rise of the loss, nats a token (logarithmic)")
+        told.append(f"{name}: " + ", ".join(say("block {b} {v}", b=b, v=_n(v)) for b, v in enumerate(mean)) + ".")
+    axes[0].set_ylabel(say("rise of the loss, nats a token (logarithmic)"))
     handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), frameon=False, ncols=3, loc="outside lower center", fontsize=9)
     finding = damage_finding(*next(iter(found.items())), bound=bound)
     figure.suptitle(finding, x=0.01, ha="left", fontsize=11)
-    describe(figure, f"Rise of the loss in nats a token without each block. {_line(finding)} {' '.join(told)}")
+    describe(
+        figure,
+        say(
+            "Rise of the loss in nats a token without each block. {line} {told}",
+            line=_line(finding),
+            told=" ".join(told),
+        ),
+    )
     return figure
 
 
 SIDES = {  # sure and unsure are told apart by shape: full above, hollow on the line, a triangle below
-    1: ("o", PALETTE[3], PALETTE[3], "the 95 % interval lies above {} nats"),
-    0: ("s", PALETTE[7], "white", "undecided: the interval holds {}"),
-    -1: ("v", PALETTE[0], PALETTE[0], "below"),
+    1: ("o", PALETTE[3], PALETTE[3], translatable("the 95 % interval lies above {bound} nats")),
+    0: ("s", PALETTE[7], "white", translatable("undecided: the interval holds {bound}")),
+    -1: ("v", PALETTE[0], PALETTE[0], translatable("below")),
 }
 
 
@@ -154,11 +183,22 @@ def sides(mean: Tensor, reach: Tensor, bound: float = CHEAP) -> Tensor:
 def damage_finding(name: str, found: Measured, bound: float = CHEAP) -> str:
     """Return in two lines what the costliest blocks cost, and how many are cheap."""
     mean, reach = _rise(found)
-    first, *rest = [f"block {block} {_two(mean[block])}" for block in mean.argsort(descending=True)[:3].tolist()]
+    first, *rest = [
+        say("block {block} {loss}", block=block, loss=_two(mean[block]))
+        for block in mean.argsort(descending=True)[:3].tolist()
+    ]
     cheap, sure = int((mean < bound).sum()), int((sides(mean, reach, bound) < 0).sum())
-    return (
-        f"{name}: {first} nats a token when skipped, {' and '.join(rest)}, the median block {_two(mean.quantile(0.5))};\n"
-        f"{cheap} of {len(mean)} blocks cost less than {_n(bound)}, {sure} of them surely"
+    return say(
+        "{name}: {first} nats a token when skipped, {rest}, the median block {median};\n{cheap} of "
+        "{n_blocks} blocks cost less than {bound}, {sure} of them surely",
+        name=name,
+        first=first,
+        rest=say(" and ").join(rest),
+        median=_two(mean.quantile(0.5)),
+        cheap=cheap,
+        n_blocks=len(mean),
+        bound=_n(bound),
+        sure=sure,
     )
 
 
@@ -171,7 +211,7 @@ def plot_writer(found: Mapping[str, Measured]) -> Figure:
     blocks, sink = found["blocks"], found["sink"]
     writer = sink.about["writer"]
     whole, reach = (float(value[writer]) for value in _rise(blocks))
-    rows = {f"block {writer}, all tokens": (whole, reach)}
+    rows = {say("block {writer}, all tokens", writer=writer): (whole, reach)}
     for name, values in zip(sink.labels["edit"], sink["text damage"][..., 0], strict=True):
         if f" {writer} " in name:
             error = 1.96 * float(values.std()) / len(values) ** 0.5
@@ -190,38 +230,57 @@ def plot_writer(found: Mapping[str, Measured]) -> Figure:
             _two(mean), (mean + error, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9
         )
     left.set_xlim(0, 1.25 * max(mean for mean, _ in rows.values()))
-    left.set_xlabel("rise of the loss when skipped, nats a token")
+    left.set_xlabel(say("rise of the loss when skipped, nats a token"))
     share, without = (sink[f"attention to first{more}"].mean((0, 2)) for more in ("", " without writer"))
     for index, (label, values) in enumerate(
-        {"clean": share, f"MLP {writer} skipped at the first token": without}.items()
+        {say("clean"): share, say("MLP {writer} skipped at the first token", writer=writer): without}.items()
     ):
         right.plot(range(len(values)), values.tolist(), label=label, **series_style(index))
-    right.axhline(float(sink["even attention"].mean()), color=QUIET, linestyle=":", label="if spread evenly")
+    right.axhline(float(sink["even attention"].mean()), color=QUIET, linestyle=":", label=say("if spread evenly"))
     block_axis(right, len(share))
-    mark_edit(right, writer, "the edit")
+    mark_edit(right, writer, say("the edit"))
     right.set_ylim(0, 1.3)
     right.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
-    right.set_ylabel("attention to the first token")
+    right.set_ylabel(say("attention to the first token"))
     right.legend(facecolor="white", edgecolor="white", framealpha=1, fontsize=8.5, loc="upper left")
     one = rows[f"MLP {writer}, the first token"][0]
     peak = int(share.argmax())
-    finding = (
-        f"SmolLM2: one MLP at one token carries {_two(one)} of the {_two(whole)} nats that block {writer} is worth;\n"
-        f"without it block {peak} gives the first token {_two(without[peak])} of its attention instead of {_two(share[peak])}"
+    finding = say(
+        "SmolLM2: one MLP at one token carries {one} of the {whole} nats that block {writer} is "
+        "worth;\nwithout it block {peak} gives the first token {without_there} of its attention instead "
+        "of {share_there}",
+        one=_two(one),
+        whole=_two(whole),
+        writer=writer,
+        peak=peak,
+        without_there=_two(without[peak]),
+        share_there=_two(share[peak]),
     )
     figure.suptitle(finding, x=0.01, ha="left", fontsize=11)
     told = ", ".join(f"{name} {_n(mean)}" for name, (mean, _) in rows.items())
-    lines = "; ".join(f"block {b} {_two(c)} and {_two(w)}" for b, (c, w) in enumerate(zip(share, without, strict=True)))
+    lines = "; ".join(
+        say("block {b} {clean} and {without}", b=b, clean=_two(c), without=_two(w))
+        for b, (c, w) in enumerate(zip(share, without, strict=True))
+    )
     resting = [
         int((sink[f"attention to first{more}"].mean(0)[writer + 1 :] > 0.5).sum()) for more in ("", " without writer")
     ]
-    heads = (
-        f"Heads after block {writer} that give the first token more than half of their attention: {resting[0]} clean, "
-        f"{resting[1]} without."
+    heads = say(
+        "Heads after block {writer} that give the first token more than half of their attention: "
+        "{resting_first} clean, {resting_second} without.",
+        writer=writer,
+        resting_first=resting[0],
+        resting_second=resting[1],
     )
     describe(
         figure,
-        f"{_line(finding)}. Rise of the loss: {told}. Attention to the first token, clean and without: {lines}. {heads}",
+        say(
+            "{line}. Rise of the loss: {told}. Attention to the first token, clean and without: {lines}. {heads}",
+            line=_line(finding),
+            told=told,
+            lines=lines,
+            heads=heads,
+        ),
     )
     return figure
 
@@ -240,12 +299,12 @@ def plot_removal(found: Mapping[str, Measured]) -> Figure:
         counts = one.labels["removed"]
         for index, (label, key) in enumerate(CURVES.items()):
             if key in one.tensors:
-                ax.plot(counts, one[key].tolist(), label=label, **series_style(index))
-                told.append(f"{name}, {label}: {', '.join(_two(value) for value in one[key])}.")
+                ax.plot(counts, one[key].tolist(), label=say(label), **series_style(index))
+                told.append(f"{name}, {say(label)}: {', '.join(_two(value) for value in one[key])}.")
         ax.set_title(name, fontsize=10)
         ax.set_xticks(counts)
-        ax.set_xlabel("number of blocks removed")
-    axes[0].set_ylabel("rise of the loss, nats a token")
+        ax.set_xlabel(say("number of blocks removed"))
+    axes[0].set_ylabel(say("rise of the loss, nats a token"))
     axes[0].set_ylim(bottom=0)
     handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), frameon=False, ncols=4, loc="outside lower center", fontsize=9)
@@ -256,10 +315,10 @@ def plot_removal(found: Mapping[str, Measured]) -> Figure:
 
 
 CURVES = {
-    "costs added up": "lowest sum",
-    "the same blocks, removed together": "cheapest together",
-    "chosen greedily": "greedy",
-    "best of all sets": "best",
+    translatable("costs added up"): "lowest sum",
+    translatable("the same blocks, removed together"): "cheapest together",
+    translatable("chosen greedily"): "greedy",
+    translatable("best of all sets"): "best",
 }
 
 
@@ -270,7 +329,15 @@ def removal_finding(found: Mapping[str, Measured]) -> str:
         count = one.labels["removed"][-1]
         summed, together, greedy = (_two(one[CURVES[label]][-1]) for label in list(CURVES)[:3])
         lines.append(
-            f"{name}, {count} cheapest blocks: {summed} nats added up, {together} removed together; {greedy} if chosen greedily"
+            say(
+                "{name}, {count} cheapest blocks: {summed} nats added up, {together} removed together; {greedy} "
+                "if chosen greedily",
+                name=name,
+                count=count,
+                summed=summed,
+                together=together,
+                greedy=greedy,
+            )
         )
     return "\n".join(lines)
 
@@ -287,7 +354,9 @@ def worst_pairs(found: Measured, count: int = 3) -> dict[str, list[str]]:
     for place in extra.flatten().argsort(descending=True)[:count].tolist():
         second, first = divmod(place, len(both))
         numbers = (alone[first], alone[second], both[first, second], extra[second, first])
-        rows[f"blocks {first} and {second}"] = [f"{float(number):.2f}" for number in numbers]
+        rows[say("blocks {first} and {second}", first=first, second=second)] = [
+            f"{float(number):.2f}" for number in numbers
+        ]
     return rows
 
 
@@ -303,7 +372,7 @@ def plot_prices(found: Mapping[str, Measured]) -> Figure:
     damage, price = prices(one)
     draw = torch.Generator().manual_seed(0)
     for ax, values, label in (
-        (left, damage, "KL(clean ‖ edited), nats a token"), (right, price, "KL for each million parameters"),
+        (left, damage, say("KL(clean ‖ edited), nats a token")), (right, price, say("KL for each million parameters")),
     ):  # fmt: skip
         for place, (part, numbers) in enumerate(values.items()):
             x = place + 0.5 * (torch.rand(len(numbers), generator=draw) - 0.5)
@@ -318,16 +387,21 @@ def plot_prices(found: Mapping[str, Measured]) -> Figure:
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
             )  # fmt: skip
         ax.set_yscale("log")
-        ax.set_xticks(range(len(values)), list(values))
+        ax.set_xticks(range(len(values)), [say(part) for part in values])
         ax.set_xlim(-0.6, len(values) - 0.2)
-        ax.set_ylabel(f"{label} (logarithmic)")
+        ax.set_ylabel(say("{label} (logarithmic)", label=label))
         ax.yaxis.set_major_formatter(lambda value, _: format_number(float(value), 2))
         ax.yaxis.set_minor_locator(NullLocator())
     finding = price_finding(name, one)
     figure.suptitle(finding, x=0.01, ha="left", fontsize=11)
     told = [price_finding(other, stored) for other, stored in found.items()]
-    describe(figure, f"Points over parts of the model. {' '.join(map(_line, told))} Black bars are medians.")
+    describe(
+        figure, say("Points over parts of the model. {told} Black bars are medians.", told=" ".join(map(_line, told)))
+    )
     return figure
+
+
+PARTS = (translatable("block"), translatable("attention"), translatable("MLP"), translatable("head"))
 
 
 def prices(found: Measured) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -335,7 +409,7 @@ def prices(found: Measured) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
     found: a stored part "prices". Keys "block", "attention", "MLP", (n_blocks,), and "head", (n_blocks · n_heads,).
     """
-    damage = dict(zip(("block", "attention", "MLP"), found.at("damage", measure="KL").mean(1), strict=True))
+    damage = dict(zip(PARTS[:3], found.at("damage", measure="KL").mean(1), strict=True))
     price = {
         name: 1e6 * values / size for (name, values), size in zip(damage.items(), found["parameters"], strict=True)
     }
@@ -351,9 +425,15 @@ def price_finding(name: str, found: Measured) -> str:
     times = float((damage["block"][:, None] / heads.clamp(min=1e-12)).quantile(0.5))
     size = float((found["parameters"][0] / found["parameters of a head"]).quantile(0.5))
     block, head = (_two(price[part].quantile(0.5)) for part in ("block", "head"))
-    return (
-        f"{name}: without a block the KL is {times:.0f} times that without one of its heads (median), and a block has\n"
-        f"{size:.0f} times the parameters: {block} nats for a million parameters in a block, {head} in a head"
+    return say(
+        "{name}: without a block the KL is {times} times that without one of its heads (median), and a "
+        "block has\n{size} times the parameters: {block} nats for a million parameters in a block, {head} "
+        "in a head",
+        name=name,
+        times=f"{times:.0f}",
+        size=f"{size:.0f}",
+        block=block,
+        head=head,
     )
 
 
@@ -366,7 +446,14 @@ def strongest_head(found: Measured) -> str:
     whole = prices(found)[0]["block"]
     block, head = divmod(int(heads.argmax()), heads.shape[1])
     outdone = int((whole < heads.max()).sum())
-    return f"Head {block}.{head} alone: KL {_two(heads.max())}, more than {outdone} of the {len(whole)} whole blocks."
+    return say(
+        "Head {block}.{head} alone: KL {head_kl}, more than {outdone} of the {n_blocks} whole blocks.",
+        block=block,
+        head=head,
+        head_kl=_two(heads.max()),
+        outdone=outdone,
+        n_blocks=len(whole),
+    )
 
 
 def plot_crossing(chance: Mapping[str, Sequence[float]], blocks: Sequence[int], answer: str) -> Axes:
@@ -376,16 +463,17 @@ def plot_crossing(chance: Mapping[str, Sequence[float]], blocks: Sequence[int], 
     """
     ax = new_axes(None, (7.5, 3.6))
     for index, (place, values) in enumerate(chance.items()):
-        ax.plot(list(blocks), list(values), label=f"patched {place}", **series_style(index))
+        ax.plot(list(blocks), list(values), label=say("patched {place}", place=place), **series_style(index))
     ax.set_xticks(range(0, max(blocks) + 1, 3))
-    ax.set_xlabel("block after which the stream is patched")
+    ax.set_xlabel(say("block after which the stream is patched"))
     ax.set_ylabel(f"p({answer!r})")
     ax.set_ylim(-0.02, 1)
     ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(0.02, 0.28))
     finding = crossing_finding(chance, blocks, answer)
     set_title(ax, finding)
     told = "; ".join(
-        f"{place}: {', '.join(f'block {b} {_two(v)}' for b, v in zip(blocks, values, strict=True))}"
+        f"{place}: "
+        + ", ".join(say("block {block} {p}", block=b, p=_two(v)) for b, v in zip(blocks, values, strict=True))
         for place, values in chance.items()
     )
     describe(ax, f"{finding}. {told}.")
@@ -397,11 +485,21 @@ def crossing_finding(chance: Mapping[str, Sequence[float]], blocks: Sequence[int
     (_, early), *_, (_, late) = chance.items()
     over = [i for i in range(len(blocks)) if late[i] > early[i]]
     if not over or not over[0]:
-        return f"The two places do not change over: p({answer!r}) at most {_two(max(early))} and {_two(max(late))}"
+        return say(
+            "The two places do not change over: p({answer!r}) at most {early} and {late}",
+            answer=answer,
+            early=_two(max(early)),
+            late=_two(max(late)),
+        )
     here = over[0]
-    return (
-        f"At block {blocks[here]} the answer changes place: patched at the last token p({answer!r}) rises from {late[here - 1]:.4f} "
-        f"(after block {blocks[here - 1]}) to {late[here]:.2f}"
+    return say(
+        "At block {block} the answer changes place: patched at the last token p({answer!r}) rises from "
+        "{before_last} (after block {previous_block}) to {late}",
+        block=blocks[here],
+        answer=answer,
+        before_last=f"{late[here - 1]:.4f}",
+        previous_block=blocks[here - 1],
+        late=f"{late[here]:.2f}",
     )
 
 
@@ -413,9 +511,13 @@ def name_blocks(blocks: Sequence[int]) -> str:
             runs[-1].append(block)
         else:
             runs.append([block])
-    parts = [p for run in runs for p in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else [str(b) for b in run])]
-    named = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + f" and {parts[-1]}"
-    return ("block " if len(blocks) == 1 else "blocks ") + named
+    parts = [
+        p
+        for run in runs
+        for p in ([say("{run} to {last_run}", run=run[0], last_run=run[-1])] if len(run) > 2 else [str(b) for b in run])
+    ]
+    named = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + say(" and {last_parts}", last_parts=parts[-1])
+    return (say("block ") if len(blocks) == 1 else say("blocks ")) + named
 
 
 def _line(text: str) -> str:

@@ -23,6 +23,7 @@ from helpers.measurements import Measured
 from helpers.measures import text_damage
 from helpers.metrics import top_k
 from helpers.models import LanguageModel
+from helpers.say import say
 from helpers.sweeps import sweep_edits, windows
 from helpers.tables import format_number, show_table
 from helpers.texts import held_out_passages
@@ -41,8 +42,10 @@ def show_words(lm: LanguageModel, prompt: str, runs: Mapping[str, Sequence[Edit]
         with edit(lm, *edits):
             found = top_k(lm, lm.logits(prompt)[:, -1], most)
         rows[name] = [f"{word!r} {format_number(float(chance), 2)}" for word, chance in found]
-    places = ["1st", "2nd", "3rd", *(f"{place}th" for place in range(4, most + 1))][:most]
-    show_table(rows, f"Next words after “{prompt}”", columns=places, corner="run")
+    places = [say("1st"), say("2nd"), say("3rd"), *(say("{place}th", place=place) for place in range(4, most + 1))][
+        :most
+    ]
+    show_table(rows, say("Next words after “{prompt}”", prompt=prompt), columns=places, corner=say("run"))
 
 
 def show_again(lm: LanguageModel, found: Measured, blocks: Sequence[int], passages: int) -> None:
@@ -51,11 +54,13 @@ def show_again(lm: LanguageModel, found: Measured, blocks: Sequence[int], passag
     now = sweep_edits(lm, text, [skip_block(block) for block in blocks], measure=text_damage(), progress=False)
     then = found.at("damage", part="block", measure="loss", block=list(blocks))[:passages]
     rows = {
-        "stored": [f"{value:.2f}" for value in then.mean(0).tolist()],
-        "now": [f"{value:.2f}" for value in now[..., 0].mean(0).tolist()],
+        say("stored"): [f"{value:.2f}" for value in then.mean(0).tolist()],
+        say("now"): [f"{value:.2f}" for value in now[..., 0].mean(0).tolist()],
     }
-    columns = [f"block {block}" for block in blocks]
-    show_table(rows, f"Rise of the loss on the first {passages} passages, nats a token", columns=columns)
+    columns = [say("block {block}", block=block) for block in blocks]
+    show_table(
+        rows, say("Rise of the loss on the first {passages} passages, nats a token", passages=passages), columns=columns
+    )
 
 
 def show_hooks(lm: LanguageModel, prompt: str, block: int) -> None:
@@ -78,13 +83,17 @@ def show_hooks(lm: LanguageModel, prompt: str, block: int) -> None:
         return with_first(output, args[0])
 
     rows = {
-        "`return input`, for transformers 4": (raw.error or raw.line, same(lambda module, args, output: args)),
+        say("`return input`, for transformers 4"): (raw.error or raw.line, same(lambda module, args, output: args)),
         "`return input[0]`": (raw.repair, same(lambda module, args, output: args[0])),
-        "right for both, with `prepend=True`": (raw.mended, same(right, prepend=True)),
+        say("right for both, with `prepend=True`"): (raw.mended, same(right, prepend=True)),
     }
-    caption = f"Block {block} skipped by hand, transformers {transformers.__version__.split('.')[0]}"
-    columns = ["step in hidden_states", "logits of a skipped run"]
-    show_table({name: list(row) for name, row in rows.items()}, caption, columns=columns, corner="hook", digits=3)
+    caption = say(
+        "Block {block} skipped by hand, transformers {version}",
+        block=block,
+        version=transformers.__version__.split(".")[0],
+    )
+    columns = [say("step in hidden_states"), say("logits of a skipped run")]
+    show_table({name: list(row) for name, row in rows.items()}, caption, columns=columns, corner=say("hook"), digits=3)
 
 
 def show_first_token(runs: Mapping[str, Trace], point: int, coordinate: int) -> None:
@@ -97,8 +106,13 @@ def show_first_token(runs: Mapping[str, Trace], point: int, coordinate: int) -> 
         first, others = run.resid[point, 0, 0], run.resid[point, 0, 1:].norm(dim=-1)
         numbers = (first.norm(), first[coordinate].abs(), others.quantile(0.5), first.norm() / others.quantile(0.5))
         rows[name] = [f"{float(number):,.0f}" if number >= 100 else f"{float(number):.2f}" for number in numbers]
-    columns = ["first token's length", f"coordinate {coordinate}", "others' length (median)", "ratio"]
-    show_table(rows, f"Before block {point}", columns=columns, corner="run")
+    columns = [
+        say("first token's length"),
+        say("coordinate {coordinate}", coordinate=coordinate),
+        say("others' length (median)"),
+        say("ratio"),
+    ]
+    show_table(rows, say("Before block {point}", point=point), columns=columns, corner=say("run"))
 
 
 @contextmanager

@@ -13,13 +13,14 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from helpers.plots.style import CLEAN, EDIT, EDITED, QUIET, describe, new_axes, set_title
+from helpers.say import say, translatable
 
 DIAGRAM_SIZE = (7.0, 2.6)
 SITES = {
-    "block": "the output of block {}",
-    "attention": "the attention of block {}",
-    "mlp": "the MLP of block {}",
-    "skip": "block {}, which is skipped",
+    "block": translatable("the output of block {block}"),
+    "attention": translatable("the attention of block {block}"),
+    "mlp": translatable("the MLP of block {block}"),
+    "skip": translatable("block {block}, which is skipped"),
 }
 
 
@@ -40,9 +41,17 @@ def stream_diagram(n_blocks: int, marks: Sequence[Mark] = (), title: str | None 
     """
     for mark in marks:
         if mark.site not in SITES:
-            raise ValueError(f"site {mark.site!r} is unknown: choose one of {', '.join(SITES)}")
+            raise ValueError(
+                say("site {site!r} is unknown: choose one of {sites}", site=mark.site, sites=", ".join(SITES))
+            )
         if not 0 <= mark.block < n_blocks:
-            raise ValueError(f"block {mark.block} does not exist: blocks go from 0 to {n_blocks - 1}")
+            raise ValueError(
+                say(
+                    "block {block} does not exist: blocks go from 0 to {last_block}",
+                    block=mark.block,
+                    last_block=n_blocks - 1,
+                )
+            )
     ax = new_axes(ax, DIAGRAM_SIZE)
     ax.set_axis_off()
     ax.set_xlim(-1.6, n_blocks + 2.6)
@@ -51,9 +60,9 @@ def stream_diagram(n_blocks: int, marks: Sequence[Mark] = (), title: str | None 
     reached = min((_place(mark) for mark in marks), default=end)
     ax.plot([-0.6, reached], [0, 0], color=CLEAN, linewidth=4, solid_capstyle="butt", zorder=1)
     ax.plot([reached, end], [0, 0], color=EDITED, linewidth=4, linestyle=(0, (3, 0.6)), zorder=1)
-    _box(ax, -1.05, 0, 0.9, 0.8, "emb")
-    _box(ax, n_blocks + 0.45, 0, 1.0, 0.8, "norm")
-    _box(ax, n_blocks + 1.85, 0, 1.1, 0.8, "logits")
+    _box(ax, -1.05, 0, 0.9, 0.8, say("emb"))
+    _box(ax, n_blocks + 0.45, 0, 1.0, 0.8, say("norm"))
+    _box(ax, n_blocks + 1.85, 0, 1.1, 0.8, say("logits"))
     for block in range(n_blocks):
         sites = {mark.site for mark in marks if mark.block == block}
         skipped = "skip" in sites
@@ -63,7 +72,7 @@ def stream_diagram(n_blocks: int, marks: Sequence[Mark] = (), title: str | None 
             _arrow(ax, (x - 0.1, 0.05), (x - 0.1, 0.62), faded=skipped)
             _arrow(ax, (x + 0.1, 0.62), (x + 0.1, 0.05), faded=skipped)
         ax.text(block, -0.32, str(block), ha="center", va="top", fontsize=9, color=QUIET)
-    ax.text((n_blocks - 1) / 2, -0.8, "block", ha="center", va="top", fontsize=9, color=QUIET)
+    ax.text((n_blocks - 1) / 2, -0.8, say("block"), ha="center", va="top", fontsize=9, color=QUIET)
     for mark in marks:
         x = _place(mark)
         if mark.site == "skip":
@@ -91,13 +100,17 @@ def stream_diagram(n_blocks: int, marks: Sequence[Mark] = (), title: str | None 
 
 def diagram_words(n_blocks: int, marks: Sequence[Mark] = ()) -> str:
     """Return what the diagram shows, in words."""
-    text = (
-        f"The residual stream runs from the embedding (emb) through blocks 0 to {n_blocks - 1} to the final norm and "
-        "the logits. In each block attention (A), then the MLP (M), reads from the stream and adds its result to it."
+    text = say(
+        "The residual stream runs from the embedding (emb) through blocks 0 to {last_block} to the final "
+        "norm and the logits. In each block attention (A), then the MLP (M), reads from the stream and "
+        "adds its result to it.",
+        last_block=n_blocks - 1,
     )
     for mark in marks:
-        text += f" An edit, {mark.label}, sits at {SITES[mark.site].format(mark.block)}."
-    return text + (" Everything to the right of the first edit can change, nothing to its left." if marks else "")
+        text += say(
+            " An edit, {label}, sits at {site}.", label=mark.label, site=say(SITES[mark.site], block=mark.block)
+        )
+    return text + (say(" Everything to the right of the first edit can change, nothing to its left.") if marks else "")
 
 
 def _place(mark: Mark) -> float:

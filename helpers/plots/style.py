@@ -28,6 +28,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from matplotlib.ticker import MaxNLocator
 
+from helpers.say import say, translatable
+
 SIZE = (7.0, 4.0)  # inches
 DPI = 100  # figures stored in a notebook
 WIDGET_DPI = 80  # figures that are redrawn at each key press
@@ -99,7 +101,7 @@ def point_names(n_blocks: int) -> list[str]:
 
     Point i is `output.hidden_states[i]`: the output of block i - 1. The last one is read before the final norm.
     """
-    return ["emb", *(str(block) for block in range(n_blocks))]
+    return [say("emb"), *(str(block) for block in range(n_blocks))]
 
 
 def stream_axis(ax: Axes, n_blocks: int, *after: str) -> None:
@@ -113,7 +115,7 @@ def stream_axis(ax: Axes, n_blocks: int, *after: str) -> None:
     shown = [*range(n_blocks, -1, -step)][::-1]  # the last point is always there
     shown += range(n_blocks + 1, len(names))
     ax.set_xticks(shown, [names[place] for place in shown])
-    ax.set_xlabel("residual stream after block (emb: before block 0)")
+    ax.set_xlabel(say("residual stream after block (emb: before block 0)"))
     ax.set_xlim(-0.5, len(names) - 0.5)
 
 
@@ -121,7 +123,7 @@ def block_axis(ax: Axes, n_blocks: int) -> None:
     """Label the x axis of `ax` with block numbers, for values that belong to a block (a step, an effect)."""
     shown = range(0, n_blocks, tick_step(ax, n_blocks))
     ax.set_xticks(shown, [str(block) for block in shown])
-    ax.set_xlabel("block")
+    ax.set_xlabel(say("block"))
     ax.set_xlim(-0.6, n_blocks - 0.4)
 
 
@@ -141,13 +143,14 @@ def set_title(ax: Axes, finding: str) -> None:
     ax.set_title("\n".join(lines).replace("\N{NO-BREAK SPACE}", " "), loc="left", fontsize=11, pad=20)  # for mark_edit
 
 
-def mark_edit(ax: Axes, x: float, label: str = "edit") -> None:
+def mark_edit(ax: Axes, x: float, label: str = translatable("edit")) -> None:
     """Mark the place of an edit, the same way in every figure: a dashed line, and above it a triangle and a label, if any."""
     top = ax.get_xaxis_transform()
     ax.axvline(x, color=EDIT, linestyle=(0, (4, 3)), linewidth=1.4, zorder=1)
     ax.plot([x], [1.0], marker="v", color=EDIT, markersize=8, transform=top, clip_on=False, linestyle="none")
     if not label:
         return
+    label = say(label)
     right = x > sum(ax.get_xlim()) / 2
     ax.annotate(
         label,
@@ -171,7 +174,7 @@ def description(ax: Axes | Figure) -> str:
     """Return the text alternative of a figure. Raises ValueError when it has none: every figure of the course does."""
     text = str(figure_of(ax).get_label())
     if not text:
-        raise ValueError("this figure has no text alternative: call describe(ax, text) or pass alt=")
+        raise ValueError(say("this figure has no text alternative: call describe(ax, text) or pass alt="))
     return text
 
 
@@ -248,7 +251,8 @@ class _Words:
     text: str
 
     def _repr_html_(self) -> str:
-        return f"<details><summary>Figure in words</summary><p>{escape(self.text)}</p></details>"
+        summary = escape(say("Figure in words"))
+        return f"<details><summary>{summary}</summary><p>{escape(self.text)}</p></details>"
 
     def __repr__(self) -> str:
-        return "(figure in words)"
+        return say("(figure in words)")

@@ -115,7 +115,7 @@ def test_with_several_models_the_first_control_chooses():
     panel = _panel(models={"six": SIX, "four": FOUR})
     assert list(panel.controls) == ["model", "block", "factor"]
     assert panel.controls["model"].description == "model"
-    assert list(panel.controls["model"].options) == ["six", "four"]
+    assert [value for _, value in panel.controls["model"].options] == ["six", "four"]
     assert panel.replay.lm is SIX
     panel.controls["model"].value = "four"
     assert panel.replay.lm is FOUR

@@ -46,7 +46,7 @@ def test_the_sliders_cover_the_model_and_factors_to_three(lm):
     panel = scaling_panel(lm, PROMPT)
     assert (panel.controls["block"].min, panel.controls["block"].max) == (0, lm.n_blocks - 1)
     assert (panel.controls["factor"].min, panel.controls["factor"].max) == (0.0, 3.0)
-    assert panel.controls["measure"].options == MEASURES
+    assert panel.controls["measure"].options == tuple((name, name) for name in MEASURES)
     panel.controls["block"].value = lm.n_blocks - 1
     assert "the last block" in panel.text
 

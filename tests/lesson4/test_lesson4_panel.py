@@ -185,7 +185,7 @@ def test_the_sliders_cover_the_model(lm):
     panel = head_panel(lm, PROMPT, TARGET, CONTRAST)
     assert (panel.controls["block"].min, panel.controls["block"].max) == (0, lm.n_blocks - 1)
     assert (panel.controls["head"].min, panel.controls["head"].max) == (0, lm.n_heads - 1)
-    assert list(panel.controls["replacement"].options) == ["zero", "mean", "resample"]
+    assert [value for _, value in panel.controls["replacement"].options] == ["zero", "mean", "resample"]
 
 
 def test_mistakes_have_their_own_class(lm):
