@@ -12,7 +12,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from grading import report
 from grading.box import LIMITS, Box
@@ -20,7 +20,16 @@ from grading.course import ROOT, asked
 from grading.gather import Handed, gather
 from grading.report import Result
 
+TOGETHER = 16  # notebooks that are read by one process
 NO_FORK = "grading needs processes that are copied by fork, which Windows does not have: grade in WSL, or on Linux or macOS."
+
+
+class _Open(NamedTuple):
+    """A notebook of which some exercises are still to come."""
+
+    handed: Handed
+    wanted: int
+    results: list[Result]
 
 
 def grade(
@@ -48,50 +57,60 @@ def processors() -> int:
 
 def _graded(box: Box, handed: list[Handed], at_once: int, bar: Any) -> Iterator[list[Result]]:
     """The results of one notebook after the other, as they are finished."""
-    waiting = deque(one for one in handed if not one.problem)
-    follow: deque[dict[str, Any]] = deque()  # exercises of notebooks that have been read go first
-    open_: dict[int, tuple[Handed, list[Result], int]] = {}
+    readable = [one for one in handed if not one.problem]
+    unread = deque(readable[at : at + TOGETHER] for at in range(0, len(readable), TOGETHER))
+    answers: deque[tuple[dict[str, Any], Any]] = deque()
 
-    def requests() -> Iterator[dict[str, Any] | None]:
-        while follow or waiting or open_:
-            if follow:
-                yield follow.popleft()
-            elif waiting:
-                one = waiting.popleft()
-                open_[id(one)] = one, [], 0
-                yield {"kind": "plan", "cells": one.cells, "lesson_by_name": one.lesson_by_name, "about": id(one)}
+    def requests() -> Iterator[tuple[dict[str, Any], Any] | None]:
+        while answers or unread or reading[0]:
+            if answers:
+                yield answers.popleft()
+            elif unread:
+                some = unread.popleft()
+                reading[0] += 1
+                yield {"kind": "plan", "notebooks": [(one.cells, one.lesson_by_name) for one in some]}, some
             else:
                 yield None
 
+    reading = [0]
     for one in handed:
         if one.problem:
             bar.update()
-            yield _unread(one, one.problem, one.lesson_by_name)
-    for request, reply in box.work(requests(), at_once):  # type: ignore[arg-type]
-        key = request["about"]
-        one, results, left = open_[key]
-        if request["kind"] == "plan":
-            read = reply.get("plan") or {"lesson": None, "answers": {}}
-            if not read["answers"]:
-                results = _unread(one, reply.get("sentence") or "No lesson of this course is recognised in it.", one.lesson_by_name)
-            for number, answer in read["answers"].items():
-                if "state" in answer:
-                    results.append(Result.of(one, number, answer, answer))
-                else:
-                    parts = {name: answer[name] for name in ("statements", "expression")}
-                    follow.append({"kind": "judge", "number": number, **parts, "about": key, "answer": answer})
-                    left += 1
+            yield _unread(one, one.problem)
+    for request, about, reply in box.work(requests(), at_once):
+        if request["kind"] == "judge":
+            number, answer, open_ = about
+            open_.results.append(Result.of(open_.handed, number, answer, reply))
+            done = [open_] if len(open_.results) == open_.wanted else []
         else:
-            results.append(Result.of(one, request["number"], request["answer"], reply))
-            left -= 1
-        open_[key] = one, results, left
-        if not left:
-            del open_[key]
+            reading[0] -= 1
+            done = []
+            if "plans" not in reply and len(about) > 1:  # one of them is the culprit
+                unread.extend([one] for one in about)
+            elif "plans" not in reply:
+                bar.update()
+                yield _unread(about[0], reply["sentence"])
+            else:
+                for one, plan in zip(about, reply["plans"], strict=True):
+                    if not plan["answers"]:
+                        bar.update()
+                        yield _unread(one, plan.get("problem") or "No lesson of this course is recognised in it.")
+                        continue
+                    open_ = _Open(one, len(plan["answers"]), [])
+                    for number, answer in plan["answers"].items():
+                        if "state" in answer:
+                            open_.results.append(Result.of(one, number, answer, answer))
+                        else:
+                            parts = {name: answer[name] for name in ("statements", "expression", "flags")}
+                            answers.append(({"kind": "judge", "number": number, **parts}, (number, answer, open_)))
+                    done += [open_] if len(open_.results) == open_.wanted else []
+        for open_ in done:
             bar.update()
-            yield results
+            yield open_.results
 
 
-def _unread(one: Handed, problem: str, lesson: int | None) -> list[Result]:
+def _unread(one: Handed, problem: str) -> list[Result]:
+    lesson = one.lesson_by_name
     numbers = [each.number for each in asked(lesson)] if lesson else ["?"]
     empty = {"shown": "", "notes": [], "flags": []}
     return [Result.of(one, number, empty, {"state": "no verdict", "sentence": problem, "flags": []}) for number in numbers]
@@ -100,7 +119,7 @@ def _unread(one: Handed, problem: str, lesson: int | None) -> list[Result]:
 def _try_the_box(box: Box, folder: Path, out: Path, quiet: bool) -> None:
     """Refuse to start where a learner's code could not even read the course; say what cannot be shut off here."""
     probe = {"kind": "probe", "folders": [str(folder), str(out)]}
-    ((_, said),) = box.work(iter([probe]), 1)
+    ((_, _, said),) = box.work(iter([(probe, None)]), 1)
     if said.get("unreadable"):
         raise SystemExit(
             f"a user without rights cannot read {said['unreadable']}: put the course where every user can read it, or grade as "

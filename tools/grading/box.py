@@ -23,6 +23,7 @@ LIMITS = {
     "processes": 32,
 }
 STATES = {"right", "almost", "not tried", "no verdict"}
+_END: Any = object()
 ENDED = {
     "wall": "It did not end within {wall:.0f} seconds. Does it wait for something?",
     "cpu": "It computed for more than {cpu:.0f} seconds. Is there a loop without an end?",
@@ -52,29 +53,25 @@ class Box:
         self._stop()
         self._folder.cleanup()
 
-    def work(self, requests: Iterator[dict[str, Any]], at_once: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        """Yield (request, reply) as they come. `requests` may be fed from what has been yielded; it gives None when it has none yet."""
-        running: dict[int, dict[str, Any]] = {}
-        again: list[dict[str, Any]] = []
-        given = 0
-        ended = False
+    def work(
+        self, requests: Iterator[tuple[dict[str, Any], Any] | None], at_once: int
+    ) -> Iterator[tuple[dict[str, Any], Any, dict[str, Any]]]:
+        """Yield (request, what it is about, reply) as they come.
+
+        `requests` gives (request, what it is about); it may be fed from what has been yielded, and gives None while it has none.
+        """
+        running: dict[int, tuple[dict[str, Any], Any]] = {}
+        again: list[tuple[dict[str, Any], Any]] = []
+        given, ended = 0, False
         while True:
-            while not again and not ended and len(running) < at_once:
-                try:
-                    request = next(requests)
-                except StopIteration:
-                    ended = True
-                    break
-                if request is None:
+            while len(running) < (1 if again else at_once):  # after a fall one at a time: so the culprit is found
+                pair = again.pop() if again else None if ended else next(requests, _END)
+                ended |= pair is _END
+                if pair is None or pair is _END:
                     break
                 given += 1
-                running[given] = request
-                self._ask(given, request)
-            if again and not running:  # one at a time: whoever ends the server is found out
-                request = again.pop()
-                given += 1
-                running[given] = request
-                self._ask(given, request)
+                running[given] = pair
+                self._ask(given, pair[0])
             if not running:
                 if ended:
                     return
@@ -85,15 +82,14 @@ class Box:
                 self._stop()
                 self._start()
                 if len(lost) == 1:
-                    yield lost[0], _no_verdict("The grader's own process was ended.", ["ended the grader's own process"])
+                    yield *lost[0], _no_verdict("The grader's own process was ended.", ["ended the grader's own process"])
                 else:
                     again += lost
                 continue
             reply = json.loads(line)
             if "fault" in reply:
                 raise SystemExit(f"the course's own checks do not run here, so nothing was graded: {reply['fault']}")
-            request = running.pop(reply["id"])
-            yield request, self._read(reply)
+            yield *running.pop(reply["id"]), self._read(reply)
 
     def _read(self, reply: dict[str, Any]) -> dict[str, Any]:
         flags = [str(flag) for flag in reply["flags"]]

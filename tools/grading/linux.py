@@ -35,10 +35,19 @@ def unshare(flags: int) -> None:
 def become_root_of_own_space() -> None:
     """An ordinary user gets namespaces by owning them. The user stays who they are."""
     user, group = os.getuid(), os.getgid()
-    unshare(NEW_USER | NEW_MOUNTS | NEW_NET | NEW_IPC)
+    unshare(NEW_USER | NEW_MOUNTS | NEW_NET | NEW_IPC | NEW_PID)
     Path("/proc/self/setgroups").write_text("deny")
     Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
     Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
+
+
+def fork_into_own_processes(home: int) -> int:
+    """Fork a child that sees no process but its own; when it ends, so do all that it has started. home: /proc/self/ns/pid, opened."""
+    unshare(NEW_PID)
+    child = os.fork()
+    if child:
+        _tried(_libc().setns(home, NEW_PID))
+    return child
 
 
 def keep_mounts_to_ourselves() -> None:

@@ -25,7 +25,7 @@ WATCHED_NAMES = {
     "globals", "judge", "open", "setattr", "solution", "vars", "__builtins__", "__class__", "__code__", "__dict__",
     "__globals__", "__subclasses__",
 }  # fmt: skip
-TIMERS = re.compile(r"^\s*%%(time|timeit|capture|prun)\b.*\n?")
+TIMERS = re.compile(r"\A\s*%%(time|timeit|capture|prun)\b.*\n?")
 
 
 class Line(NamedTuple):
@@ -110,7 +110,7 @@ def _is_stub(line: Line, one: Asked) -> bool:
 
 
 def _mentions(source: str, one: Asked) -> bool:
-    return re.search(rf"^\s*(?:(?:async\s+)?def|class)\s+{one.name}\b|^\s*{one.name}\s*=", source, re.MULTILINE) is not None
+    return re.search(rf"^[ \t]*(?:(?:async )?def|class)[ \t]+{one.name}\b|^[ \t]*{one.name}[ \t]*=", source, re.MULTILINE) is not None
 
 
 def _needed(lines: list[Line], wanted: set[str], given: set[str]) -> list[Line]:
@@ -167,7 +167,7 @@ def _parsed(source: str) -> tuple[ast.Module | None, str]:
 
 def _plain(source: str) -> str:
     """Without the magics and shell lines of IPython."""
-    if re.search(r"^\s*[%!?]|=\s*[%!]|\?\s*$", source, re.MULTILINE):
+    if re.search(r"^[ \t]*[%!?]|=[ \t]*[%!]|\?[ \t]*$", source, re.MULTILINE):
         from IPython.core.inputtransformer2 import TransformerManager
 
         return TransformerManager().transform_cell(source)

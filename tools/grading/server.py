@@ -1,8 +1,7 @@
 """The warm process behind box.py: it imports PyTorch once, and forks a process for each exercise, which is then thrown away.
 
-    server    warm, reads requests, has no learner's code and no grades in it
-      keeper  one per request: sets the wall clock, and kills whatever is left
-        child the learner's code and its check, as another user where that is possible, with limits; says one line, and ends
+    server   warm, reads requests, has no grades in it, runs nothing of a learner's; watches the clock
+      child  the learner's code and its check, as another user where that is possible, with limits; says one line, and ends
 
 A request is a line of JSON, and so is the reply. The child's line carries a word that the learner's code was not told; a child that says more
 than one line, or ends without one, gets no verdict.
@@ -21,6 +20,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,38 +36,41 @@ LONGEST = {"judge": 16_000, "plan": 8 * 2**20, "probe": 4_000}
 class Server:
     """Reads requests from `asked`, writes replies to `told`; `scratch` is a folder where a child may write."""
 
-    def __init__(self, asked: int, told: int, order: dict[str, Any]) -> None:
+    def __init__(self, asked: int, told: int, order: dict[str, Any], shut_in: bool) -> None:
         self._asked, self._told = asked, told
-        self._scratch, self._limits = Path(order["scratch"]), order["limits"]
-        self._measures = enclose([Path(folder) for folder in order["hidden"]], self._scratch)
-        self._lessons: dict[int, tuple[dict[str, Any], dict[str, tuple[int, str]]]] = {}
-        self._seal: Any = None
+        self.scratch, self.limits, self.shut_in = Path(order["scratch"]), order["limits"], shut_in
+        self.seal: Any = None
+        self.lessons: dict[int, tuple[dict[str, Any], dict[str, tuple[int, str]]]] = {}
+        self._home = os.open("/proc/self/ns/pid", os.O_RDONLY) if shut_in else -1
         self._jobs: dict[int, _Job] = {}
         self._ready = selectors.DefaultSelector()
 
     def serve(self) -> None:
-        self._say({"ready": True, **self._measures})
         self._ready.register(self._asked, selectors.EVENT_READ, None)
         waiting = b""
         while True:
-            for key, _ in self._ready.select(timeout=1.0):
-                if key.data is None:
-                    more = os.read(self._asked, 2**20)
-                    if not more:  # the grader has ended
-                        for job in self._jobs.values():
-                            os.kill(job.keeper, signal.SIGKILL)
-                        return
-                    *lines, waiting = (waiting + more).split(b"\n")
-                    for line in lines:
-                        self._start(json.loads(line))
-                elif not key.data.read(key.fd):
-                    self._ready.unregister(key.fd)
-                    if key.data.ended:
-                        self._finish(key.data)
+            for key, _ in self._ready.select(timeout=self._pause()):
+                if key.data is not None:
+                    key.data.read()
+                    continue
+                more = os.read(self._asked, 2**20)
+                if not more:  # the grader has ended
+                    return self._kill(self._jobs)
+                *lines, waiting = (waiting + more).split(b"\n")
+                for line in lines:
+                    self._start(json.loads(line))
+            now = time.monotonic()
+            self._kill([child for child, job in self._jobs.items() if job.closed or now > job.latest])
             for job in list(self._jobs.values()):
-                if time.monotonic() > job.latest:  # the keeper itself hangs
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(job.keeper, signal.SIGKILL)
+                if status := job.wait(self.limits):
+                    self._finish(job, status)
+            if not self.shut_in:
+                self._kill_orphans()
+
+    def _pause(self) -> float:
+        if not self._jobs:
+            return 60.0
+        return 0.01 if not hasattr(os, "pidfd_open") else max(0.05, min(job.latest for job in self._jobs.values()) - time.monotonic())
 
     def _start(self, request: dict[str, Any]) -> None:
         if request["kind"] == "judge":
@@ -75,29 +78,35 @@ class Server:
                 self._warm(int(request["number"].split(".")[0]))
             except Exception as error:
                 return self._say({"fault": f"{type(error).__name__}: {error}"})
-        slot = next(slot for slot in range(len(self._jobs) + 1) if all(slot != job.slot for job in self._jobs.values()))
+        slot = min(set(range(len(self._jobs) + 1)) - {job.slot for job in self._jobs.values()})
         word = secrets.token_hex(16)
         said, says = os.pipe()
-        status, tells = os.pipe()
-        gc.freeze()
-        keeper = os.fork()
-        if keeper == 0:
-            os.close(said)
-            os.close(status)
-            _keep(self, request, slot, word, says, tells)
+        if not self.shut_in:
+            (self.scratch / str(slot)).mkdir(mode=0o700, exist_ok=True)
+        child = linux.fork_into_own_processes(self._home) if self.shut_in else os.fork()
+        if child == 0:
+            _run(self, request, slot, word, says)
         os.close(says)
-        os.close(tells)
-        job = _Job(request, keeper, slot, word, said, status, time.monotonic() + self._limits["wall"] + 10)
-        self._jobs[keeper] = job
-        for pipe in (said, status):
-            os.set_blocking(pipe, False)
-            self._ready.register(pipe, selectors.EVENT_READ, job)
+        self._jobs[child] = _Job(request, child, slot, word, said, time.monotonic() + self.limits["wall"], self._ready)
 
-    def _finish(self, job: _Job) -> None:
-        os.waitpid(job.keeper, 0)
-        job.close(self._ready)
-        del self._jobs[job.keeper]
-        self._say({"id": job.request["id"], **job.outcome()})
+    def _finish(self, job: _Job, status: dict[str, Any]) -> None:
+        del self._jobs[job.child]
+        if not self.shut_in:
+            shutil.rmtree(self.scratch / str(job.slot), ignore_errors=True)
+        self._say({"id": job.request["id"], **job.outcome(status)})
+
+    def _kill(self, children: Iterable[int]) -> None:
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+
+    def _kill_orphans(self) -> None:
+        """Where a child's own children cannot be shut in with it, those that it left behind have come to this process."""
+        for one in psutil.Process().children():
+            if one.pid not in self._jobs:
+                self._kill([one.pid])
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(one.pid, 0)
 
     def _say(self, reply: dict[str, Any]) -> None:
         data = json.dumps(reply).encode() + b"\n"
@@ -106,7 +115,7 @@ class Server:
 
     def _warm(self, lesson: int) -> None:
         """Import what the lesson's checks need, run each once, and remember which wrong answer each check refuses fastest."""
-        if lesson in self._lessons:
+        if lesson in self.lessons:
             return
         import torch
 
@@ -126,83 +135,79 @@ class Server:
                 said = judge(exercise, wrong).sentence
                 timed.append((time.perf_counter() - start, at, said))
             proofs[one.number] = min(timed)[1:]
-        self._lessons[lesson] = scope, proofs
-        self._seal = Seal()
+        self.lessons[lesson] = scope, proofs
+        self.seal = Seal()
+        gc.freeze()  # or each child would copy what its collector touches
 
 
 class _Job:
-    """One request that is being worked on."""
+    """One request that a child works on."""
 
     def __init__(
-        self, request: dict[str, Any], keeper: int, slot: int, word: str, said: int, status: int, latest: float
+        self, request: dict[str, Any], child: int, slot: int, word: str, said: int, latest: float, ready: selectors.BaseSelector
     ) -> None:
-        self.request, self.keeper, self.slot, self.latest = request, keeper, slot, latest
-        self._word, self._pipes = word, {said: b"", status: b""}
-        self._said, self._status = said, status
-        self._open = {said, status}
+        self.request, self.child, self.slot, self.latest = request, child, slot, latest
+        self.closed = False  # it said far too much
+        self._word, self._said, self._ready, self._text, self._late = word, said, ready, b"", False
+        self._handle = os.pidfd_open(child) if hasattr(os, "pidfd_open") else -1
+        os.set_blocking(said, False)
+        ready.register(said, selectors.EVENT_READ, self)
+        self._watched = {said}
+        if self._handle >= 0:
+            ready.register(self._handle, selectors.EVENT_READ, self)
+            self._watched.add(self._handle)
 
-    @property
-    def ended(self) -> bool:
-        """The keeper's own pipe is closed by its end; the child's could be held open by what it left behind."""
-        return self._status not in self._open
+    def read(self) -> None:
+        """Take what the child has said so far."""
+        while self._said in self._watched:
+            try:
+                more = os.read(self._said, 2**16)
+            except BlockingIOError:
+                return
+            self._text += more
+            self.closed = len(self._text) > LONGEST[self.request["kind"]]
+            if not more or self.closed:
+                self._ready.unregister(self._said)
+                self._watched.discard(self._said)
 
-    def read(self, pipe: int) -> bool:
-        """Take what is there; False at the end, or when a child says far too much."""
-        try:
-            more = os.read(pipe, 2**16)
-        except BlockingIOError:
-            return True
-        self._pipes[pipe] += more
-        if not more or len(self._pipes[pipe]) > LONGEST[self.request["kind"]]:
-            self._open.discard(pipe)
-            return False
-        return True
+    def wait(self, limits: dict[str, float]) -> dict[str, Any] | None:
+        """How the child ended, once it has: nothing of it is left then but what it said."""
+        late = time.monotonic() > self.latest
+        ended, code, used = os.wait4(self.child, os.WNOHANG)
+        if not ended:
+            return None
+        self.read()
+        for pipe in self._watched:
+            self._ready.unregister(pipe)
+        os.close(self._said)
+        if self._handle >= 0:
+            os.close(self._handle)
+        if os.WIFSIGNALED(code):
+            spent = used.ru_utime + used.ru_stime >= limits["cpu"] - 0.2
+            return {"why": "cpu" if spent else "wall" if late else "signal", "signal": os.WTERMSIG(code)}
+        return {"why": "done" if os.WEXITSTATUS(code) == 0 else "exit", "code": os.WEXITSTATUS(code)}
 
-    def close(self, ready: selectors.BaseSelector) -> None:
-        while self._said in self._open and self._pipe_has_more():
-            pass
-        for pipe in (self._said, self._status):
-            if pipe in self._open:
-                ready.unregister(pipe)
-                self._open.discard(pipe)
-            os.close(pipe)
-
-    def _pipe_has_more(self) -> bool:
-        before = len(self._pipes[self._said])
-        if not self.read(self._said):
-            self._open.add(self._said)  # close() unregisters it
-            return False
-        return len(self._pipes[self._said]) > before
-
-    def outcome(self) -> dict[str, Any]:
+    def outcome(self, status: dict[str, Any]) -> dict[str, Any]:
         """{"result": …, "flags": […]} or {"ended": why, "flags": […]}."""
-        try:
-            status = json.loads(self._pipes[self._status])
-        except ValueError:
-            status = {"why": "killed", "left": 0}
-        flags = ["left processes running"] if status.get("left") else []
-        lines = self._pipes[self._said].split(b"\n")
+        lines = self._text.split(b"\n")
         if len(lines) == 2 and not lines[1] and status["why"] == "done":
             try:
                 reply = json.loads(lines[0])
                 if reply.pop("word") == self._word:
-                    return {"result": reply, "flags": flags}
+                    return {"result": reply, "flags": []}
             except (ValueError, AttributeError, KeyError, RecursionError):
                 pass
-        if self._pipes[self._said].strip():
-            flags.append("wrote to the grader's own channel")
-        return {"ended": status, "flags": flags}
+        return {"ended": status, "flags": ["wrote to the grader's own channel"] if self._text.strip() else []}
 
 
 # ---- what is shut, once, for all that follow
 
 
-def enclose(hidden: list[Path], scratch: Path) -> dict[str, Any]:
-    """Shut this process and its children in as far as the system allows. Returns {"shut": [...], "open": [...]} in words."""
-    shut, left = ["processor time, memory, processes and files are limited"], []
+def enclose(hidden: list[Path], scratch: Path) -> bool:
+    """Shut this process and its children in; False where the system forbids it. The process goes on in a child of its own."""
     try:
         if os.geteuid() == 0:
-            linux.unshare(linux.NEW_MOUNTS | linux.NEW_NET | linux.NEW_IPC)
+            linux.unshare(linux.NEW_MOUNTS | linux.NEW_NET | linux.NEW_IPC | linux.NEW_PID)
         else:
             linux.become_root_of_own_space()
         linux.keep_mounts_to_ourselves()
@@ -212,12 +217,20 @@ def enclose(hidden: list[Path], scratch: Path) -> dict[str, Any]:
         linux.mount("tmpfs", scratch, f"size={2**26},mode=711")
         for folder in hidden:
             linux.mount("tmpfs", folder, "size=4k,mode=755", read_only=True)
-        shut.append("no file outside a scratch folder can be written, the submissions and the grades cannot be read, there is no network")
     except OSError:
-        left.append("files and network are not shut off")
+        return False
+    return True
+
+
+def measures(shut_in: bool) -> dict[str, list[str]]:
+    """What protects the grader from what it grades, in words: {"shut": [...], "open": [...]}."""
+    shut = ["processor time, time, memory, processes, files and output of each exercise are limited"]
+    if shut_in:
+        shut.append("no file outside a scratch folder can be written, the submissions and the grades cannot be read, there is no network")
+        shut.append("whatever an exercise has started ends with it")
     if os.geteuid() == 0:
         shut.append("each exercise runs as a user without rights")
-    return {"shut": shut, "open": left}
+    return {"shut": shut, "open": [] if shut_in else ["files and network cannot be shut off"]}
 
 
 def _let_others_read_the_course() -> None:
@@ -235,93 +248,18 @@ def _let_others_read_the_course() -> None:
             linux.show_only(folder, below)
 
 
-# ---- the keeper
-
-
-def _keep(server: Server, request: dict[str, Any], slot: int, word: str, says: int, tells: int) -> NoReturn:
-    """Runs in a process of its own: start the child, wait, kill what is left, tell how it ended."""
-    status: dict[str, Any] = {"why": "killed", "left": 0}
-    try:
-        os.setsid()
-        for call in (linux.adopt_orphans, linux.die_with_parent):
-            with contextlib.suppress(OSError):
-                call()
-        own_mounts = own_pids = False
-        with contextlib.suppress(OSError):
-            linux.unshare(linux.NEW_MOUNTS)
-            own_mounts = True
-            linux.unshare(linux.NEW_PID)
-            own_pids = True
-        scratch = server._scratch / str(slot)
-        scratch.mkdir(mode=0o700, exist_ok=True)
-        child = os.fork()
-        if child == 0:
-            os.close(tells)
-            _run(server, request, slot, word, says, scratch, own_mounts, own_pids)
-        os.close(says)
-        status = _wait(child, server._limits)
-        status["left"] = _kill_the_rest(slot)
-        if not own_mounts:
-            shutil.rmtree(scratch, ignore_errors=True)
-    finally:
-        os.write(tells, json.dumps(status).encode())
-        os._exit(0)
-
-
-def _wait(child: int, limits: dict[str, float]) -> dict[str, Any]:
-    end = time.monotonic() + limits["wall"]
-    late = False
-    if hasattr(os, "pidfd_open"):
-        handle = os.pidfd_open(child)
-        with selectors.DefaultSelector() as ready:
-            ready.register(handle, selectors.EVENT_READ)
-            late = not ready.select(timeout=limits["wall"])
-    else:
-        while not (late := time.monotonic() > end):
-            if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-                break
-            time.sleep(0.01)
-    if late:
-        os.kill(child, signal.SIGKILL)
-    _, code, used = os.wait4(child, 0)
-    if late:
-        return {"why": "wall"}
-    if os.WIFSIGNALED(code):
-        spent = used.ru_utime + used.ru_stime >= limits["cpu"] - 0.2
-        return {"why": "cpu" if spent else "signal", "signal": os.WTERMSIG(code)}
-    return {"why": "done" if os.WEXITSTATUS(code) == 0 else "exit", "code": os.WEXITSTATUS(code)}
-
-
-def _kill_the_rest(slot: int) -> int:
-    """Whatever the child started is a descendant of this process, or runs as the child's user. Returns how many were found."""
-    found = 0
-    for _ in range(200):
-        rest = psutil.Process().children(recursive=True)
-        alive = [one for one in rest if one.status() != psutil.STATUS_ZOMBIE]
-        found = max(found, len(alive))
-        for one in alive:
-            with contextlib.suppress(psutil.Error):
-                one.kill()
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        if not alive:
-            break
-    return found
-
-
 # ---- the child
 
 
-def _run(
-    server: Server, request: dict[str, Any], slot: int, word: str, says: int, scratch: Path, own_mounts: bool, own_pids: bool
-) -> NoReturn:
+def _run(server: Server, request: dict[str, Any], slot: int, word: str, says: int) -> NoReturn:
     """Runs in the process that is thrown away."""
     me = os.getpid()
     try:
-        _shut(server, slot, says, scratch, own_mounts, own_pids)
+        _shut(server, slot, says)
         work = {"plan": _plan, "judge": _judge, "probe": _probe}[request["kind"]]
         reply = work(server, request)
+        if server.shut_in and len([name for name in os.listdir("/proc") if name.isdigit()]) > 1:
+            reply["flags"] = [*reply["flags"], "left processes running"]
     except BaseException as error:  # SystemExit and KeyboardInterrupt too: a learner's code can raise them
         reply = {"state": "no verdict", "sentence": f"It ended with {type(error).__name__}.", "flags": []}
     try:
@@ -333,33 +271,35 @@ def _run(
         os._exit(0)
 
 
-def _shut(server: Server, slot: int, says: int, scratch: Path, own_mounts: bool, own_pids: bool) -> None:
+def _shut(server: Server, slot: int, says: int) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
     os.closerange(3, says)
-    os.closerange(says + 1, 4096)
-    root, user = os.geteuid() == 0, FIRST_USER + slot % USERS
-    limits = server._limits
-    if own_mounts:
-        owner = f",uid={user}" if root else f",uid={os.getuid()}"
-        linux.mount("tmpfs", scratch, f"size={int(limits['disk'])},nr_inodes=1000,mode=700{owner}")
-        if own_pids:
-            with contextlib.suppress(OSError):
-                linux.mount("proc", "/proc")
-    elif root:
-        os.chown(scratch, user, user)
+    os.closerange(says + 1, 1024)
+    root, user, limits = os.geteuid() == 0, FIRST_USER + slot % USERS, server.limits
+    scratch = server.scratch
+    if server.shut_in:
+        linux.unshare(linux.NEW_MOUNTS)
+        linux.mount("tmpfs", scratch, f"size={int(limits['disk'])},nr_inodes=1000,mode=700,uid={user if root else os.getuid()}")
+        with contextlib.suppress(OSError):
+            linux.mount("proc", "/proc", read_only=True)
+    else:
+        scratch = scratch / str(slot)
+        if root:
+            os.chown(scratch, user, user)
     os.chdir(scratch)
     if sys.platform == "linux":
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         most = pages * resource.getpagesize() + int(limits["memory"])
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    cpu = int(limits["cpu"])
+    cpu, disk = int(limits["cpu"]), int(limits["disk"])
     resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
-    for kind, most in (("CORE", 0), ("FSIZE", int(limits["disk"])), ("NOFILE", 256), ("NPROC", int(limits["processes"]))):
+    for kind, most in (("CORE", 0), ("FSIZE", disk), ("NOFILE", 256), ("NPROC", int(limits["processes"]))):
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(getattr(resource, f"RLIMIT_{kind}"), (most, most))
-    os.setsid()
+    with contextlib.suppress(OSError):
+        os.setsid()
     if root:
         os.setgroups([])
         os.setresgid(user, user, user)
@@ -374,7 +314,7 @@ def _probe(server: Server, request: dict[str, Any]) -> dict[str, Any]:
     """Can a child read the packages, write into its folder, and nothing else?"""
     import torch
 
-    said: dict[str, Any] = {"state": "right", "user": os.getuid(), "unreadable": "", "writes": []}
+    said: dict[str, Any] = {"state": "right", "flags": [], "user": os.getuid(), "unreadable": "", "writes": []}
     for file in (course.ROOT / "helpers" / "__init__.py", Path(torch.__file__), Path(json.__file__)):
         if not os.access(file, os.R_OK):
             said["unreadable"] = str(file)
@@ -389,17 +329,20 @@ def _probe(server: Server, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plan(server: Server, request: dict[str, Any]) -> dict[str, Any]:
-    try:
-        return {"state": "right", "plan": plan([tuple(cell) for cell in request["cells"]], request["lesson_by_name"])}
-    except (RecursionError, MemoryError, ValueError) as error:
-        return {"state": "no verdict", "sentence": f"The notebook's code cannot be read ({type(error).__name__}).", "flags": []}
+    plans = []
+    for cells, lesson_by_name in request["notebooks"]:
+        try:
+            plans.append(plan([tuple(cell) for cell in cells], lesson_by_name))
+        except (RecursionError, MemoryError, ValueError) as error:
+            plans.append({"lesson": None, "answers": {}, "problem": f"The code in it cannot be read ({type(error).__name__})."})
+    return {"state": "right", "flags": [], "plans": plans}
 
 
 def _judge(server: Server, request: dict[str, Any]) -> dict[str, Any]:
     from helpers.course.exercise import find, judge
 
-    seal, flags, number = server._seal, set(), request["number"]
-    scope, proofs = server._lessons[int(number.split(".")[0])]
+    seal, flags, number = server.seal, set(request["flags"]), request["number"]
+    scope, proofs = server.lessons[int(number.split(".")[0])]
     scope = dict(scope)
     exercise, stopped = find(number), ""
     for code in request["statements"]:
@@ -416,18 +359,15 @@ def _judge(server: Server, request: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:
         said = f"Your code stops with {stopped or _told(error)}"
         return {"state": "no verdict", "sentence": said[:2000], "flags": []}
-    before = seal.mend()
     if answer is exercise.solution or getattr(answer, "__code__", 0) is getattr(exercise.solution, "__code__", 1):
         flags.add("is the course's own solution")
     outcome = judge(exercise, answer)
-    during = seal.mend()
-    if during:
+    if changed := seal.mend():
         outcome = judge(exercise, seal.guarded(answer))
         seal.mend()
-    if before or during:
-        flags.add(f"changed {', '.join([*before, *during][:3])}; put back and judged again")
+        flags.add(f"changed {', '.join(changed[:3])}; put back and judged again")
     state, sentence = str(outcome.state), str(outcome.sentence)
-    if state == "right":
+    if state == "right" and flags:
         at, known = proofs[number]
         proof = judge(exercise, exercise.wrong[at]).sentence
         if proof != known or sentence != f"✓ Exercise {number}":
@@ -454,13 +394,28 @@ def main() -> None:
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(2, 1)
-    order = b""
-    while not order.endswith(b"\n"):
-        order += os.read(asked, 1)
+    text = b""
+    while not text.endswith(b"\n"):
+        text += os.read(asked, 1)
+    order = json.loads(text)
+    scratch = Path(order["scratch"])
+    if shut_in := enclose([Path(folder) for folder in order["hidden"]], scratch):
+        child = os.fork()  # the first process of its own world: with it everything ends
+        if child:
+            os.close(asked)
+            os.close(told)
+            os.waitpid(child, 0)
+            os._exit(0)
+        with contextlib.suppress(OSError):
+            linux.mount("proc", "/proc")
+    for call in (linux.adopt_orphans, linux.die_with_parent):
+        with contextlib.suppress(OSError):
+            call()
+    os.write(told, json.dumps(measures(shut_in)).encode() + b"\n")
     import torch
 
     torch.set_num_threads(1)
-    Server(asked, told, json.loads(order)).serve()
+    Server(asked, told, order, shut_in).serve()
 
 
 if __name__ == "__main__":
