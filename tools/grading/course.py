@@ -50,8 +50,10 @@ def asked(lesson: int) -> tuple[Asked, ...]:
 
 @cache
 def setup(lesson: int) -> str:
-    """The lesson's first code cell: its imports, the small model, a prompt."""
-    return next("".join(cell["source"]) for cell in cells(lesson) if cell["cell_type"] == "code")
+    """The lesson's first code cell, its import, the small model and a prompt, and what later cells import."""
+    first, *later = ["".join(cell["source"]) for cell in cells(lesson) if cell["cell_type"] == "code"]
+    imports = [one for source in later for one in ast.parse(source).body if isinstance(one, (ast.Import, ast.ImportFrom))]
+    return "\n".join([first, *map(ast.unparse, imports)])
 
 
 @cache

@@ -32,10 +32,10 @@ def unshare(flags: int) -> None:
     _tried(_libc().unshare(flags))
 
 
-def become_root_of_own_space() -> None:
+def become_root_of_own_space(flags: int) -> None:
     """An ordinary user gets namespaces by owning them. The user stays who they are."""
     user, group = os.getuid(), os.getgid()
-    unshare(NEW_USER | NEW_MOUNTS | NEW_NET | NEW_IPC | NEW_PID)
+    unshare(NEW_USER | flags)
     Path("/proc/self/setgroups").write_text("deny")
     Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
     Path("/proc/self/gid_map").write_text(f"{group} {group} 1")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
+import symtable
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ WATCHED_NAMES = {
     "globals", "judge", "open", "setattr", "solution", "vars", "__builtins__", "__class__", "__code__", "__dict__",
     "__globals__", "__subclasses__",
 }  # fmt: skip
+REAL = "smollm2"  # no check needs the real model, and each process would load it again
 TIMERS = re.compile(r"\A\s*%%(time|timeit|capture|prun)\b.*\n?")
 
 
@@ -49,7 +51,8 @@ def plan(cells: Sequence[tuple[str, str]], lesson_by_name: int | None = None) ->
     lesson = _lesson(cells, lines) or lesson_by_name
     if lesson is None:
         return {"lesson": None, "answers": {}}
-    own = course.statements(lesson)
+    own, ready = course.statements(lesson), {line.code for line in _lines([course.setup(lesson)])[0]}
+    lines = [line for line in lines if line.code not in ready and REAL not in line.code]
     given = {name for line in _lines([course.setup(lesson)])[0] for name in line.binds}
     return {
         "lesson": lesson,
@@ -213,7 +216,21 @@ def _root(node: ast.expr) -> str:
 
 
 def _reads(node: ast.AST) -> set[str]:
-    return {one.id for one in ast.walk(node) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Load)}
+    """The names that the code looks up outside itself; a function's own variables are not among them."""
+    body = [ast.Expr(node)] if isinstance(node, ast.expr) else [node]
+    try:
+        table = symtable.symtable(ast.unparse(ast.Module(body, [])), "<notebook>", "exec")  # type: ignore[arg-type]
+        return set(_outer(table))
+    except SyntaxError:  # a return outside a function: found only when all is put together
+        return {one.id for one in ast.walk(node) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Load)}
+
+
+def _outer(table: symtable.SymbolTable) -> Iterator[str]:
+    for symbol in table.get_symbols():
+        if symbol.is_referenced() and (table.get_type() == "module" or symbol.is_global()):
+            yield symbol.get_name()
+    for inner in table.get_children():
+        yield from _outer(inner)
 
 
 def _short(text: str) -> str:

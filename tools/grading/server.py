@@ -20,7 +20,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -203,16 +203,20 @@ class _Job:
 # ---- what is shut, once, for all that follow
 
 
-def enclose(hidden: list[Path], scratch: Path) -> bool:
-    """Shut this process and its children in; False where the system forbids it. The process goes on in a child of its own."""
+def enclose(hidden: list[Path], scratch: Path, network: bool = False, also: Sequence[Path] = ()) -> bool:
+    """Shut the children of this process in; False where the system forbids it.
+
+    hidden: folders that they cannot read; also: folders that they can, beside Python and the course.
+    """
+    flags = linux.NEW_MOUNTS | linux.NEW_IPC | linux.NEW_PID | (0 if network else linux.NEW_NET)
     try:
         if os.geteuid() == 0:
-            linux.unshare(linux.NEW_MOUNTS | linux.NEW_NET | linux.NEW_IPC | linux.NEW_PID)
+            linux.unshare(flags)
         else:
-            linux.become_root_of_own_space()
+            linux.become_root_of_own_space(flags)
         linux.keep_mounts_to_ourselves()
         if os.geteuid() == 0:
-            _let_others_read_the_course()
+            _let_others_read([course.ROOT, Path(sys.prefix), Path(sys.base_prefix), *map(Path, sys.path), *also])
         linux.everything_read_only()
         linux.mount("tmpfs", scratch, f"size={2**26},mode=711")
         for folder in hidden:
@@ -233,9 +237,9 @@ def measures(shut_in: bool) -> dict[str, list[str]]:
     return {"shut": shut, "open": [] if shut_in else ["files and network cannot be shut off"]}
 
 
-def _let_others_read_the_course() -> None:
+def _let_others_read(folders: Sequence[Path]) -> None:
     """Where Python or the course lies in a folder that only root may enter, /root perhaps, others get to see these alone."""
-    needed = {Path(path).resolve() for path in (course.ROOT, sys.prefix, sys.base_prefix, *sys.path) if Path(path).is_dir()}
+    needed = {path.resolve() for path in folders if path.is_dir()}
     needed = {path for path in needed if not any(path != other and path.is_relative_to(other) for other in needed)}
     closed: dict[Path, list[Path]] = {}
     for path in sorted(needed):
