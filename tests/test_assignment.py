@@ -1,0 +1,196 @@
+"""make assignment: nbgrader's source and release versions, made from the notebooks, and the whole way from handing out to feedback."""
+
+import ast
+import importlib
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from helpers.course.exercise import find
+
+ROOT = Path(__file__).resolve().parent.parent
+TOOLS = ROOT / "tools"
+LESSONS = range(1, 6)
+each = pytest.mark.parametrize("lesson", LESSONS)
+
+
+@pytest.fixture(scope="module")
+def tool():
+    sys.path.insert(0, str(TOOLS))
+    try:
+        yield importlib.import_module("assignment")
+    finally:
+        sys.path.remove(str(TOOLS))
+
+
+@pytest.fixture(scope="module")
+def folder(tool, tmp_path_factory):
+    out = tmp_path_factory.mktemp("assignment")
+    tool.write(out)
+    return out
+
+
+def notebook(folder, kind, lesson):
+    (path,) = (folder / kind / f"lesson{lesson}").glob("*.ipynb")
+    return nbformat.read(path, as_version=4)
+
+
+def marked(cells, **wanted):
+    marks = [(cell, cell.metadata.get("nbgrader", {})) for cell in cells]
+    return [cell for cell, mark in marks if all(mark.get(name) == value for name, value in wanted.items())]
+
+
+@each
+@pytest.mark.parametrize("kind", ["source", "release"])
+def test_every_cell_is_valid_and_its_grade_id_is_its_own(folder, lesson, kind):
+    nb = notebook(folder, kind, lesson)
+    nbformat.validate(nb)
+    ids = [cell.metadata.nbgrader.grade_id for cell in nb.cells if "nbgrader" in cell.metadata]
+    assert len(ids) == len(set(ids)) > 8
+    assert all(cell.id == cell.metadata.nbgrader.grade_id for cell in nb.cells if "nbgrader" in cell.metadata)
+    assert not [cell for cell in nb.cells if cell.get("outputs")]
+    assert all(cell.source.strip() for cell in nb.cells)
+
+
+@each
+def test_the_release_is_the_lesson_with_tests_and_a_word_on_grades(folder, lesson):
+    (path,) = (ROOT / "notebooks").glob(f"{lesson:02d}_*.ipynb")
+    lesson_cells = {cell.id: cell.source for cell in nbformat.read(path, as_version=4).cells}
+    cells = notebook(folder, "release", lesson).cells
+    assert [cell.id for cell in cells if cell.id in lesson_cells] == list(lesson_cells)
+    for cell in cells:
+        if cell.cell_type == "code" and cell.id in lesson_cells:
+            assert cell.source == lesson_cells[cell.id]
+    assert "SOLUTION" not in "".join(cell.source for cell in cells)
+    assert "shows its solutions to everyone" in cells[1].source and cells[1].metadata.nbgrader.locked
+    for link in [word for cell in cells for word in cell.source.split("](")[1:]]:
+        target = link.split(")")[0]
+        if "://" not in target and not target.startswith("#"):
+            assert (folder / "release" / f"lesson{lesson}" / target).exists()
+
+
+@each
+def test_a_locked_test_follows_each_exercise_and_is_worth_its_difficulty(folder, lesson):
+    cells = notebook(folder, "source", lesson).cells
+    answers, tests = marked(cells, solution=True), marked(cells, grade=True)
+    assert [cells[cells.index(answer) + 1] for answer in answers] == tests
+    numbers = [f"{lesson}.{place}" for place in range(1, len(tests) + 1)]
+    for number, test in zip(numbers, tests, strict=True):
+        assert f'find("{number}")' in test.source
+        assert test.metadata.nbgrader.locked and test.metadata.nbgrader.points == find(number).difficulty
+
+
+@each
+def test_the_source_passes_its_tests_and_the_release_says_what_the_check_says(tool, folder, lesson):
+    """The cells run as they stand; a payoff, which would load the real model, is not asked for."""
+    for kind in ("source", "release"):
+        cells = notebook(folder, kind, lesson).cells
+        scope = {}
+        exec(tool.course.setup(lesson), scope)
+        for cell, test in zip(marked(cells, solution=True), marked(cells, grade=True), strict=True):
+            tree = ast.parse(cell.source)
+            tree.body = [one for one in tree.body if not isinstance(one, ast.Expr)]
+            exec(compile(tree, cell.id, "exec"), scope)
+            if kind == "source":
+                exec(test.source, scope)
+            else:
+                with pytest.raises(AssertionError, match=r"^Not tried yet\."):
+                    exec(test.source, scope)
+
+
+def test_a_solution_with_other_parameters_is_refused(tool):
+    exercise = find("1.1")
+    asked = next(one for one in tool.course.asked(1) if one.number == "1.1")
+    with pytest.raises(SystemExit, match=r"1\.1: the solution and the stub have different parameters"):
+        tool.with_solution("def changed_states(other):\n    return ...\n", asked, exercise)
+
+
+# ---- the whole way, with nbgrader itself
+
+
+def has_nbgrader():
+    return importlib.util.find_spec("nbgrader") is not None
+
+
+@pytest.mark.skipif(
+    not has_nbgrader() and not os.environ.get("CI"), reason="needs nbgrader: pip install -e '.[classroom]'"
+)
+def test_from_handing_out_to_feedback(tool, folder, tmp_path):
+    """Lesson 3, cut down to its exercises. One student is right, one is wrong and reaches for the gradebook, one never stops."""
+    course, exchange = tmp_path / "course", tmp_path / "exchange"
+    nb = notebook(folder, "source", 3)
+    nb.cells = [cell for cell in nb.cells if "nbgrader" in cell.metadata]
+    nb.cells.insert(0, nbformat.v4.new_code_cell(tool.course.setup(3)))
+    (course / "source" / "lesson3").mkdir(parents=True)
+    nbformat.write(nb, course / "source" / "lesson3" / "03_multi_component_challenge.ipynb")
+    (course / "nbgrader_config.py").write_text(
+        (folder / "nbgrader_config.py").read_text() + "\nc.Execute.timeout = 20\nc.ExchangeCollect.check_owner = False\n"
+    )
+    exchange.mkdir()
+    exchange.chmod(0o777)
+    surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HOME": str(tmp_path)}
+
+    def nbgrader(*words, at=course, student=""):
+        said = subprocess.run(
+            [sys.executable, "-m", "nbgrader", *words, f"--Exchange.root={exchange}", "--course=causal-interventions"],
+            cwd=at,
+            env={**surroundings, **({"USER": student, "LOGNAME": student} if student else {})},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert said.returncode == 0 or words[0] == "autograde", said.stderr
+        return said.stderr
+
+    nbgrader("generate_assignment", "lesson3")
+    released = nbformat.read(course / "release" / "lesson3" / "03_multi_component_challenge.ipynb", as_version=4)
+    assert "SOLUTION" not in str(released) and "return ..." in str(released)
+    nbgrader("release_assignment", "lesson3")
+
+    solutions = {cell.id: cell.source for cell in marked(nb.cells, solution=True)}
+    thief = (
+        "def key_columns(d_model, d_head, head):\n    import sqlite3\n"
+        f"    with sqlite3.connect({str(course / 'gradebook.db')!r}) as book:\n"
+        "        book.execute('UPDATE grade SET manual_score = 99')\n    return slice(0, 1)\n"
+    )
+    loop = "def key_columns(d_model, d_head, head):\n    while True:\n        try:\n            while True: pass\n        except BaseException: pass\n"
+    first = "l3-exercise-1"
+    for student, answers in {
+        "anna": solutions,
+        "ben": {first: thief, "l3-exercise-2": "make_key_hook = None"},
+        "cleo": {**solutions, first: loop},
+    }.items():
+        home = tmp_path / student
+        home.mkdir()
+        nbgrader("fetch_assignment", "lesson3", at=home, student=student)
+        path = home / "lesson3" / "03_multi_component_challenge.ipynb"
+        mine = nbformat.read(path, as_version=4)
+        for cell in mine.cells:
+            cell.source = answers.get(cell.id, cell.source)
+        nbformat.write(mine, path)
+        nbgrader("submit", "lesson3", at=home, student=student)
+    nbgrader("collect", "lesson3")
+    for student in ("anna", "ben", "cleo"):
+        nbgrader("autograde", "lesson3", "--student", student, "--force")
+    with sqlite3.connect(course / "gradebook.db") as book:
+        scores = book.execute(
+            "SELECT s.student_id, b.name, g.auto_score, g.manual_score FROM grade g JOIN submitted_notebook n ON g.notebook_id = n.id "
+            "JOIN submitted_assignment s ON n.assignment_id = s.id JOIN base_cell b ON g.cell_id = b.id"
+        ).fetchall()
+    points = {(student, name): score for student, name, score, _ in scores}
+    assert {name: points["anna", name] for name in (cell.id for cell in marked(nb.cells, grade=True))} == {
+        cell.id: cell.metadata.nbgrader.points for cell in marked(nb.cells, grade=True)
+    }
+    assert {score for (student, _), score in points.items() if student == "ben"} == {0}
+    assert all(manual is None for *_, manual in scores)
+    nbgrader("generate_feedback", "lesson3")
+    (page,) = (course / "feedback" / "anna").rglob("*.html")
+    assert "Multi-Component" in page.read_text() or "multi-component" in page.read_text()
+    (page,) = (course / "feedback" / "ben").rglob("*.html")
+    assert "AssertionError" in page.read_text() and "Not tried yet" in page.read_text()
