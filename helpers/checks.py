@@ -7,9 +7,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from helpers.say import say
-
 from . import errors
+from .say import say, translatable
 
 
 def kind_of(value: object) -> str:
@@ -26,6 +25,20 @@ def whole(value: object) -> int | None:
         return None
 
 
+# One and many: another language may not form the second from the first.
+_MANY = {
+    translatable("head"): translatable("heads"),
+    translatable("key head"): translatable("key heads"),
+    translatable("neuron"): translatable("neurons"),
+    translatable("position"): translatable("positions"),
+}
+
+
+def _said(name: str) -> tuple[str, str]:
+    """A name as it is said of one and of many."""
+    return say(name), say(_MANY.get(name, f"{name}s"))
+
+
 def whole_numbers(values: object, kind: type[errors.HelpersError], name: str) -> tuple[int, ...]:
     """Whole numbers from a single one or several. Raises `kind`."""
     single = whole(values)
@@ -34,9 +47,9 @@ def whole_numbers(values: object, kind: type[errors.HelpersError], name: str) ->
     if not found or None in found:
         raise kind(
             say(
-                "{values!r} does not name {name}s: give whole numbers, counted from 0, for example 3 or [0, 3].",
+                "{values!r} does not name {names}: give whole numbers, counted from 0, for example 3 or [0, 3].",
                 values=values,
-                name=name,
+                names=_said(name)[1],
             )
         )
     return tuple(value for value in found if value is not None)
@@ -51,13 +64,16 @@ def check_indices(
         if not 0 <= value < number:
             raise kind(
                 say(
-                    "{name} {value} does not exist: {owner} {name}s 0 to {previous_number}; choose from them.",
-                    name=name,
+                    "{name} {value} does not exist: {owner} {names} 0 to {last}; choose from them.",
+                    name=_said(name)[0],
                     value=value,
-                    owner=owner,
-                    previous_number=number - 1,
+                    owner=say(owner),
+                    names=_said(name)[1],
+                    last=number - 1,
                 )
             )
     if len(set(found)) < len(found):
-        raise kind(say("{name}s {found} name one more than once: give each only once.", name=name, found=found))
+        raise kind(
+            say("{names} {found} name one more than once: give each only once.", names=_said(name)[1], found=found)
+        )
     return found

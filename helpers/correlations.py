@@ -13,9 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from helpers.say import say
-
 from . import errors
+from .say import say
 
 
 def correlation(a: Tensor, b: Tensor) -> float:

@@ -18,10 +18,9 @@ from pathlib import Path
 
 import torch
 
-from helpers.say import say
-
 from . import errors
 from .models import LanguageModel
+from .say import say
 
 COUNTRIES_FILE = Path(__file__).resolve().parent / "data" / "countries.tsv"
 TEMPLATE = "{capital} is the capital of"

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from helpers.say import say
-
 from . import errors
 from .checks import kind_of
+from .say import say
 
 
 @dataclass(frozen=True)
@@ -189,7 +188,7 @@ class Encoder:
                 ids = without
         if len(ids) != 1:
             pieces = ", ".join(repr(self.tokenizer.decode([i])) for i in ids)
-            hint = "" if text.startswith(" ") else " A word inside a sentence begins with a space."
+            hint = "" if text.startswith(" ") else say(" A word inside a sentence begins with a space.")
             raise errors.TargetIsNotOneToken(
                 say(
                     "{text!r} is {n_tokens} tokens here ({pieces}); choose a target of one token, for example ' "

@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from helpers.say import say
-
 from . import errors
+from .say import say
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Family:
     def lacks(self, site: str) -> str | None:
         """Why a site of `helpers.change` does not exist in this family; None where it does."""
         if site in ("neurons", "preactivation") and not self.neurons_out:
-            return (
+            return say(
                 "its MLP is a mixture of experts, and each token runs through neurons of its own experts only: edit "
                 "'mlp', what all of them together add to the stream"
             )
@@ -194,9 +193,9 @@ def family_named(name: str, config: Mapping[str, Any] | None = None) -> Family:
     if name in FAMILIES:
         return FAMILIES[name]
     kind = (
-        "an encoder-decoder model" if name in _ENCODER_DECODERS or (config or {}).get("is_encoder_decoder")
-        else "an encoder" if name in _ENCODERS
-        else "a state-space or recurrent model, in part at least" if name in _NOT_ATTENTION
+        say("an encoder-decoder model") if name in _ENCODER_DECODERS or (config or {}).get("is_encoder_decoder")
+        else say("an encoder") if name in _ENCODERS
+        else say("a state-space or recurrent model, in part at least") if name in _NOT_ATTENTION
         else ""
     )  # fmt: skip
     if kind:

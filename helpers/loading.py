@@ -15,12 +15,11 @@ from typing import Any
 
 import torch
 
-from helpers.say import say
-
 from . import errors, exact, smollm2
 from .families import family_named
 from .memory import need_memory
 from .models import LanguageModel
+from .say import say, translatable
 from .wrapping import wrap
 
 POCKET_FOLDER = Path(__file__).resolve().parent / "pocket"
@@ -30,7 +29,9 @@ ONE_THREAD_BELOW = 50_000_000
 # Any one of these makes a folder one with a tokenizer. Without this check transformers 5 makes up an empty tokenizer.
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 _WEIGHTS_FILES = ("model.safetensors", "model.safetensors.index.json")
-_WAY_OUT = "use load_model() for the model that ships with the course, or pass a folder that holds the model"
+_WAY_OUT = translatable(
+    "use load_model() for the model that ships with the course, or pass a folder that holds the model"
+)
 
 
 def load_model(
@@ -75,7 +76,8 @@ def load_model(
 def _real(dtype: torch.dtype | None) -> Path:
     """The real model's folder. All processes that read it share the pages of its file, so a class holds it once."""
     double = dtype == torch.float64
-    need_memory(1.4e9 if double else 0.8e9, f"the real model{' in float64' if double else ''}")
+    what = say("the real model in float64") if double else say("the real model")
+    need_memory(1.4e9 if double else 0.8e9, what)
     try:
         return smollm2.bring_double() if double else smollm2.bring(tell=_tell)
     except errors.CannotStore:
@@ -114,7 +116,7 @@ def _find(name: str | Path) -> str | Path:
         raise errors.UnknownModel(say("{text!r} is a file: pass the folder that it is in.", text=text))
     if isinstance(name, Path) or text.startswith((".", "~", "/")) or "\\" in text or text.count("/") > 1:
         raise errors.UnknownModel(
-            say("there is no folder {text!r}: check the path, or {way_out}.", text=text, way_out=_WAY_OUT)
+            say("there is no folder {text!r}: check the path, or {way_out}.", text=text, way_out=say(_WAY_OUT))
         )
     return _snapshot(text) or text
 
@@ -129,7 +131,7 @@ def _check_folder(name: str, folder: Path) -> None:
                 "the folder {name!r} holds no model (no config.json): save one there with save_pretrained, or "
                 "{way_out}.",
                 name=name,
-                way_out=_WAY_OUT,
+                way_out=say(_WAY_OUT),
             )
         )
     if not has(*_WEIGHTS_FILES):
@@ -138,7 +140,7 @@ def _check_folder(name: str, folder: Path) -> None:
                 "the folder {name!r} holds no model.safetensors (other formats can run code when they are read "
                 "and are not loaded here): save it again with save_pretrained, or {way_out}.",
                 name=name,
-                way_out=_WAY_OUT,
+                way_out=say(_WAY_OUT),
             )
         )
     if not has(*_TOKENIZER_FILES):
@@ -164,7 +166,7 @@ def _snapshot(name: str) -> Path | None:
                 "{name!r} is not the name of a model: hub names look like 'gpt2' or 'EleutherAI/pythia-70m'. Or "
                 "{way_out}.",
                 name=name,
-                way_out=_WAY_OUT,
+                way_out=say(_WAY_OUT),
             )
         ) from None
     if not isinstance(config, str):
@@ -194,7 +196,7 @@ def _ask_hub(name: str) -> None:
                 "{name!r} is not on this machine and the model hub does not answer: connect once so that it is "
                 "cached, {way_out}.",
                 name=name,
-                way_out=_WAY_OUT,
+                way_out=say(_WAY_OUT),
             )
         )
 
@@ -288,7 +290,7 @@ def _explained(name: str, source: str | Path):
                 say(
                     "the hub has no public model {name!r}: check the spelling, or {way_out}.",
                     name=name,
-                    way_out=_WAY_OUT,
+                    way_out=say(_WAY_OUT),
                 )
             ) from None
         if isinstance(source, Path):
@@ -304,6 +306,6 @@ def _explained(name: str, source: str | Path):
                 "{name!r} cannot be loaded as a language model ({error}): {way_out}.",
                 name=name,
                 error=str(error).splitlines()[0],
-                way_out=_WAY_OUT,
+                way_out=say(_WAY_OUT),
             )
         ) from error

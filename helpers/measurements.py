@@ -19,9 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from helpers.say import say
-
 from . import errors
+from .say import say
 
 MEASURED_FOLDER = Path(__file__).resolve().parent / "data" / "measured"
 

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from helpers.say import say
-
 from . import errors
 from .checks import kind_of, whole
 from .models import LanguageModel
+from .say import say
 
 Target = str | int
 Targets = Target | Sequence[Target]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from helpers.say import say
-
 from . import errors
+from .say import say
 
 
 def memory_left() -> float:

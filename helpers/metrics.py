@@ -12,11 +12,10 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from helpers.say import say
-
 from . import errors
 from .checks import whole
 from .models import LanguageModel
+from .say import say
 
 
 def _pair(clean: Tensor, edited: Tensor, include_first: bool, mask: Tensor | None) -> tuple[Tensor, Tensor]:

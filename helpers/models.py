@@ -18,13 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from helpers.say import say
-
 from . import errors, passes
 from .checks import check_indices, kind_of, whole
 from .encoding import Encoder
 from .encoding import Tokens as Tokens
 from .families import Family, row_of
+from .say import say, translatable
 
 
 class LanguageModel(Encoder):
@@ -247,7 +246,9 @@ class LanguageModel(Encoder):
     def check_heads(self, heads: Sequence[int] | int, of_keys: bool = False) -> list[int]:
         """The heads (or, with `of_keys`, the key heads) as a list of ints. Raises HeadOutOfRange."""
         number = self.n_key_heads if of_keys else self.n_heads
-        return check_indices(heads, number, errors.HeadOutOfRange, "key head" if of_keys else "head", "each block has")
+        return check_indices(
+            heads, number, errors.HeadOutOfRange, "key head" if of_keys else "head", translatable("each block has")
+        )
 
     # ---- running it
 

@@ -14,11 +14,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from helpers.say import say
-
 from . import errors, passes
 from .hooks import on_site, only_here, remove
 from .models import LanguageModel, Tokens
+from .say import say
 from .sites import check_site
 
 Prompt = str | Sequence[str] | Tensor | Tokens

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from helpers.say import say
-
 from . import errors, hooks, passes
 from .models import LanguageModel
+from .say import say
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def record(lm: LanguageModel, ids: Tensor, to_the_end: bool = False) -> Clean:
             )
         )
     if changed:
-        place = f"block {changed[0]}" if changed[0] < lm.n_blocks else "the final norm"
+        place = say("block {block}", block=changed[0]) if changed[0] < lm.n_blocks else say("the final norm")
         raise errors.BadValue(
             say(
                 "what enters {place} is not what block {changed} returned, and a sweep calls the blocks one by "

@@ -12,10 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from helpers.say import say
-
 from . import errors, staircase
 from .models import LanguageModel, Tokens
+from .say import say
 from .tracing import trace
 
 Prompts = str | Sequence[str] | Tensor | Tokens

@@ -14,10 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from helpers.say import say
-
 from . import errors
 from .models import LanguageModel
+from .say import say
 
 SITES = ("block", "attention", "mlp", "heads", "keys", "neurons", "preactivation")
 

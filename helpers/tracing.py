@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from helpers.say import say
-
 from . import errors, hooks, passes
 from .models import LanguageModel, Tokens, check_model
+from .say import say
 
 
 @dataclass(frozen=True)
@@ -227,9 +226,9 @@ class _Recorder:
                     )
                 )
             if number == 0 and block == self.n and name == "resid":
-                said = f"the pass was to stop before block {block}"
+                said = say("the pass was to stop before block {block}", block=block)
             else:
-                said = f"a trace reads {sites[name]!r} of block {block}"
+                said = say("a trace reads {site!r} of block {block}", site=sites[name], block=block)
             raise errors.DidNotRun(
                 say("{said}, but {reason}", said=said, reason=passes.why(self.lm, sites[name], block, number))
             )

@@ -21,9 +21,13 @@ from helpers.tracing import trace
 
 BERLIN, TARGET, CONTRAST = "Berlin is the capital of", " Germany", " Greece"
 EXAMPLE = "Paris is the capital of France. "  # SmolLM2 needs to see the pattern
-CARRIES = {"SmolLM2": (23, 4), "the pocket model": (8, 4)}  # the head that writes most towards the country
 SISTER = 5  # SmolLM2: head 23.5 looks at the capital too
 TOKENS = torch.tensor([[3, 14, 15, 9, 26, 5], [35, 8, 9, 7, 9, 3]])
+
+
+def _carries(model: str) -> tuple[int, int]:
+    """The head that writes most towards the country, in the model of that name, as `a_model` gives it."""
+    return (23, 4) if model == "SmolLM2" else (8, 4)
 
 
 def _wrong_shape(got: Any, shape: Sequence[int]) -> str | None:
@@ -99,7 +103,7 @@ def _check_4_1(answer: Any) -> str | None:
 
 def _payoff_4_1(answer: Any) -> str:
     lm, model = a_model()
-    block, head = CARRIES[model]
+    block, head = _carries(model)
     prompt = _prompt(model)
     clean, looked = trace(lm, prompt), attention_patterns(lm, prompt)
     with edit(lm, zero_heads(block, head)):
@@ -720,7 +724,7 @@ def _payoff_4_5(answer: Any) -> str:
     lm, model = a_model()
     if model == "the pocket model":
         return said
-    block, head = CARRIES[model]
+    block, head = _carries(model)
     runs = []
     for heads in ([], [head], [SISTER], [head, SISTER]):
         with edit(lm, *(zero_heads(block, h) for h in heads)):

@@ -1,28 +1,22 @@
 """Lesson 1 in a language that marks every message: nothing that the package says is left unmarked, and no number or name differs.
 
-The language puts ⟦ and ⟧ around each piece of a text between its {names}, so what is put in for a name must be marked by
-itself. A small model of 30 blocks stands in for the real one: what it says is of no interest here.
+A small model of 30 blocks stands in for the real one: what it says is of no interest here.
 """
 
-import importlib.util
 import re
-import string
-from html import unescape
 from itertools import count
 from pathlib import Path
 
 import nbformat
 import pytest
 import torch
-from babel.messages.catalog import Catalog
-from babel.messages.mofile import write_mo
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
+from marking import MARKED, letters, marked, marking_language, unmarked
 from matplotlib.text import Text
 from transformers import AutoModelForCausalLM, GPT2Config
 
 import helpers.lesson1
-import helpers.say
 from helpers import HelpersError, smollm2, trace, wrap
 from helpers.course.exercise import found, judge
 from helpers.course.guess import Guess
@@ -33,50 +27,19 @@ from helpers.plots import style
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = nbformat.read(ROOT / "notebooks" / "01_downstream_scaling.ipynb", as_version=4)
 CODE = [cell for cell in NOTEBOOK.cells if cell.cell_type == "code"]
-TERMS = {"SmolLM2", "MLP", "KL", "BOS", "make_hook", "float", "tuple"}  # the same in every language
-MARKED = re.compile(r"⟦[^⟦⟧]*⟧")
-QUOTED = re.compile(r"'[^'\n]*'|\"[^\"\n]*\"|`[^`\n]*`")  # tokens of the model, and code
-
-
-def marked(text):
-    """`text` as the marking language says it."""
-    try:
-        parts = list(string.Formatter().parse(text))
-    except ValueError:
-        return f"⟦{text}⟧"
-    told = ""
-    for words, name, rule, way in parts:
-        told += f"⟦{words.replace('{', '{{').replace('}', '}}')}⟧" if words else ""
-        if name is not None:
-            told += "{" + name + (f"!{way}" if way else "") + (f":{rule}" if rule else "") + "}"
-    return told
 
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory):
     """place -> text, in English and in the marking language: all that a learner of lesson 1 reads from the package."""
-    spec = importlib.util.spec_from_file_location("messages_tool", ROOT / "tools" / "messages.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    folder = tmp_path_factory.mktemp("locale")
-    place = folder / "qps" / "LC_MESSAGES"
-    place.mkdir(parents=True)
-    catalog = Catalog()
-    for text in tool.texts(tool.extracted()):
-        catalog.add(text, marked(text))
-    with (place / "helpers.mo").open("wb") as file:
-        write_mo(file, catalog)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(helpers.say, "CATALOGUES", folder)
+    with marking_language(tmp_path_factory.mktemp("locale")) as patch:
         patch.setattr(helpers.lesson1, "load_model", models(helpers.load_model))
         patch.setattr(smollm2, "is_here", lambda: False)  # payoffs on the pocket model
         patch.setattr(claims, "several", lambda lm, prompt, whole=claims.several: whole(lm, prompt)[:2])
-        helpers.say.catalogue.cache_clear()
         both = []
         for language in ("en", "qps"):
             patch.setenv("HELPERS_LANGUAGE", language)
             both.append(everything_said(patch))
-        helpers.say.catalogue.cache_clear()
     return both
 
 
@@ -155,17 +118,6 @@ def mistake(lm):
     return "\n".join([str(caught.value), *caught.value.__notes__])
 
 
-def plain(text):
-    """Without markup: what is read. Pictures are their text alternatives."""
-    text = re.sub(r'<img alt="([^"]*)"[^>]*>', r"\1 ", text)
-    return unescape(re.sub(r"<[^<>]*>", " ", text.replace("‖<", "‖ <")))
-
-
-def letters(text):
-    """Without marks, without what wrapping changes, and without capitals: a sentence may begin with a mark."""
-    return re.sub(r"[\s⟦⟧]+", "", plain(text)).lower()
-
-
 def own_words():
     """What the notebook's own code says: it is translated with the notebook."""
     strings = []
@@ -188,13 +140,9 @@ def test_every_message_is_marked(said):
     for place, text in marking.items():
         if re.search(r"\w+Error", english[place]):  # the words of Python and PyTorch
             continue
-        rest = MARKED.sub(" ", plain(text).replace("\n", " "))
-        for piece in own:
-            rest = rest.replace(piece, " ")
-        rest = re.sub(r"docs/errors\.md#\w+", "", rest)
-        words = set(re.findall(r"[A-Za-z_]\w{2,}", QUOTED.sub(" ", rest))) - TERMS
+        words = unmarked(text, own)
         if words:
-            left[place] = sorted(words)
+            left[place] = words
     assert left == {}
     assert sum("⟦" in text for text in marking.values()) > 120
 
