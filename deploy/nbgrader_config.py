@@ -14,6 +14,9 @@ c = get_config()  # noqa: F821  nbgrader gives it
 c.CourseDirectory.course_id = "causal-interventions"
 HERE = Path(__file__).resolve().parent if "__file__" in globals() else Path.cwd()
 
+# nbgrader calls a program of its own environment by name, also where the environment is not activated.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+
 # The stub that students see stands in the cell already: nothing has to take the solution's place but a word of what to do.
 c.ClearSolutions.code_stub = {"python": "# Your answer takes the place of the three dots."}
 

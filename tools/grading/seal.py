@@ -24,11 +24,12 @@ class Seal:
         modules = [
             module for name, module in sys.modules.items() if module and name.split(".")[0] in {"helpers", "grading"}
         ]
-        modules += [builtins, functools, inspect, torch, torch.nn, torch.nn.functional, torch.linalg]
+        modules += [functools, inspect, torch, torch.nn, torch.nn.functional, torch.linalg]
         classes = [torch.Tensor, *torch.Tensor.__mro__[1:2], torch.nn.Module, torch.nn.Linear, torch.nn.Identity]
         for module in modules:
             if module.__name__.startswith("helpers"):
                 classes += [one for one in vars(module).values() if inspect.isclass(one) and one.__module__ == module.__name__]
+        self._builtins = dict(vars(builtins))
         self._places: list[tuple[Any, dict[str, Any]]] = [
             (place, {name: value for name, value in vars(place).items() if _matters(value)})
             for place in [*modules, *dict.fromkeys(classes)]
@@ -44,6 +45,11 @@ class Seal:
 
     def mend(self) -> list[str]:
         changed = []
+        now = builtins.__dict__  # first, and by nothing that stands in it: what follows relies on them
+        for name, value in self._builtins.items():
+            if now.get(name) is not value and name != "_":
+                changed.append(f"builtins.{name}")
+                now[name] = value
         for place, kept in self._places:
             now = vars(place)
             for name, value in kept.items():

@@ -265,6 +265,8 @@ def _run(server: Server, request: dict[str, Any], slot: int, word: str, says: in
         if server.shut_in and len([name for name in os.listdir("/proc") if name.isdigit()]) > 1:
             reply["flags"] = [*reply["flags"], "left processes running"]
     except BaseException as error:  # SystemExit and KeyboardInterrupt too: a learner's code can raise them
+        if server.seal:
+            server.seal.mend()
         reply = {"state": "no verdict", "sentence": f"It ended with {type(error).__name__}.", "flags": []}
     try:
         if os.getpid() == me:  # not a copy that the learner's code has made
@@ -365,11 +367,17 @@ def _judge(server: Server, request: dict[str, Any]) -> dict[str, Any]:
         return {"state": "no verdict", "sentence": said[:2000], "flags": []}
     if answer is exercise.solution or getattr(answer, "__code__", 0) is getattr(exercise.solution, "__code__", 1):
         flags.add("is the course's own solution")
-    outcome = judge(exercise, answer)
+    outcome, stop = None, None
+    try:
+        outcome = judge(exercise, answer)
+    except BaseException as error:  # it may come from what the answer has changed
+        stop = error
     if changed := seal.mend():
         outcome = judge(exercise, seal.guarded(answer))
         seal.mend()
         flags.add(f"changed {', '.join(changed[:3])}; put back and judged again")
+    if outcome is None:
+        raise stop or RuntimeError
     state, sentence = str(outcome.state), str(outcome.sentence)
     if state == "right" and flags:
         at, known = proofs[number]
@@ -416,9 +424,12 @@ def main() -> None:
         with contextlib.suppress(OSError):
             call()
     os.write(told, json.dumps(measures(shut_in)).encode() + b"\n")
+    import IPython.core.inputtransformer2  # noqa: F401  what each child would read again is read here
     import torch
 
     torch.set_num_threads(1)
+    for lesson in course.notebook_paths():
+        course.statements(lesson), course.setup(lesson)
     Server(asked, told, order, shut_in).serve()
 
 
