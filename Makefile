@@ -120,11 +120,13 @@ format: .venv/.test
 	@python=$$(tools/find_python.sh $(PYTHON)) && $$python -m venv .venv
 	@touch $@
 
-.venv/.lab: .venv/.python $(PINS) tools/lab-overrides.json
+.venv/.lab: .venv/.python $(PINS) tools/lab-overrides.json tools/ipython_config.py
 	@echo "Installing the tested versions into .venv: minutes the first time, seconds later."
 	@$(PY) -m pip install --quiet -c constraints.txt -e '.[lab]'
 	@mkdir -p .venv/share/jupyter/lab/settings
 	@cp tools/lab-overrides.json .venv/share/jupyter/lab/settings/overrides.json
+	@mkdir -p .venv/etc/ipython
+	@cp tools/ipython_config.py .venv/etc/ipython/
 	@touch $@
 
 .venv/.page: .venv/.lab
