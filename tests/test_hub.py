@@ -244,6 +244,15 @@ def run_code(page, source):
     return run_cell(page, 0)
 
 
+SLOW = """
+import time
+panel, seen = [value for value in Out.values() if type(value).__name__ == "Panel"][-1], []
+def slow(replay, plain=panel._compute, **asked):
+    seen.append(asked["block"])
+    time.sleep(1.5)
+    return plain(replay, **asked)
+panel._compute = slow
+"""
 BY_BEN = """
 import os, helpers
 def tried(what, *arguments):
@@ -278,6 +287,15 @@ def test_two_students_and_a_hub_that_is_killed(hub, browser, note):
         "known => document.querySelector('.widget-vbox [role=status]').innerText !== known", arg=before
     )
     assert "after block 3, " in line.inner_text()
+
+    # Quick steps while the kernel computes: the newest position is computed, and no stale one waits in a queue.
+    run_code(ada, SLOW)
+    handle.focus()
+    for _ in range(8):
+        ada.keyboard.press("ArrowRight")
+    ada.locator(".widget-vbox [role=status]", has_text="after block 11, ").first.wait_for()
+    seen = [int(block) for block in run_code(ada, "print(*seen)").split()]
+    assert seen[0] == 4 and seen[-1] == 11 and len(seen) <= 4, seen
 
     ben = log_in(browser, hub, "ben", STUDENTS["ben"])
     ready(ben)
