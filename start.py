@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 ENVIRONMENT = ROOT / ".venv"
-PINS = ("pyproject.toml", "constraints.txt", "tools/lab-overrides.json")
+PINS = ("pyproject.toml", "constraints.txt", "tools/lab-overrides.json", "tools/ipython_config.py")
 
 
 def python() -> str:
@@ -41,9 +41,12 @@ def install() -> None:
         sys.exit(
             "The packages could not be installed: read pip's message above, see to the network or the disk, and start again."
         )
-    settings = ENVIRONMENT / "share" / "jupyter" / "lab" / "settings"
-    settings.mkdir(parents=True, exist_ok=True)
-    shutil.copy(ROOT / "tools" / "lab-overrides.json", settings / "overrides.json")
+    for source, goal in (
+        ("lab-overrides.json", "share/jupyter/lab/settings/overrides.json"),
+        ("ipython_config.py", "etc/ipython/ipython_config.py"),
+    ):
+        (ENVIRONMENT / goal).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / "tools" / source, ENVIRONMENT / goal)
     stamp.write_text(pins)
 
 

@@ -28,6 +28,10 @@ class NoNetwork(HelpersError):
     """The model is not on this machine, and the hub cannot be reached."""
 
 
+class WrongVersion(HelpersError):
+    """A library is older or newer than what the course runs on."""
+
+
 class DamagedWeights(HelpersError):
     """The weights file is truncated or does not fit the model."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ ONE_THREAD_BELOW = 50_000_000
 # Any one of these makes a folder one with a tokenizer. Without this check transformers 5 makes up an empty tokenizer.
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 _WEIGHTS_FILES = ("model.safetensors", "model.safetensors.index.json")
+# The same ranges as in pyproject.toml, which need not be installed where the helpers run.
+NEEDS = {"torch": ">=2.6", "transformers": ">=4.57,<6", "tokenizers": ">=0.22", "safetensors": ">=0.5"}
 _WAY_OUT = translatable(
     "use load_model() for the model that ships with the course, or pass a folder that holds the model"
 )
@@ -48,8 +51,9 @@ def load_model(
     for this process; by default one for models below 50M parameters (unless OMP_NUM_THREADS is set), and unchanged
     for larger ones.
 
-    Raises UnknownModel, NoNetwork, DamagedWeights, CannotStore, NotEnoughMemory, UnsupportedFamily or BadValue.
+    Raises WrongVersion, UnknownModel, NoNetwork, DamagedWeights, CannotStore, NotEnoughMemory, UnsupportedFamily or BadValue.
     """
+    _check_versions()  # first: an old library reads good weights as damaged ones
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise errors.BadValue(
             say("dtype {dtype!r} cannot be used: give a floating dtype, for example torch.float32.", dtype=dtype)
@@ -71,6 +75,21 @@ def load_model(
     elif model.num_parameters() < ONE_THREAD_BELOW and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
     return wrap(model, tokenizer)
+
+
+def _check_versions() -> None:
+    from packaging.specifiers import SpecifierSet
+
+    for name, range_ in NEEDS.items():
+        try:
+            found = version(name)
+        except PackageNotFoundError:  # a build of one's own may have no record of its version
+            continue
+        if not SpecifierSet(range_).contains(found, prereleases=True):
+            raise errors.WrongVersion(
+                f"this notebook runs with {name} {found}, and the course needs {name}{range_}: start it with make lab or python "
+                f"start.py, and choose the kernel of their environment; or pip install '{name}{range_}' and restart the kernel."
+            )
 
 
 def _real(dtype: torch.dtype | None) -> Path:

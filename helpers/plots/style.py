@@ -21,7 +21,6 @@ from io import BytesIO
 from typing import Any, Literal, cast
 
 import numpy as np
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -35,7 +34,10 @@ DPI = 100  # figures stored in a notebook
 WIDGET_DPI = 80  # figures that are redrawn at each key press
 NAMES_PER_INCH = 2.5  # on an x axis
 
-PALETTE: tuple[str, ...] = tuple(sns.color_palette("colorblind").as_hex())
+# seaborn's "colorblind", written out: seaborn brings pandas, 25 MB for each student's kernel. A test holds the two together.
+PALETTE: tuple[str, ...] = (
+    "#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9",
+)  # fmt: skip
 CLEAN, EDITED = PALETTE[0], PALETTE[1]  # the same two colours for "clean" and "edited" in every lesson
 EDIT = PALETTE[3]  # the place of an edit
 QUIET = "#595959"  # text and lines that stay in the background, readable on white

@@ -1,5 +1,7 @@
 import base64
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,6 +16,14 @@ def _size(png: bytes) -> tuple[int, int]:
 def test_every_figure_has_the_same_size():
     assert _size(style.to_png(style.new_axes())) == (700, 400)
     assert _size(style.to_png(style.new_axes(), dpi=80)) == (560, 320)
+
+
+def test_the_palette_is_seaborns_colourblind_one_without_seaborn():
+    import seaborn
+
+    assert tuple(seaborn.color_palette("colorblind").as_hex()) == style.PALETTE
+    code = "import sys, helpers.plots.style; print(*{'seaborn', 'pandas', 'matplotlib.pyplot'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == []
 
 
 def test_no_pyplot_state_is_left_behind():

@@ -1,0 +1,44 @@
+"""Tell a learner whose kernel is new what a NameError means: run the notebook from the top.
+
+A kernel that died, or was restarted, knows nothing: the next cell ends in `NameError: name 'lm' is not defined`, and nothing
+says why. No import of a lesson can explain that, since it has not run. So this is an IPython extension: tools/ipython_config.py
+loads it when a kernel of the course's environment starts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+ROOMS = [f"helpers.lesson{number}" for number in range(1, 6)]
+SET_UP = {"lm", "real", "prompt", "torch"}  # what the first cells of the lessons make
+NEW = (
+    "This kernel is new: it has not run this notebook's first cells, or it was started again after them. Run the cells "
+    "from the top (menu Run, Run All Above Selected Cell), then this one."
+)
+ABOVE = (
+    "{name} is made in a cell above that has not run yet. Run the cells from the top, in their order, then this one."
+)
+
+
+def advice(name: str | None, known: dict[str, Any]) -> str | None:
+    """Return what to say of a NameError of `name`, given the kernel's names; None if it is no name of the lessons."""
+    from importlib import import_module
+
+    started = "load_model" in known  # every lesson's first code cell imports it
+    if name in SET_UP:
+        return ABOVE.format(name=name) if started else NEW
+    if not started and any(name in import_module(room).__all__ for room in ROOMS):
+        return NEW
+    return None
+
+
+def _explain(shell: Any, kind: type, error: NameError, trace: Any, tb_offset: int | None = None) -> None:
+    said = advice(error.name, shell.user_ns)
+    if said:
+        error.add_note(said)
+    shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """Called by IPython for each new kernel."""
+    shell.set_custom_exc((NameError,), _explain)
