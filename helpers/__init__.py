@@ -9,7 +9,8 @@ from .lazy import lazy
 
 _WHERE = {
     "loading": ["load_model"],
-    "wrapping": ["wrap", "Certificate"],
+    "wrapping": ["wrap"],
+    "certificate": ["Certificate"],
     "models": ["LanguageModel", "Tokens"],
     "families": ["FAMILIES", "Family"],
     "edits": [

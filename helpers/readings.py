@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import errors, passes
+from . import causes, errors, passes
 from .hooks import on_site, only_here, remove
 from .models import LanguageModel, Tokens
 from .sites import check_site
@@ -29,7 +29,7 @@ def attention_patterns(lm: LanguageModel, prompt: Prompt) -> Tensor:
     Only eager attention computes these weights as numbers; the fused kernels (sdpa, flash) never write them down, and
     transformers then returns an empty tuple without a word. Raises BadValue in that case, DidNotRun if blocks are left out.
     """
-    passes.refuse_compiled(lm.model)
+    causes.refuse_compiled(lm.model)
     tokens = lm.encode(prompt)
     with passes.single_pass(lm):
         attentions = lm.model(**lm.inputs(tokens, right_padding=True), output_attentions=True).attentions
@@ -38,7 +38,7 @@ def attention_patterns(lm: LanguageModel, prompt: Prompt) -> Tensor:
             "this model's attention does not write its patterns down: load it with attn_implementation='eager', as load_model does."
         )
     if len(attentions) != lm.n_blocks:
-        missing = passes.why(lm, "block", min(len(attentions), lm.n_blocks - 1), int(len(attentions) > lm.n_blocks) * 2)
+        missing = causes.why(lm, "block", min(len(attentions), lm.n_blocks - 1), int(len(attentions) > lm.n_blocks) * 2)
         raise errors.DidNotRun(f"this pass wrote {len(attentions)} patterns for {lm.n_blocks} blocks: {missing}")
     return torch.stack(list(attentions))
 
@@ -51,7 +51,7 @@ def read_site(lm: LanguageModel, prompt: Prompt, site: str, block: int) -> Tenso
     """
     lm.check_block(block)
     check_site(site)
-    passes.refuse_compiled(lm.model)
+    causes.refuse_compiled(lm.model)
     tokens = lm.encode(prompt)
     found: list[Tensor] = []
     handles = on_site(lm, site, block, only_here(lambda value, _: found.append(value.clone())))
@@ -62,7 +62,7 @@ def read_site(lm: LanguageModel, prompt: Prompt, site: str, block: int) -> Tenso
         remove(handles)
     if len(found) != 1:
         raise errors.DidNotRun(
-            f"{site!r} of block {block} was to be read, but {passes.why(lm, site, block, len(found))}"
+            f"{site!r} of block {block} was to be read, but {causes.why(lm, site, block, len(found))}"
         )
     return found[0]
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from . import errors, hooks, passes
+from . import causes, errors, hooks, passes
 from .models import LanguageModel, Tokens, check_model
 
 
@@ -94,7 +94,7 @@ def trace(
     gradients of no number.
     """
     check_model(lm)
-    passes.refuse_compiled(lm.model)
+    causes.refuse_compiled(lm.model)
     tokens = lm.encode(prompt)
     n = lm.n_blocks if stop_after is None else lm.check_block(stop_after) + 1
     if gradients is None:
@@ -108,7 +108,7 @@ def trace(
     if torch.is_inference_mode_enabled():
         raise errors.BadValue("inside torch.inference_mode() nothing has a gradient: trace outside of it.")
     with torch.enable_grad():
-        passes.refuse_checkpointing(lm)
+        causes.refuse_checkpointing(lm)
         recorder = _Recorder(lm, tokens, n, learning=True)
         with passes.single_pass(lm):
             found = recorder.run(stop_after is not None)
@@ -219,7 +219,7 @@ class _Recorder:
                 said = f"the pass was to stop before block {block}"
             else:
                 said = f"a trace reads {sites[name]!r} of block {block}"
-            raise errors.DidNotRun(f"{said}, but {passes.why(self.lm, sites[name], block, number)}")
+            raise errors.DidNotRun(f"{said}, but {causes.why(self.lm, sites[name], block, number)}")
 
     def _differences(self, block: int, handles: list[RemovableHandle]) -> None:
         """Where dropout is no module, what is added to the stream is only visible as a difference of the stream itself."""
