@@ -27,6 +27,7 @@ _WHERE = {
     "sweeps": [
         "sweep_heads", "sweep_blocks", "sweep_block_pairs", "sweep_factors", "sweep_edits", "windows",
     ],
+    "studies": ["study"],
     "replacements": ["mean_heads"],
     "measures": ["Measure", "Outcome", "predictions", "text_damage"],
     "countries": ["capital_prompts", "CapitalPrompt", "PHRASINGS", "answers_right", "positions_of"],

@@ -121,6 +121,18 @@ def refuse_compiled(model: nn.Module) -> None:
         )
 
 
+def refuse_split(model: nn.Module) -> None:
+    """Raises BadValue for tensor parallelism, where each device has some heads and some columns of each matrix only."""
+    degree = getattr(model, "_tp_size", None)
+    if (isinstance(degree, int) and degree > 1) or any(
+        type(weight).__name__ == "DTensor" or type(weight.data).__name__ == "DTensor" for weight in model.parameters()
+    ):
+        raise errors.BadValue(
+            "this model is split by tensor parallelism, so that a hook sees only some of a block's heads: load it without tp_plan; "
+            "if one device cannot hold it, device_map='auto' puts whole blocks on several."
+        )
+
+
 def refuse_while_compiling() -> None:
     """Raises DidNotRun inside torch.compile: it would bake a hook of today into the code."""
     if torch.compiler.is_compiling():  # a constant while code is compiled

@@ -31,13 +31,15 @@ def wrap(
     certify: try the row on the model (less than two passes of 8 tokens; `lm.certificate` says what was found). Without
     it a wrong row, or a library that changed, gives wrong numbers: only for models whose every pass is dear.
 
-    Raises UnsupportedFamily, with the identity that fails and where, DidNotRun for a compiled model, or BadValue.
+    Raises UnsupportedFamily, with the identity that fails and where, DidNotRun for a compiled model, or BadValue, also
+    for a model whose heads are split over devices (tensor parallelism).
     """
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         raise errors.BadValue(
             f"wrap needs a transformers model, for example AutoModelForCausalLM.from_pretrained(...), not {kind_of(model)}."
         )
     causes.refuse_compiled(model)
+    causes.refuse_split(model)
     if tokenizer is not None and not callable(tokenizer):
         raise errors.BadValue(
             f"the tokenizer must be a tokenizer and not {kind_of(tokenizer)}: make one with AutoTokenizer.from_pretrained(...)."
