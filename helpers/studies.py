@@ -22,6 +22,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -89,7 +90,8 @@ def study(
     loads = _loader(model, place, held[1] if held and elsewhere else None)
     if held is None and not elsewhere:
         held = worker.loaded(loads)
-    work = worker.Work(cloudpickle.dumps(loads) if elsewhere else b"", sweep.__name__, 0, measure, options)
+    packed = cloudpickle.dumps(loads) if elsewhere else b""
+    work = worker.Work(uuid4().hex, packed, sweep.__name__, 0, measure, options)
     looked = worker.look(*held, work, (prompts, target)) if held else engines.look(jobs, work, prompts, target)
     code = None if isinstance(model, str | Path | LanguageModel) else model  # it may hang hooks on what it loads
     asked = of_value((sweep.__name__, options, measure, looked.model, code))

@@ -34,6 +34,7 @@ from .wrapping import wrap
 class Work:
     """What all shards of a study have in common. options: of the sweep, besides prompts, target, measure and progress."""
 
+    name: str  # of this one call: what a worker keeps is loaded anew for another, since files may have changed
     load: bytes  # the function that loads the model
     sweep: str
     total: int  # prompts
@@ -99,18 +100,18 @@ def loaded(load: Callable[[], LanguageModel]) -> tuple[LanguageModel, str]:
 
 
 _ONE_AT_A_TIME = Lock()  # a worker of Dask may have several threads, and an edit is on the whole model
-_kept: dict[bytes, tuple[LanguageModel, str]] = {}  # one model at most, by the function that loads it
+_kept: dict[str, tuple[LanguageModel, str]] = {}  # one model at most, by the study's name
 
 
 def there(kind: str, work: bytes, given: bytes) -> Any:
     """`look` or `run` in a worker. All comes as bytes: a cluster would keep larger objects on one machine, which may die."""
     with _ONE_AT_A_TIME:
         plan: Work = cloudpickle.loads(work)
-        if plan.load not in _kept:
+        if plan.name not in _kept:
             _kept.clear()
-            _kept[plan.load] = loaded(cloudpickle.loads(plan.load))
+            _kept[plan.name] = loaded(cloudpickle.loads(plan.load))
         does: Callable[..., Any] = look if kind == "look" else run
-        return does(*_kept[plan.load], plan, cloudpickle.loads(given))
+        return does(*_kept[plan.name], plan, cloudpickle.loads(given))
 
 
 def look(lm: LanguageModel, model: str, work: Work, given: tuple[Any, Any]) -> Looked:

@@ -472,4 +472,32 @@ def test_a_model_that_its_weights_do_not_make_again_is_refused_in_other_processe
     again, model = loaded(load)
     assert again.dtype == torch.float32
     with pytest.raises(errors.BadValue, match=r"is not the one that the study began with.*or use jobs=1"):
-        run(again, model, Work(b"", "sweep_heads", 1, None, {}), Shard([0], [torch.arange(4).numpy()], 7, of_model(lm)))
+        run(
+            again,
+            model,
+            Work("", b"", "sweep_heads", 1, None, {}),
+            Shard([0], [torch.arange(4).numpy()], 7, of_model(lm)),
+        )
+
+
+def test_a_worker_that_lives_on_loads_a_changed_model_again(lm, tmp_path):
+    import cloudpickle
+
+    from helpers import worker
+
+    load = cloudpickle.dumps(worker.Saved(tmp_path, "GPT2LMHeadModel", torch.float64, "eager", lm.parts))
+
+    def seen_by(study):
+        work = worker.Work(study, load, "sweep_blocks", 2, None, {})
+        ids = torch.tensor([[3, 4], [5, 6]])
+        return worker.there("look", cloudpickle.dumps(work), cloudpickle.dumps((ids, 7))).model
+
+    try:
+        lm.model.save_pretrained(tmp_path)
+        first = seen_by("first")
+        other = tiny("gpt2", seed=1)
+        other.model.save_pretrained(tmp_path)
+        assert seen_by("first") == first == of_model(lm), "once for all shards of a study"
+        assert seen_by("second") == of_model(other) != first
+    finally:
+        worker._kept.clear()
