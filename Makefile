@@ -4,6 +4,7 @@
 # make notebooks  run the notebooks and store clean outputs (one: make notebooks NB=notebooks/01_downstream_scaling.ipynb)
 # make claims     the claims of the reports, judged on both models (on another one: make claims MODEL=gpt2)
 # make measure    measure again what the lessons store (an hour; goes on where it was killed; one: make measure MODEL=smollm2)
+# make newest     the helpers on the newest torch and transformers that the ranges allow (makes .venv-newest)
 # make bench      sweeps and traces, in plain forward passes
 # make page       the course's page for a browser, dist/page.html, which needs nothing else (needs Node.js)
 # make messages   collect what the package says for translators, and compile each language (docs/translating.md)
@@ -21,6 +22,7 @@ LESSONS ?= ../notebooks
 
 PY := .venv/bin/python
 OLD := .venv-4.57/bin/python
+NEW := .venv-newest/bin/python
 PINS := pyproject.toml constraints.txt
 CODE := helpers tools tests deploy start.py
 # What is about the course or its tools, not about the helpers, runs once, on the pinned transformers.
@@ -32,7 +34,7 @@ CATALOGUES := $(patsubst %.po,%.mo,$(wildcard helpers/locale/*/LC_MESSAGES/helpe
 # Two workers; a notebook and its kernel stay with one of them; what takes longest is named first.
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: lab test real lint notebooks claims measure bench messages page page-tested screenshot format constraints clean hub hub-ready
+.PHONY: lab test real lint notebooks claims measure bench messages page page-tested screenshot format constraints clean hub hub-ready newest
 .DELETE_ON_ERROR:
 
 # Without a network the pocket model still opens every lesson, so a real model that cannot be brought stops nothing here.
@@ -48,6 +50,16 @@ test: .venv/.test .venv-4.57/.test $(CATALOGUES) lint real page-tested hub-ready
 	$(OLD) -m pytest tests $(PARALLEL) $(addprefix --ignore=,$(COURSE_TESTS)) $(ROOM_TESTS)
 	@echo "== everything else, and every cell of every notebook, on the pinned versions =="
 	$(PY) -m pytest tests/test_run_again.py tests/test_guards.py tests/test_browser.py tests $(PARALLEL)
+
+# What a release of tomorrow breaks is a red test today. The environment is made anew each time; a CPU build of torch comes
+# with PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu.
+newest: | tools/find_python.sh
+	rm -rf .venv-newest
+	@python=$$(tools/find_python.sh $(PYTHON)) && $$python -m venv .venv-newest
+	@echo "Installing the newest torch and transformers into .venv-newest."
+	@$(NEW) -m pip install --quiet --upgrade --upgrade-strategy eager -e '.[suite]'
+	@$(NEW) -m pip freeze | grep -E '^(torch|transformers|tokenizers|safetensors|accelerate)=='
+	$(NEW) -m pytest tests $(PARALLEL) $(addprefix --ignore=,$(COURSE_TESTS)) $(ROOM_TESTS)
 
 lint: .venv/.test
 	$(PY) -m ruff check $(CODE) notebooks
@@ -161,4 +173,4 @@ constraints: .venv/.test
 	mv constraints.new constraints.txt
 
 clean:
-	rm -rf .venv .venv-4.57 .pytest_cache .mypy_cache .ruff_cache .hypothesis dist page/node_modules deploy/node_modules
+	rm -rf .venv .venv-4.57 .pytest_cache .mypy_cache .ruff_cache .hypothesis dist page/node_modules deploy/node_modules .venv-newest

@@ -9,7 +9,8 @@ from .lazy import lazy
 
 _WHERE = {
     "loading": ["load_model"],
-    "wrapping": ["wrap", "Certificate"],
+    "wrapping": ["wrap"],
+    "certificate": ["Certificate"],
     "models": ["LanguageModel", "Tokens"],
     "families": ["FAMILIES", "Family"],
     "edits": [
@@ -26,6 +27,7 @@ _WHERE = {
     "sweeps": [
         "sweep_heads", "sweep_blocks", "sweep_block_pairs", "sweep_factors", "sweep_edits", "windows",
     ],
+    "studies": ["study"],
     "replacements": ["mean_heads"],
     "measures": ["Measure", "Outcome", "predictions", "text_damage"],
     "countries": ["capital_prompts", "CapitalPrompt", "PHRASINGS", "answers_right", "positions_of"],

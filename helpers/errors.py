@@ -88,5 +88,9 @@ class DidNotRun(HelpersError):
     """The part of the model that an edit or a reading needs is not there, or did not run once in a pass."""
 
 
+class WorkerDied(HelpersError):
+    """A process that worked for a study was killed."""
+
+
 class BadValue(HelpersError):
     """A tensor or option of the wrong kind, shape, dtype or device."""

@@ -30,7 +30,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from . import passes
+from . import causes, passes
 from .models import LanguageModel
 from .sites import site_of
 
@@ -65,7 +65,7 @@ def on_input(module: nn.Module, see: Callable[[Tensor], Tensor | None], prepend:
     def hook(module: nn.Module, args: tuple, kwargs: dict | None = None) -> tuple[tuple, dict] | None:
         if kwargs is None:
             return None  # taken off while another thread was about to call it
-        passes.refuse_while_compiling()
+        causes.refuse_while_compiling()
         new = see(entering(args, kwargs))
         if new is None:
             return None
@@ -89,14 +89,14 @@ def on_pass(lm: LanguageModel, handles: list[RemovableHandle]) -> None:
     """Tell helpers/passes.py where passes begin and end; adds the handles to `handles` one by one."""
 
     def begin(module: nn.Module, args: tuple, kwargs: dict | None = None) -> None:
-        passes.refuse_while_compiling()
+        causes.refuse_while_compiling()
         passes.begin(lm, module, args, kwargs or {})
 
     def end(module: nn.Module, args: tuple, output: Any) -> None:
         passes.end(lm, module, output)
 
     begin.only_looks = end.only_looks = True  # type: ignore[attr-defined]
-    for module in {id(one): one for one in (lm.model, passes.stack_of(lm))}.values():
+    for module in {id(one): one for one in (lm.model, causes.stack_of(lm))}.values():
         handles.append(module.register_forward_pre_hook(begin, prepend=True, with_kwargs=True))
         # also after an exception, then with no output: what is left of that pass must not be taken for another
         handles.append(module.register_forward_hook(end, prepend=True, always_call=True))
@@ -114,7 +114,7 @@ def on_output(module: nn.Module, see: Seen, prepend: bool = False) -> RemovableH
     def hook(module: nn.Module, args: tuple, kwargs: dict, *outputs: Any) -> Any:
         if not outputs:
             return None  # taken off while another thread was about to call it, without kwargs then
-        passes.refuse_while_compiling()
+        causes.refuse_while_compiling()
         (output,) = outputs
         new = see(first(output), entering(args, kwargs) if args or "hidden_states" in kwargs else first(output))
         return None if new is None else with_first(output, new)
@@ -134,7 +134,7 @@ def on_site(lm: LanguageModel, site: str, block: int, see: Seen, prepend: bool =
     try:
         module = lm.part(block, found.path)
     except AttributeError:
-        raise passes.missing(lm, block, found.path) from None
+        raise causes.missing(lm, block, found.path) from None
     if site == "block":
         return [on_output(module, see, prepend)]
     shape: list[int] = []

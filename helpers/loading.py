@@ -66,7 +66,7 @@ def load_model(
         source: str | Path = _real(dtype)
     else:
         source = _find(name)
-    with _explained(str(name), source), _quiet(download=not isinstance(source, Path)):
+    with _explained(str(name), source), quiet(download=not isinstance(source, Path)):
         model, tokenizer = _read(str(name), source, dtype or (torch.float64 if source == POCKET_FOLDER else "auto"))
         if name == "smollm2" and dtype == torch.float64:
             exact.own_dtype(model)
@@ -261,7 +261,7 @@ def _read(name: str, source: str | Path, dtype: torch.dtype | str) -> tuple[Any,
 
 
 @contextmanager
-def _quiet(download: bool):
+def quiet(download: bool = False):
     """No bars and no reports while a folder is read: they differ from run to run. The learner's own settings come back."""
     from transformers.utils import logging
 

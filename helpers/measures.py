@@ -45,6 +45,13 @@ class Measure:
     every_position: bool = False
     prompts: int | None = None  # the number of prompts that it can be used with, if that matters
 
+    def check_number(self, prompts: int) -> None:
+        """Raises BadValue unless it can be used with that many prompts."""
+        if self.prompts not in (None, prompts):
+            raise errors.BadValue(
+                f"there are {prompts} prompts and {self.prompts} targets: give one target, or one for each prompt."
+            )
+
 
 def predictions(lm: LanguageModel, target: Targets, contrast: Targets | None = None) -> Measure:
     """How the next-token prediction changes, in columns: change of log p(target) in nats; KL(clean ‖ edited) in nats; 1
@@ -52,8 +59,8 @@ def predictions(lm: LanguageModel, target: Targets, contrast: Targets | None = N
     of the logit difference target − contrast. target and contrast: one for all prompts, or one for each.
     """
     columns = ("target", "kl", "same top-1", "target is top-1")
-    targets = _token_ids(lm, target)
-    contrasts = None if contrast is None else _token_ids(lm, contrast)
+    targets = token_ids(lm, target)
+    contrasts = None if contrast is None else token_ids(lm, contrast)
 
     def compute(outcome: Outcome) -> Tensor:
         edited, clean = outcome.edited, outcome.clean
@@ -95,7 +102,7 @@ def text_damage() -> Measure:
 
 
 def log_prob_change(lm: LanguageModel, target: Targets) -> Measure:
-    targets = _token_ids(lm, target)
+    targets = token_ids(lm, target)
 
     def compute(outcome: Outcome) -> Tensor:
         wanted = _chosen(targets, outcome.prompt)
@@ -119,7 +126,9 @@ def _divergence(clean: Tensor, change: Tensor) -> Tensor:
     return (clean.exp() * change).sum(-1).clamp(min=0)
 
 
-def _token_ids(lm: LanguageModel, target: Targets) -> int | list[int]:
+def token_ids(lm: LanguageModel, target: Targets) -> int | list[int]:
+    """The id of a target, or of each of several. Raises TargetIsNotOneToken."""
+
     def one(value: object) -> int:
         if isinstance(value, str):
             return lm.token_id(value)

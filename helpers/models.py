@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from . import errors, passes
+from . import causes, errors, passes
 from .checks import check_indices, kind_of, whole
 from .encoding import Encoder
 from .encoding import Tokens as Tokens
@@ -42,7 +42,7 @@ class LanguageModel(Encoder):
         self.model, self.tokenizer = model, tokenizer
         self.config = model.config.get_text_config()  # of a multimodal model, its language model's
         self.certificate: Any = None  # helpers/wrapping.py writes it
-        # Edits that are on now, in groups, outermost `with` first, and their handles: helpers/edits.py keeps them here.
+        # Edits that are on now, in groups, outermost `with` first, and their handles: helpers/applying.py keeps them here.
         self.live_edits: list[Any] = []
         self.edit_handles: list[RemovableHandle] = []
         self.passes: dict[int, list[Any]] = {}  # by thread, the edited passes that it is in: helpers/passes.py
@@ -172,7 +172,7 @@ class LanguageModel(Encoder):
         try:
             return self.part(self.check_block(block), path)
         except AttributeError:  # a user put another module in the block's place
-            raise passes.missing(self, block, path) from None
+            raise causes.missing(self, block, path) from None
 
     def setting(self, name: str) -> Any:
         """What the model's config says under a name that a row gives; None if the row gives none, or the config has none."""

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import errors, passes
+from . import causes, errors, passes
 from .hooks import on_site, only_here, remove
 from .models import LanguageModel, Tokens
 from .say import say
@@ -30,7 +30,7 @@ def attention_patterns(lm: LanguageModel, prompt: Prompt) -> Tensor:
     Only eager attention computes these weights as numbers; the fused kernels (sdpa, flash) never write them down, and
     transformers then returns an empty tuple without a word. Raises BadValue in that case, DidNotRun if blocks are left out.
     """
-    passes.refuse_compiled(lm.model)
+    causes.refuse_compiled(lm.model)
     tokens = lm.encode(prompt)
     with passes.single_pass(lm):
         attentions = lm.model(**lm.inputs(tokens, right_padding=True), output_attentions=True).attentions
@@ -42,7 +42,7 @@ def attention_patterns(lm: LanguageModel, prompt: Prompt) -> Tensor:
             )
         )
     if len(attentions) != lm.n_blocks:
-        missing = passes.why(lm, "block", min(len(attentions), lm.n_blocks - 1), int(len(attentions) > lm.n_blocks) * 2)
+        missing = causes.why(lm, "block", min(len(attentions), lm.n_blocks - 1), int(len(attentions) > lm.n_blocks) * 2)
         raise errors.DidNotRun(
             say(
                 "this pass wrote {n_patterns} patterns for {n_blocks} blocks: {missing}",
@@ -62,7 +62,7 @@ def read_site(lm: LanguageModel, prompt: Prompt, site: str, block: int) -> Tenso
     """
     lm.check_block(block)
     check_site(site)
-    passes.refuse_compiled(lm.model)
+    causes.refuse_compiled(lm.model)
     tokens = lm.encode(prompt)
     found: list[Tensor] = []
     handles = on_site(lm, site, block, only_here(lambda value, _: found.append(value.clone())))
@@ -77,7 +77,7 @@ def read_site(lm: LanguageModel, prompt: Prompt, site: str, block: int) -> Tenso
                 "{site!r} of block {block} was to be read, but {reason}",
                 site=site,
                 block=block,
-                reason=passes.why(lm, site, block, len(found)),
+                reason=causes.why(lm, site, block, len(found)),
             )
         )
     return found[0]

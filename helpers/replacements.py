@@ -70,7 +70,7 @@ def head_values(
                 "sweep two or more prompts, pass some as reference=, or use replacement='pooled mean'."
             )
         )
-    pool = _padded(rows if reference is None else reference)
+    pool = padded(rows if reference is None else reference)
     if isinstance(replacement, str) and replacement in ("mean", "pooled mean"):
         replacement = mean_heads(lm, pool, pooled=replacement == "pooled mean", chunk=chunk)
     value = _heads_tensor(lm, replacement)
@@ -85,7 +85,8 @@ def prompt_rows(lm: LanguageModel, prompts: Prompts) -> list[Tensor]:
     return [ids[mask] for ids, mask in zip(tokens.ids, tokens.mask, strict=True)]
 
 
-def _padded(rows: list[Tensor]) -> Tokens:
+def padded(rows: list[Tensor]) -> Tokens:
+    """Rows of ids (pos,) side by side, padded on the right."""
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     lengths = torch.tensor([len(row) for row in rows], device=ids.device)
     return Tokens(ids, torch.arange(ids.shape[1], device=ids.device) < lengths[:, None])

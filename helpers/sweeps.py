@@ -91,9 +91,9 @@ def sweep_edits(
         raise errors.BadEdit(
             "give a list of edits, for example [skip_block(0), skip_block(1)]; each may be a list itself."
         )
-    copies = [_copy(lm, one) for one in edits]
+    copies = [copy_of(lm, one) for one in edits]
     rows = prompt_rows(lm, prompts)
-    _check_values_per_prompt(copies, len(rows))
+    check_values_per_prompt(copies, len(rows))
     copies_of = lambda chosen: for_prompts(copies, chosen, len(rows))  # noqa: E731
     found = _sweep(lm, rows, copies_of, (len(copies),), target, measure, chunk, progress)
     return found[0] if _single(prompts) else found
@@ -241,10 +241,7 @@ def _sweep(
         measure = log_prob_change(lm, target)
     elif not isinstance(measure, Measure):
         measure = Measure(measure)
-    if measure.prompts not in (None, len(rows)):
-        raise errors.BadValue(
-            f"there are {len(rows)} prompts and {measure.prompts} targets: give one target, or one for each prompt."
-        )
+    measure.check_number(len(rows))
     plan = Plan(rows, copies_of, torch.Size(shape).numel(), measure, chunk)
     with bar(len(rows) * plan.number * lm.n_blocks, progress) as done:
         return torch.stack(staircase.run(lm, plan, done)).unflatten(1, shape)
@@ -254,7 +251,7 @@ def _single(prompts: Prompts) -> bool:
     return isinstance(prompts, str) or (isinstance(prompts, Tensor) and prompts.ndim == 1)
 
 
-def _copy(lm: LanguageModel, one: Edit | Sequence[Edit]) -> Copy:
+def copy_of(lm: LanguageModel, one: Edit | Sequence[Edit]) -> Copy:
     copy = tuple(one) if isinstance(one, Sequence) and not isinstance(one, str) else (one,)
     if not copy:
         raise errors.BadEdit("one of the interventions is an empty list: give an edit or several.")
@@ -262,7 +259,7 @@ def _copy(lm: LanguageModel, one: Edit | Sequence[Edit]) -> Copy:
     return tuple(sorted(copy, key=lambda e: e.block))
 
 
-def _check_values_per_prompt(copies: Sequence[Copy], prompts: int) -> None:
+def check_values_per_prompt(copies: Sequence[Copy], prompts: int) -> None:
     for one in (one for copy in copies for one in copy):
         if one.prompts not in (None, prompts):
             raise errors.BadValue(

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from . import errors, hooks, passes
+from . import causes, errors, hooks, passes
 from .models import LanguageModel, Tokens, check_model
 from .say import say
 
@@ -97,7 +97,7 @@ def trace(
     gradients of no number.
     """
     check_model(lm)
-    passes.refuse_compiled(lm.model)
+    causes.refuse_compiled(lm.model)
     tokens = lm.encode(prompt)
     n = lm.n_blocks if stop_after is None else lm.check_block(stop_after) + 1
     if gradients is None:
@@ -114,7 +114,7 @@ def trace(
     if torch.is_inference_mode_enabled():
         raise errors.BadValue(say("inside torch.inference_mode() nothing has a gradient: trace outside of it."))
     with torch.enable_grad():
-        passes.refuse_checkpointing(lm)
+        causes.refuse_checkpointing(lm)
         recorder = _Recorder(lm, tokens, n, learning=True)
         with passes.single_pass(lm):
             found = recorder.run(stop_after is not None)
@@ -230,7 +230,7 @@ class _Recorder:
             else:
                 said = say("a trace reads {site!r} of block {block}", site=sites[name], block=block)
             raise errors.DidNotRun(
-                say("{said}, but {reason}", said=said, reason=passes.why(self.lm, sites[name], block, number))
+                say("{said}, but {reason}", said=said, reason=causes.why(self.lm, sites[name], block, number))
             )
 
     def _differences(self, block: int, handles: list[RemovableHandle]) -> None:

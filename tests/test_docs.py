@@ -1,5 +1,7 @@
 """The pages in docs/ run: their Python blocks, in order, on the model that they name."""
 
+import importlib.util
+import os
 import re
 from pathlib import Path
 
@@ -25,6 +27,8 @@ def test_the_tour_of_the_helpers_runs(capsys):
     code, names = blocks(DOCS / "helpers.md"), {}
     assert len(code) >= 6
     for number, block in enumerate(code, 1):
+        if "study(" in block and not importlib.util.find_spec("h5py") and not os.environ.get("CI"):
+            continue  # the extra 'study' is not installed; tests/test_studies.py says so too
         exec(compile(block, f"docs/helpers.md, block {number}", "exec"), names)
     said = capsys.readouterr().out
     assert "live edits: zero_heads(5, [3, 7]), change('mlp', 6, <lambda>)" in said

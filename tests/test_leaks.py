@@ -15,12 +15,14 @@ from tiny import tiny
 
 from helpers import (
     add_to_block,
+    applying,
     change,
     edit,
     edits,
     hooks,
     noise_neurons,
     passes,
+    positions,
     scale_block,
     scale_mlp,
     sites,
@@ -208,7 +210,7 @@ def first_of_exit(frame):
 @pytest.mark.parametrize("family", LMS)
 def test_an_interrupt_at_any_line_of_ours_leaves_nothing_behind(family):
     lm = LMS[family]
-    ours = {module.__file__ for module in (edits, hooks, passes, sites, tracing)}
+    ours = {module.__file__ for module in (applying, edits, hooks, passes, positions, sites, tracing)}
     start = hooks_of(lm)
 
     def work():

@@ -1,0 +1,182 @@
+"""What an edit is, and how edits go on a model and come off again.
+
+`edit` checks every edit against the model before the first hook is registered, so that nothing is ever half applied.
+helpers/passes.py counts them in each pass, helpers/positions.py knows which tokens are meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from threading import get_ident
+
+import torch
+from torch import Tensor
+
+from . import errors, passes
+from .causes import refuse_compiled, refuse_own_checkpoint, why
+from .hooks import on_pass, on_site, remove
+from .models import LanguageModel, check_model
+from .passes import Live
+from .positions import Positions, chosen_columns, columns_now
+from .sites import site_of
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One intervention. `change(value, stream)` gives the new value of the whole site; `check(lm)` raises if it cannot.
+
+    given: what it was made from besides its name and place, so that two edits are equal only if they do the same; by
+    default nothing is equal to it but itself.
+    """
+
+    name: str
+    site: str
+    block: int
+    change: Callable[[Tensor, Tensor], Tensor] = field(repr=False, compare=False)
+    positions: Positions = field(default=None, hash=False)  # a slice has no hash before Python 3.12
+    check: Callable[[LanguageModel], object] = field(default=lambda lm: None, repr=False, compare=False)
+    given: object = field(default_factory=object, repr=False, hash=False)
+    # Where its value has one row for each of several prompts: how many, and the same edit for some of them.
+    prompts: int | None = field(default=None, repr=False, compare=False)
+    for_prompts: Callable[[Sequence[int]], Edit] | None = field(default=None, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        where = "" if self.positions is None else f" at positions {self.positions}"
+        return self.name + where
+
+
+class edit:
+    """Context manager that applies edits to `lm` and takes them off again, also after an exception or an interrupt.
+
+    `with edit(lm, one, another) as lm:` makes no copy: until the block ends, every pass of `lm.model`, from here or from
+    another thread, is edited. Raises a HelpersError at once, before anything is registered, if one of the edits does not
+    fit the model, the model is compiled, or another thread has edits on it. A pass in which one of the edits does not
+    run exactly once raises DidNotRun; a position that no pass reached raises PositionOutOfRange when the `with` ends.
+    """
+
+    def __init__(self, lm: LanguageModel, *edits: Edit) -> None:
+        check_model(lm)
+        for one in edits:
+            if not isinstance(one, Edit):
+                raise errors.BadEdit(
+                    f"{one!r} is not an edit: pass edits such as scale_block(2, 0.5) or zero_heads(5, [3]), one by one."
+                )
+            lm.check_block(one.block)
+            site_of(lm, one.site)
+            one.check(lm)
+        self.lm, self.edits = lm, edits
+        self.entered: list[Live] = []
+
+    def __enter__(self) -> LanguageModel:
+        refuse_compiled(self.lm.model)
+        group = Live(self.edits)
+        try:
+            self.entered.append(group)
+            self.lm.live_edits.append(
+                group
+            )  # first there, then a look around: of two threads, one at least sees the other
+            if any(other.thread != group.thread for other in list(self.lm.live_edits)):
+                raise errors.BadEdit(
+                    "another thread has edits on this model, and both would be edited by both: give each thread its own copy "
+                    "(copy.deepcopy(lm)), or wait until the other's `with` has ended."
+                )
+            group.hung = True
+            _register(self.lm, self.lm.live_edits)
+            return self.lm
+        except BaseException:  # an interrupt in here: Python would not call __exit__
+            self._leave(group)
+            raise
+
+    def __exit__(self, kind: object = None, *_: object) -> None:
+        group = self.entered[-1]
+        try:
+            self._leave(group)
+        except BaseException:  # an interrupt in here: finish, then let it through
+            self._leave(group)
+            raise
+        if kind is None:
+            for late in group.waiting.values():
+                raise late.error
+
+    def check_ran(self) -> None:
+        """For code that calls blocks one by one, inside the `with`: every edit has run since it began. Raises DidNotRun."""
+        group = self.entered[-1]
+        for one, number in zip(group, group.fired, strict=True):
+            if number == 0:
+                raise errors.DidNotRun(f"{one!r} did nothing: {why(self.lm, one.site, one.block)}")
+
+    def _leave(self, group: Live) -> None:
+        group.on = False
+        if group.hung:
+            _register(self.lm, [other for other in self.lm.live_edits if other is not group])
+        if any(other is group for other in self.lm.live_edits):
+            self.lm.live_edits.remove(group)  # last: until the hooks are off, other threads shall see that they are on
+        self.entered = [other for other in self.entered if other is not group]
+
+
+def _register(lm: LanguageModel, groups: list[Live]) -> None:
+    """Hang these edits on the model and no others, ahead of every other hook, in their order.
+
+    All are taken off and put on again, since `prepend` would run the newest first; the last one goes on first.
+    """
+    remove(lm.edit_handles)
+    for group in reversed(groups):
+        for index in reversed(range(len(group))):
+            see = _counted(lm, group, index)
+            lm.edit_handles += on_site(lm, group[index].site, group[index].block, see, prepend=True)
+    if groups:
+        on_pass(lm, lm.edit_handles)
+    else:
+        lm.passes.pop(get_ident(), None)
+
+
+def _counted(lm: LanguageModel, group: Live, index: int) -> Callable[[Tensor, Tensor], Tensor | None]:
+    """An edit that is live: it counts itself, and knows where in the text the pass begins."""
+    one = group[index]
+    function = applied(one)
+
+    def see(value: Tensor, stream: Tensor) -> Tensor | None:
+        if not group.on:
+            return None
+        refuse_own_checkpoint()
+        group.fired[index] += 1
+        now = passes.current(lm)
+        if now is None:
+            return function(value, stream)
+        now.count(group, index)
+        if one.positions is None or (now.single and not now.start):
+            return function(value, stream)
+        columns = columns_now(one, group, index, now, value.shape[1])
+        return function(value, stream, columns) if columns else None
+
+    return see
+
+
+def applied(one: Edit) -> Callable[..., Tensor]:
+    """The edit as a function of a site's whole value, the stream, and the columns to change (by default its positions)."""
+
+    def see(value: Tensor, stream: Tensor, columns: list[int] | None = None) -> Tensor:
+        new = one.change(value, stream)
+        if not isinstance(new, Tensor):
+            raise errors.BadEdit(
+                f"{one!r} returned {'None' if new is None else f'a value of type {type(new).__name__}'}: its function must return "
+                f"the new tensor, of shape {tuple(value.shape)} here."
+            )
+        for what in ("shape", "dtype", "device"):
+            if getattr(new, what) != getattr(value, what):
+                raise errors.BadEdit(
+                    f"{one!r} returned a tensor of {what} {_short(getattr(new, what))} in place of {_short(getattr(value, what))}: "
+                    f"return one of the same {what}."
+                )
+        if columns is None and one.positions is None:
+            return new
+        chosen = torch.zeros(value.shape[1], dtype=torch.bool, device=value.device)
+        chosen[chosen_columns(one.positions, value.shape[1]) if columns is None else columns] = True
+        return torch.where(chosen.view(1, -1, *[1] * (value.ndim - 2)), new, value)
+
+    return see
+
+
+def _short(what: object) -> object:
+    return tuple(what) if isinstance(what, torch.Size) else what

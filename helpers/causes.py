@@ -1,0 +1,164 @@
+"""Why an edit or a reading did not run in a pass, and what no hook can work in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from . import errors
+
+if TYPE_CHECKING:
+    from .models import LanguageModel
+
+
+def stack_of(lm: LanguageModel) -> nn.Module:
+    """The module that holds the list of blocks and calls them one by one."""
+    return lm.model.get_submodule(lm.parts.blocks.rpartition(".")[0])
+
+
+def missing(lm: LanguageModel, block: int, path: str) -> errors.DidNotRun:
+    """What to raise for a part that a block does not have (any more)."""
+    return errors.DidNotRun(
+        f"block {block} is of class {type(lm.part(block, '')).__name__} now and has no {path!r} to edit or read: put the model's "
+        "own block back, or choose the site 'block'."
+    )
+
+
+def why(lm: LanguageModel, site: str, block: int, number: int = 0) -> str:
+    """A clause that names block and part, the likely cause, and what to do."""
+    from .sites import site_of  # it needs the class of models, which needs nothing of this file
+
+    path = site_of(lm, site).path
+    name = f"block {block}" if not path else f"{path!r} of block {block}"
+    if number > 1:
+        return (
+            f"{name} ran {number} times, since the same module stands at several places of the model, or a pass calls it "
+            "again. Put copies of it there (copy.deepcopy)."
+        )
+    return f"{name} did not run, {_cause(lm, block, path)}"
+
+
+def _cause(lm: LanguageModel, block: int, path: str) -> str:
+    compiled = compiled_part(lm.model)
+    if compiled is not None:
+        return f"since {compiled} is compiled, and compiled code calls no hooks. {PLAIN_AGAIN}"
+    if block >= lm.n_blocks:
+        return f"since the model has {lm.n_blocks} blocks now: put the others back, or edit one of these."
+    limit = getattr(_text_config(lm), "num_hidden_layers", None)
+    if isinstance(limit, int) and block >= limit:
+        return (
+            f"since lm.model.config.num_hidden_layers is {limit} and the pass leaves there: set it back to {lm.n_blocks}, or take "
+            f"the blocks from {limit} on out of {lm.parts.blocks}."
+        )
+    steps = _steps(lm, block, path)
+    for name, module in steps:
+        forward = vars(module).get("forward")
+        if forward is not None and not hasattr(
+            module, "_hf_hook"
+        ):  # accelerate's offload replaces it and calls the old
+            return (
+                f"since the forward of {name} was replaced by a function of its own: take it off (del {name}.forward)."
+            )
+    if getattr(_text_config(lm), "layerdrop", 0) and lm.model.training:
+        return "since layerdrop leaves out blocks at random in train mode: call lm.model.eval()."
+    if any(parameter.device.type == "meta" for _, module in steps[-1:] for parameter in module.parameters()):
+        return "and its weights are offloaded to another place: load the model without a device_map to see whether that is why."
+    owner = steps[-2][1] if path else stack_of(lm)
+    return (
+        f"since it was replaced while the edit or reading hung on the old one, or since {type(owner).__name__} does its work in "
+        "another way (another wrapper, a fused kernel): undo that, or begin the `with` after it."
+    )
+
+
+def _text_config(lm: LanguageModel) -> Any:
+    config = lm.model.config
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def _steps(lm: LanguageModel, block: int, path: str) -> list[tuple[str, nn.Module]]:
+    """The modules on the way from the model to a part of a block, by their names in code."""
+    found: list[tuple[str, nn.Module]] = [("lm.model", lm.model)]
+    others = path.split("|")  # names of the same part in different versions of transformers
+    path = next((one for one in others if hasattr(lm.part(block, ""), one.split(".")[0])), others[-1])
+    for step in [*lm.parts.blocks.split("."), str(block), *(path.split(".") if path else [])]:
+        name, module = found[-1]
+        inner = getattr(module, step, None)
+        if not isinstance(inner, nn.Module):
+            break
+        found.append((f"{name}[{step}]" if step.isdigit() else f"{name}.{step}", inner))
+    return found
+
+
+# ---- what no hook can work in
+
+PLAIN_AGAIN = "Use the plain model, without torch.compile (load it again if it was compiled in place), and wrap that."
+
+
+def compiled_part(model: nn.Module) -> str | None:
+    """The name of a compiled module in `model`, None if all is plain."""
+    found = [model]
+    for module in found:  # grows on the way; model.modules() remembers what it has seen and takes four times as long
+        state = module.__dict__
+        inner = state["_modules"]
+        if "_compiled_call_impl" in state or "forward" in state or "_orig_mod" in inner:
+            forward = hasattr(state.get("forward"), "_torchdynamo_orig_callable")
+            if state.get("_compiled_call_impl") is not None or forward or "_orig_mod" in inner:
+                return next((name for name, one in model.named_modules() if one is module and name), "the model")
+        if inner:
+            found += [one for one in inner.values() if one is not None]
+    return None
+
+
+def refuse_compiled(model: nn.Module) -> None:
+    """Raises DidNotRun: compiled code keeps the hooks that it was compiled with and calls no others."""
+    found = compiled_part(model)
+    if found is not None:
+        raise errors.DidNotRun(
+            f"{found} is compiled by torch.compile, and compiled code calls no hooks that come later, so edits and traces would "
+            f"silently do nothing. {PLAIN_AGAIN}"
+        )
+
+
+def refuse_split(model: nn.Module) -> None:
+    """Raises BadValue for tensor parallelism, where each device has some heads and some columns of each matrix only."""
+    degree = getattr(model, "_tp_size", None)
+    if (isinstance(degree, int) and degree > 1) or any(
+        type(weight).__name__ == "DTensor" or type(weight.data).__name__ == "DTensor" for weight in model.parameters()
+    ):
+        raise errors.BadValue(
+            "this model is split by tensor parallelism, so that a hook sees only some of a block's heads: load it without tp_plan; "
+            "if one device cannot hold it, device_map='auto' puts whole blocks on several."
+        )
+
+
+def refuse_while_compiling() -> None:
+    """Raises DidNotRun inside torch.compile: it would bake a hook of today into the code."""
+    if torch.compiler.is_compiling():  # a constant while code is compiled
+        raise errors.DidNotRun(
+            f"torch.compile meets a hook of the helpers, which would stay in the compiled code. {PLAIN_AGAIN}"
+        )
+
+
+def refuse_checkpointing(lm: LanguageModel) -> None:
+    """Raises BadEdit: a checkpointed block runs again in the backward pass, when edits may be gone and noise is drawn anew."""
+    if not (lm.model.training and torch.is_grad_enabled()):
+        return
+    if any(getattr(module, "gradient_checkpointing", False) for module in (stack_of(lm), *lm.blocks)):
+        raise _checkpointed()
+
+
+def refuse_own_checkpoint() -> None:
+    """Raises BadEdit inside torch.utils.checkpoint, where this part of the model will run again in the backward pass."""
+    saving = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)  # not public: it may go
+    hooks = saving(True) if saving and torch.is_grad_enabled() else None
+    if hooks and getattr(hooks[0], "__module__", "") == "torch.utils.checkpoint":
+        raise _checkpointed()
+
+
+def _checkpointed() -> errors.BadEdit:
+    return errors.BadEdit(
+        "gradient checkpointing is on: backward would run the blocks again, perhaps without the edits and with other noise, "
+        "and give wrong gradients. Switch it off first, for example with lm.model.gradient_checkpointing_disable()."
+    )

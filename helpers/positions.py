@@ -1,0 +1,99 @@
+"""Which tokens an edit is limited to, counted from the start of the text whatever part of it a pass runs over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from . import errors
+from .checks import whole_numbers
+from .passes import Live, Pass, Waiting
+
+Positions = int | Sequence[int] | slice | None  # of tokens, as the factories take them
+
+
+def check_positions(positions: Positions) -> Positions:
+    if positions is None:
+        return None
+    if isinstance(positions, slice):
+        try:
+            range(1)[positions]
+        except (TypeError, ValueError):
+            raise errors.PositionOutOfRange(
+                f"{positions} cannot be used: give a slice of whole numbers, for example slice(1, None)."
+            ) from None
+        return positions
+    try:
+        return whole_numbers(positions, errors.PositionOutOfRange, "position")
+    except errors.PositionOutOfRange:
+        raise errors.PositionOutOfRange(
+            f"positions {positions!r} cannot be used: give None for all, one position, a list of them, or a slice."
+        ) from None
+
+
+def chosen_columns(positions: Positions, length: int) -> list[int]:
+    """Which of the `length` positions of a text are meant. Raises PositionOutOfRange."""
+    if positions is None or isinstance(positions, slice):
+        columns = list(range(length)[positions or slice(None)])
+        if not columns:
+            raise errors.PositionOutOfRange(
+                f"{positions} chooses none of the {length} positions of this prompt: choose from 0 to {length - 1}."
+            )
+        return columns
+    columns = list(whole_numbers(positions, errors.PositionOutOfRange, "position"))
+    for p in columns:
+        if not -length <= p < length:
+            raise errors.PositionOutOfRange(
+                f"position {p} does not exist: this prompt has {length} tokens, at positions 0 to {length - 1}; "
+                "choose from them, or count from the end with -1, -2, …"
+            )
+    return [p % length for p in columns]
+
+
+def columns_now(one: Any, group: Live, index: int, now: Pass, length: int) -> list[int]:
+    """Which columns of a pass over a part of a text are meant. Positions count from the start of the text.
+
+    What lies ahead may come while text is generated, so it waits; what lies in the cache must have run under this edit.
+    Raises PositionOutOfRange.
+    """
+    end = now.start + length
+    if now.start and _from_the_end(one.positions):
+        raise errors.PositionOutOfRange(
+            f"{one!r} counts from the end of the text, which moves while text is generated with a cache: count from its start, "
+            f"for example slice({end}, None) for all that comes after {end} tokens."
+        )
+    found: list[int] = []
+    parts = [one.positions] if isinstance(one.positions, slice) else whole_numbers(one.positions, errors.BadEdit, "")
+    for part in parts:
+        key = index, None if isinstance(part, slice) else part
+        late = group.waiting.get(key)
+        if late and not (late.end >= now.start > 0 or (not now.start and end == late.end + 1)):
+            raise late.error  # that text is over, and another begins
+        try:
+            found += chosen_columns(part, end)
+            group.waiting.pop(key, None)
+        except errors.PositionOutOfRange as error:
+            if not _may_come(part, end):
+                raise
+            group.waiting[key] = Waiting(end, error)
+    if any(column < now.start for column in found) and not now.knows(group):
+        raise errors.PositionOutOfRange(
+            f"{one!r} means tokens that are in the cache already, which was filled without this edit: begin the `with` before "
+            f"the first pass of the text, or choose positions from {now.start} on."
+        )
+    return [column - now.start for column in found if column >= now.start]
+
+
+def _from_the_end(positions: Positions) -> bool:
+    """Whether it depends on the text's length which tokens are meant."""
+    if isinstance(positions, slice):
+        return min(positions.start or 0, positions.stop or 0, (positions.step or 1) - 1) < 0
+    return min(whole_numbers(positions, errors.BadEdit, "")) < 0
+
+
+def _may_come(part: int | slice, end: int) -> bool:
+    """Whether a longer text than one of `end` tokens can have this position."""
+    if isinstance(part, slice):
+        start, stop = part.start or 0, part.stop
+        return start >= end and (part.step or 1) > 0 and (stop is None or stop > start)
+    return part >= end

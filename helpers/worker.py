@@ -1,0 +1,172 @@
+"""What a process does that works for a study: it loads the model once, and sweeps shard after shard.
+
+A worker is a process of its own, started by joblib or by a cluster, and lives as long as that wants. Between two shards it
+keeps its model: the one thing in `helpers` that outlives a call, since loading takes longer than many a shard. A study that
+runs in your own process keeps nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import torch
+import transformers
+
+from . import errors, sweeps
+from .families import Family
+from .fingerprint import of_model
+from .loading import quiet
+from .measures import Measure, Outcome, log_prob_change, token_ids
+from .models import LanguageModel
+from .replacements import CHUNK, mean_heads, padded, prompt_rows
+from .staircase import for_prompts
+from .sweeps import check_values_per_prompt, copy_of
+from .wrapping import wrap
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all shards of a study have in common. options: of the sweep, besides prompts, target, measure and progress."""
+
+    name: str  # of this one call: what a worker keeps is loaded anew for another, since files may have changed
+    load: bytes  # the function that loads the model
+    sweep: str
+    total: int  # prompts
+    measure: Measure | None
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What one look at the model says, before the first shard."""
+
+    model: str  # its fingerprint
+    said: str
+    n_blocks: int
+    n_heads: int
+    rows: list[np.ndarray]  # (pos,) ids of each prompt
+    targets: int | list[int] | None
+    means: torch.Tensor | None  # what ablated heads become, if that is a mean
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some prompts of a study: their numbers, their ids (pos,), the targets of each, and the model that they are for."""
+
+    numbers: list[int]
+    rows: list[np.ndarray]
+    targets: int | list[int] | None
+    model: str
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Loads a model that a study has saved, as its owner had it."""
+
+    folder: Path
+    kind: str  # its class in transformers
+    dtype: torch.dtype
+    attention: str
+    family: Family
+
+    def __call__(self) -> LanguageModel:
+        kind = getattr(transformers, self.kind)
+        with quiet():
+            model = kind.from_pretrained(
+                self.folder, dtype=self.dtype, attn_implementation=self.attention, use_safetensors=True,
+                local_files_only=True, trust_remote_code=False,
+            )  # fmt: skip
+        return wrap(model, family=self.family)
+
+
+# ---- in the process
+
+
+def loaded(load: Callable[[], LanguageModel]) -> tuple[LanguageModel, str]:
+    """The model and its fingerprint. Raises what its loading raises, and BadValue if that gives something else."""
+    lm = load()
+    if not isinstance(lm, LanguageModel):
+        raise errors.BadValue(
+            f"the function that loads the model must return a model of the helpers, not a {type(lm).__name__}: end it with "
+            "return load_model(...) or return wrap(model, tokenizer)."
+        )
+    return lm, of_model(lm)
+
+
+_ONE_AT_A_TIME = Lock()  # a worker of Dask may have several threads, and an edit is on the whole model
+_kept: dict[str, tuple[LanguageModel, str]] = {}  # one model at most, by the study's name
+
+
+def there(kind: str, work: bytes, given: bytes) -> Any:
+    """`look` or `run` in a worker. All comes as bytes: a cluster would keep larger objects on one machine, which may die."""
+    with _ONE_AT_A_TIME:
+        plan: Work = cloudpickle.loads(work)
+        if plan.name not in _kept:
+            _kept.clear()
+            _kept[plan.name] = loaded(cloudpickle.loads(plan.load))
+        does: Callable[..., Any] = look if kind == "look" else run
+        return does(*_kept[plan.name], plan, cloudpickle.loads(given))
+
+
+def look(lm: LanguageModel, model: str, work: Work, given: tuple[Any, Any]) -> Looked:
+    """given: the prompts and the target. Raises what the sweep would raise for them."""
+    prompts, target = given
+    rows = prompt_rows(lm, prompts)
+    measure = work.measure if target is None else log_prob_change(lm, target)
+    if measure is not None:
+        measure.check_number(len(rows))
+    targets = None if target is None else token_ids(lm, target)
+    if "edits" in work.options:
+        check_values_per_prompt([copy_of(lm, one) for one in work.options["edits"]], len(rows))
+    replacement, reference = work.options.get("replacement"), work.options.get("reference")
+    means = None
+    if (
+        isinstance(replacement, str)
+        and replacement in ("mean", "pooled mean")
+        and (reference is not None or len(rows) > 1)
+    ):
+        pool = rows if reference is None else prompt_rows(lm, reference)
+        chunk = work.options.get("chunk", CHUNK)
+        means = mean_heads(lm, padded(pool), pooled=replacement == "pooled mean", chunk=chunk)
+    ids = [row.cpu().numpy().astype(np.int32) for row in rows]
+    said = f"{lm!r}, torch {torch.__version__}, transformers {transformers.__version__}"
+    return Looked(model, said, lm.n_blocks, lm.n_heads, ids, targets, means)
+
+
+def run(lm: LanguageModel, model: str, work: Work, shard: Shard) -> tuple[list[int], np.ndarray]:
+    """The shard's numbers, and the (prompts, ...) that the sweep measures on them."""
+    if model != shard.model:
+        raise errors.BadValue(
+            "the model in a worker process is not the one that the study began with (other files, other versions of the libraries, "
+            "or a live model that its saved weights do not make again): give all workers the same, or give a function that loads "
+            "it, or use jobs=1."
+        )
+    options = dict(work.options)
+    if "edits" in options:
+        options["edits"] = [list(copy) for copy in for_prompts(options["edits"], shard.numbers, work.total)]
+    if work.measure is not None:
+        options["measure"] = _of_the_whole_list(work.measure, shard.numbers)
+    rows = [torch.from_numpy(row).long() for row in shard.rows]
+    found = getattr(sweeps, work.sweep)(lm, padded(rows), target=shard.targets, progress=False, **options)
+    return shard.numbers, found.numpy()
+
+
+def here(lm: LanguageModel, model: str, work: Work, shards: Sequence[Shard]) -> Iterator[Any]:
+    """Shard after shard in a study's own process."""
+    for shard in shards:
+        yield run(lm, model, work, shard)
+
+
+def _of_the_whole_list(measure: Measure, numbers: list[int]) -> Measure:
+    """The measure with each prompt's number in the study's list, whatever the shard."""
+
+    def compute(outcome: Outcome) -> torch.Tensor:
+        return measure.compute(replace(outcome, prompt=numbers[outcome.prompt]))
+
+    return replace(measure, compute=compute, prompts=None)
