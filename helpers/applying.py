@@ -19,6 +19,7 @@ from .hooks import on_pass, on_site, remove
 from .models import LanguageModel, check_model
 from .passes import Live
 from .positions import Positions, chosen_columns, columns_now
+from .say import say
 from .sites import site_of
 
 
@@ -60,7 +61,11 @@ class edit:
         for one in edits:
             if not isinstance(one, Edit):
                 raise errors.BadEdit(
-                    f"{one!r} is not an edit: pass edits such as scale_block(2, 0.5) or zero_heads(5, [3]), one by one."
+                    say(
+                        "{one!r} is not an edit: pass edits such as scale_block(2, 0.5) or zero_heads(5, [3]), one by "
+                        "one.",
+                        one=one,
+                    )
                 )
             lm.check_block(one.block)
             site_of(lm, one.site)
@@ -78,8 +83,10 @@ class edit:
             )  # first there, then a look around: of two threads, one at least sees the other
             if any(other.thread != group.thread for other in list(self.lm.live_edits)):
                 raise errors.BadEdit(
-                    "another thread has edits on this model, and both would be edited by both: give each thread its own copy "
-                    "(copy.deepcopy(lm)), or wait until the other's `with` has ended."
+                    say(
+                        "another thread has edits on this model, and both would be edited by both: give each thread its "
+                        "own copy (copy.deepcopy(lm)), or wait until the other's `with` has ended."
+                    )
                 )
             group.hung = True
             _register(self.lm, self.lm.live_edits)
@@ -104,7 +111,9 @@ class edit:
         group = self.entered[-1]
         for one, number in zip(group, group.fired, strict=True):
             if number == 0:
-                raise errors.DidNotRun(f"{one!r} did nothing: {why(self.lm, one.site, one.block)}")
+                raise errors.DidNotRun(
+                    say("{one!r} did nothing: {reason}", one=one, reason=why(self.lm, one.site, one.block))
+                )
 
     def _leave(self, group: Live) -> None:
         group.on = False
@@ -160,14 +169,23 @@ def applied(one: Edit) -> Callable[..., Tensor]:
         new = one.change(value, stream)
         if not isinstance(new, Tensor):
             raise errors.BadEdit(
-                f"{one!r} returned {'None' if new is None else f'a value of type {type(new).__name__}'}: its function must return "
-                f"the new tensor, of shape {tuple(value.shape)} here."
+                say(
+                    "{one!r} returned {kind}: its function must return the new tensor, of shape {shape} here.",
+                    one=one,
+                    kind="None" if new is None else say("a value of type {kind}", kind=type(new).__name__),
+                    shape=tuple(value.shape),
+                )
             )
         for what in ("shape", "dtype", "device"):
             if getattr(new, what) != getattr(value, what):
                 raise errors.BadEdit(
-                    f"{one!r} returned a tensor of {what} {_short(getattr(new, what))} in place of {_short(getattr(value, what))}: "
-                    f"return one of the same {what}."
+                    say(
+                        "{one!r} returned a tensor of {what} {got} in place of {wanted}: return one of the same {what}.",
+                        one=one,
+                        what=what,
+                        got=_short(getattr(new, what)),
+                        wanted=_short(getattr(value, what)),
+                    )
                 )
         if columns is None and one.positions is None:
             return new

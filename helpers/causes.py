@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from . import errors
+from .say import say, translatable
 
 if TYPE_CHECKING:
     from .models import LanguageModel
@@ -21,8 +22,13 @@ def stack_of(lm: LanguageModel) -> nn.Module:
 def missing(lm: LanguageModel, block: int, path: str) -> errors.DidNotRun:
     """What to raise for a part that a block does not have (any more)."""
     return errors.DidNotRun(
-        f"block {block} is of class {type(lm.part(block, '')).__name__} now and has no {path!r} to edit or read: put the model's "
-        "own block back, or choose the site 'block'."
+        say(
+            "block {block} is of class {kind} now and has no {path!r} to edit or read: put the model's own block back, or "
+            "choose the site 'block'.",
+            block=block,
+            kind=type(lm.part(block, "")).__name__,
+            path=path,
+        )
     )
 
 
@@ -31,44 +37,59 @@ def why(lm: LanguageModel, site: str, block: int, number: int = 0) -> str:
     from .sites import site_of  # it needs the class of models, which needs nothing of this file
 
     path = site_of(lm, site).path
-    name = f"block {block}" if not path else f"{path!r} of block {block}"
+    name = say("{path!r} of block {block}", path=path, block=block) if path else say("block {block}", block=block)
     if number > 1:
-        return (
-            f"{name} ran {number} times, since the same module stands at several places of the model, or a pass calls it "
-            "again. Put copies of it there (copy.deepcopy)."
+        return say(
+            "{name} ran {number} times, since the same module stands at several places of the model, or a pass calls it "
+            "again. Put copies of it there (copy.deepcopy).",
+            name=name,
+            number=number,
         )
-    return f"{name} did not run, {_cause(lm, block, path)}"
+    return say("{name} did not run, {cause}", name=name, cause=_cause(lm, block, path))
 
 
 def _cause(lm: LanguageModel, block: int, path: str) -> str:
     compiled = compiled_part(lm.model)
     if compiled is not None:
-        return f"since {compiled} is compiled, and compiled code calls no hooks. {PLAIN_AGAIN}"
+        return say(
+            "since {compiled} is compiled, and compiled code calls no hooks. {plain_again}",
+            compiled=compiled,
+            plain_again=say(PLAIN_AGAIN),
+        )
     if block >= lm.n_blocks:
-        return f"since the model has {lm.n_blocks} blocks now: put the others back, or edit one of these."
+        return say(
+            "since the model has {n_blocks} blocks now: put the others back, or edit one of these.",
+            n_blocks=lm.n_blocks,
+        )
     limit = getattr(_text_config(lm), "num_hidden_layers", None)
     if isinstance(limit, int) and block >= limit:
-        return (
-            f"since lm.model.config.num_hidden_layers is {limit} and the pass leaves there: set it back to {lm.n_blocks}, or take "
-            f"the blocks from {limit} on out of {lm.parts.blocks}."
+        return say(
+            "since lm.model.config.num_hidden_layers is {limit} and the pass leaves there: set it back to {n_blocks}, or "
+            "take the blocks from {limit} on out of {place}.",
+            limit=limit,
+            n_blocks=lm.n_blocks,
+            place=lm.parts.blocks,
         )
     steps = _steps(lm, block, path)
     for name, module in steps:
         forward = vars(module).get("forward")
-        if forward is not None and not hasattr(
-            module, "_hf_hook"
-        ):  # accelerate's offload replaces it and calls the old
-            return (
-                f"since the forward of {name} was replaced by a function of its own: take it off (del {name}.forward)."
+        # accelerate's offload replaces it, too, and calls the old one
+        if forward is not None and not hasattr(module, "_hf_hook"):
+            return say(
+                "since the forward of {name} was replaced by a function of its own: take it off (del {name}.forward).",
+                name=name,
             )
     if getattr(_text_config(lm), "layerdrop", 0) and lm.model.training:
-        return "since layerdrop leaves out blocks at random in train mode: call lm.model.eval()."
+        return say("since layerdrop leaves out blocks at random in train mode: call lm.model.eval().")
     if any(parameter.device.type == "meta" for _, module in steps[-1:] for parameter in module.parameters()):
-        return "and its weights are offloaded to another place: load the model without a device_map to see whether that is why."
+        return say(
+            "and its weights are offloaded to another place: load the model without a device_map to see whether that is why."
+        )
     owner = steps[-2][1] if path else stack_of(lm)
-    return (
-        f"since it was replaced while the edit or reading hung on the old one, or since {type(owner).__name__} does its work in "
-        "another way (another wrapper, a fused kernel): undo that, or begin the `with` after it."
+    return say(
+        "since it was replaced while the edit or reading hung on the old one, or since {owner} does its work in another way "
+        "(another wrapper, a fused kernel): undo that, or begin the `with` after it.",
+        owner=type(owner).__name__,
     )
 
 
@@ -93,7 +114,9 @@ def _steps(lm: LanguageModel, block: int, path: str) -> list[tuple[str, nn.Modul
 
 # ---- what no hook can work in
 
-PLAIN_AGAIN = "Use the plain model, without torch.compile (load it again if it was compiled in place), and wrap that."
+PLAIN_AGAIN = translatable(
+    "Use the plain model, without torch.compile (load it again if it was compiled in place), and wrap that."
+)
 
 
 def compiled_part(model: nn.Module) -> str | None:
@@ -116,8 +139,12 @@ def refuse_compiled(model: nn.Module) -> None:
     found = compiled_part(model)
     if found is not None:
         raise errors.DidNotRun(
-            f"{found} is compiled by torch.compile, and compiled code calls no hooks that come later, so edits and traces would "
-            f"silently do nothing. {PLAIN_AGAIN}"
+            say(
+                "{found} is compiled by torch.compile, and compiled code calls no hooks that come later, so "
+                "edits and traces would silently do nothing. {plain_again}",
+                found=found,
+                plain_again=say(PLAIN_AGAIN),
+            )
         )
 
 
@@ -128,8 +155,11 @@ def refuse_split(model: nn.Module) -> None:
         type(weight).__name__ == "DTensor" or type(weight.data).__name__ == "DTensor" for weight in model.parameters()
     ):
         raise errors.BadValue(
-            "this model is split by tensor parallelism, so that a hook sees only some of a block's heads: load it without tp_plan; "
-            "if one device cannot hold it, device_map='auto' puts whole blocks on several."
+            say(
+                "this model is split by tensor parallelism, so that a hook sees only some of a block's heads: "
+                "load it without tp_plan; if one device cannot hold it, device_map='auto' puts whole blocks on "
+                "several."
+            )
         )
 
 
@@ -137,7 +167,10 @@ def refuse_while_compiling() -> None:
     """Raises DidNotRun inside torch.compile: it would bake a hook of today into the code."""
     if torch.compiler.is_compiling():  # a constant while code is compiled
         raise errors.DidNotRun(
-            f"torch.compile meets a hook of the helpers, which would stay in the compiled code. {PLAIN_AGAIN}"
+            say(
+                "torch.compile meets a hook of the helpers, which would stay in the compiled code. {plain_again}",
+                plain_again=say(PLAIN_AGAIN),
+            )
         )
 
 
@@ -159,6 +192,9 @@ def refuse_own_checkpoint() -> None:
 
 def _checkpointed() -> errors.BadEdit:
     return errors.BadEdit(
-        "gradient checkpointing is on: backward would run the blocks again, perhaps without the edits and with other noise, "
-        "and give wrong gradients. Switch it off first, for example with lm.model.gradient_checkpointing_disable()."
+        say(
+            "gradient checkpointing is on: backward would run the blocks again, perhaps without the edits and with other "
+            "noise, and give wrong gradients. Switch it off first, for example with "
+            "lm.model.gradient_checkpointing_disable()."
+        )
     )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from . import errors, hooks
 from .models import LanguageModel
+from .say import say, translatable
 from .shortpass import SIZE, Seen, run_alone, short_pass, tried_blocks
 
 # What is checked, in the words of the certificate.
@@ -77,7 +78,9 @@ def verify(lm: LanguageModel) -> Certificate:
 
 # ---- the identities
 
-_WAY_OUT = "Give a row that fits it, wrap(model, tokenizer, family=Family(...)), as docs/families.md shows."
+_WAY_OUT = translatable(
+    "Give a row that fits it, wrap(model, tokenizer, family=Family(...)), as docs/families.md shows."
+)
 
 
 class _Judge:
@@ -115,11 +118,22 @@ class _Judge:
         lm = self.lm
         watched = hooks.has_other_hooks(lm.model, [])
         way_out = (
-            "A hook hangs on the model, which may be the reason: take it off and wrap again." if watched else _WAY_OUT
+            say("A hook hangs on the model, which may be the reason: take it off and wrap again.")
+            if watched
+            else say(_WAY_OUT)
         )
         raise errors.UnsupportedFamily(
-            f"the row for this {lm.family!r} model is wrong at {place}: it says that {identity}, but that is off by {off:.2g} of "
-            f"its size, and {str(lm.dtype).removeprefix('torch.')} allows {bound:.1g}. {way_out}"
+            say(
+                "the row for this {family!r} model is wrong at {place}: it says that {identity}, but that is off "
+                "by {off} of its size, and {dtype} allows {bound}. {way_out}",
+                family=lm.family,
+                place=place,
+                identity=identity,
+                off=f"{off:.2g}",
+                dtype=str(lm.dtype).removeprefix("torch."),
+                bound=f"{bound:.1g}",
+                way_out=way_out,
+            )
         )
 
 
@@ -135,16 +149,31 @@ def _judge_pass(lm: LanguageModel, seen: Seen, judge: _Judge) -> None:
         number, ran = len(tried) if name == "heads" else lm.n_blocks, len(seen.at.get(name, []))
         if ran != number:
             raise errors.UnsupportedFamily(
-                f"in a plain pass of this {lm.family!r} model {number} {what} ran {ran} times in all, and each should run once: "
-                f"the row names modules that do not run, or the model skips or repeats some. {_WAY_OUT}"
+                say(
+                    "in a plain pass of this {family!r} model {number} {what} ran {ran} times in all, and each "
+                    "should run once: the row names modules that do not run, or the model skips or repeats some. "
+                    "{way_out}",
+                    family=lm.family,
+                    number=number,
+                    what=what,
+                    ran=ran,
+                    way_out=say(_WAY_OUT),
+                )
             )
     for name, values in seen.at.items():
         width = lm.d_head if name == "heads" else lm.d_model
         wrong = next((value.shape[-1] for value in values if value.shape[-1] != width), None)
         if wrong is not None:
             raise errors.UnsupportedFamily(
-                f"the row for this {lm.family!r} model is wrong: {wrong} numbers per token where {width} were expected, at "
-                f"{all_of.get(name, name)!r}. {_WAY_OUT}"
+                say(
+                    "the row for this {family!r} model is wrong: {wrong} numbers per token where {width} were "
+                    "expected, at {part!r}. {way_out}",
+                    family=lm.family,
+                    wrong=wrong,
+                    width=width,
+                    part=all_of.get(name, name),
+                    way_out=say(_WAY_OUT),
+                )
             )
     entered, left, attention, mlp = (seen.stacked(name) for name in ("entered", "left", "attention", "mlp"))
     handed_on = torch.cat([entered[1:], seen.stacked("last")])

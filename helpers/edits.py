@@ -22,10 +22,8 @@ An edit hangs on the model itself, so it changes every pass of it, those of othe
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from numbers import Real
 from typing import Any
 
 import torch
@@ -38,6 +36,8 @@ from .applying import edit as edit
 from .checks import check_indices, whole_numbers
 from .positions import Positions, check_positions
 from .positions import chosen_columns as chosen_columns
+from .say import say, translatable
+from .values import Same, finite_tensor, fitted, real_number
 
 
 def change(site: str, block: int, function: Callable[[Tensor], Tensor], positions: Positions = None) -> Edit:
@@ -48,18 +48,23 @@ def change(site: str, block: int, function: Callable[[Tensor], Tensor], position
     gets a copy, so it may also work in place, but it must return the result. Raises BadEdit.
     """
     if not callable(function):
-        raise errors.BadEdit(f"change needs a function that takes a tensor and returns one, but this is {function!r}.")
+        raise errors.BadEdit(
+            say(
+                "change needs a function that takes a tensor and returns one, but this is {function!r}.",
+                function=function,
+            )
+        )
     name = f"change({site!r}, {block!r}, {getattr(function, '__name__', 'function')})"
     return Edit(name, site, block, lambda value, _: function(value.clone()), check_positions(positions), given=function)
 
 
 def _scale(name: str, site: str, block: int, factor: float | Tensor, positions: Positions) -> Edit:
-    by = _number(factor, "factor")
+    by = real_number(factor, "factor")
     name = f"{name}({block}, {by:g})"
     if isinstance(factor, Tensor) and factor.requires_grad:  # it is being learned: use it as it is in each pass
         learned = factor
         times = lambda value, _: value * learned.to(value).reshape(())  # noqa: E731
-        return Edit(name, site, block, times, check_positions(positions), given=_Same(factor))
+        return Edit(name, site, block, times, check_positions(positions), given=Same(factor))
     return Edit(name, site, block, lambda value, _: value * by, check_positions(positions), given=by)
 
 
@@ -114,10 +119,10 @@ def add_to_block(block: int, vector: Tensor, positions: Positions = None) -> Edi
     The edit keeps a copy; of a vector that requires a gradient, as in learning a steering vector, it uses the vector itself,
     as it is in each pass. Raises BadValue, also in the pass if the shape does not fit.
     """
-    vector = _tensor(vector, "the vector")
+    vector = finite_tensor(vector, "the vector")
     return Edit(
         f"add_to_block({block}, {tuple(vector.shape)})", "block", block,
-        lambda value, _: value + _fits(vector, value, "the vector"), check_positions(positions), given=_Same(vector),
+        lambda value, _: value + fitted(vector, value, "the vector"), check_positions(positions), given=Same(vector),
         **_rows_of(vector, 3, lambda some: add_to_block(block, some, positions)),
     )  # fmt: skip
 
@@ -128,10 +133,10 @@ def patch_block(block: int, value: Tensor, positions: Positions = None) -> Edit:
     A copy is kept, or, of a tensor that requires a gradient, the tensor itself. Raises BadValue, also in the pass if the
     shape does not fit.
     """
-    given = _tensor(value, "the patch")
+    given = finite_tensor(value, "the patch")
     return Edit(
         f"patch_block({block}, {tuple(given.shape)})", "block", block,
-        lambda old, _: _fits(given, old, "the patch").clone(), check_positions(positions), given=_Same(given),
+        lambda old, _: fitted(given, old, "the patch").clone(), check_positions(positions), given=Same(given),
         **_rows_of(given, 3, lambda some: patch_block(block, some, positions)),
     )  # fmt: skip
 
@@ -152,18 +157,18 @@ def replace_heads(block: int, heads: Sequence[int] | int, value: Tensor, positio
     on another prompt (Wang et al. 2022 compare them): see `sweep_heads(..., replacement=...)`. A copy is kept, or, of a tensor
     that requires a gradient, the tensor itself. Raises BadValue, HeadOutOfRange.
     """
-    given = _tensor(value, "the replacement")
+    given = finite_tensor(value, "the replacement")
     listed = list(whole_numbers(heads, errors.HeadOutOfRange, "head"))
 
     def put(old: Tensor, _: Tensor) -> Tensor:
         new = old.clone()
-        new[:, :, listed] = _fits(given, old[:, :, listed], "the replacement")
+        new[:, :, listed] = fitted(given, old[:, :, listed], "the replacement")
         return new
 
     name = f"replace_heads({block}, {heads}, {tuple(given.shape)})"
     check = lambda lm: lm.check_heads(listed)  # noqa: E731
     each = _rows_of(given, 4, lambda some: replace_heads(block, heads, some, positions))
-    return Edit(name, "heads", block, put, check_positions(positions), check, (tuple(listed), _Same(given)), **each)
+    return Edit(name, "heads", block, put, check_positions(positions), check, (tuple(listed), Same(given)), **each)
 
 
 def zero_keys(block: int, heads: Sequence[int] | int, positions: Positions = None) -> Edit:
@@ -193,10 +198,14 @@ def noise_neurons(
     see the same noise twice. (Zhang & Nanda 2023 explain why noise takes a model off its distribution.)
     Raises BadFactor, BadValue, NeuronOutOfRange.
     """
-    mean, std = _number(mean, "mean"), _number(std, "std", least=0.0)
+    mean, std = real_number(mean, "mean"), real_number(std, "std", least=0.0)
     if not isinstance(generator, torch.Generator):
         raise errors.BadValue(
-            f"generator must be a torch.Generator, for example torch.Generator().manual_seed(0), but this is {generator!r}."
+            say(
+                "generator must be a torch.Generator, for example torch.Generator().manual_seed(0), but this is "
+                "{generator!r}.",
+                generator=generator,
+            )
         )
 
     chosen: slice | tuple[int, ...] = (
@@ -205,14 +214,19 @@ def noise_neurons(
 
     def listed(width: int) -> list[int]:
         if not isinstance(chosen, slice):
-            return check_indices(chosen, width, errors.NeuronOutOfRange, "neuron", "each MLP has")
+            return check_indices(chosen, width, errors.NeuronOutOfRange, "neuron", translatable("each MLP has"))
         try:
             found = list(range(width)[chosen])
         except (TypeError, ValueError):
             found = []
         if not found:
             raise errors.NeuronOutOfRange(
-                f"{chosen} chooses none of the {width} neurons: choose from 0 to {width - 1}."
+                say(
+                    "{chosen} chooses none of the {width} neurons: choose from 0 to {last}.",
+                    chosen=chosen,
+                    width=width,
+                    last=width - 1,
+                )
             )
         return found
 
@@ -229,60 +243,6 @@ def noise_neurons(
     name = f"noise_neurons({block}, mean {mean:g}, std {std:g})"
     check = lambda lm: listed(lm.d_mlp)  # noqa: E731
     return Edit(name, site, block, noise, check_positions(positions), check, (chosen, mean, std, generator))
-
-
-# ---- checks of what the factories are given
-
-
-def _number(value: object, name: str, least: float = -math.inf) -> float:
-    if isinstance(value, Tensor) and value.numel() == 1:
-        value = value.item()
-    try:
-        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-    except OverflowError:  # a whole number with hundreds of digits
-        number = math.nan
-    if not math.isfinite(number) or number < least:
-        allowed = "a finite number" if least == -math.inf else f"a finite number, {least:g} or more"
-        raise errors.BadFactor(f"{name} {value!r} cannot be used: give {allowed}, for example 0.5.")
-    return number
-
-
-def _tensor(value: object, name: str) -> Tensor:
-    if not isinstance(value, Tensor):
-        raise errors.BadValue(
-            f"{name} must be a tensor, but this is a {type(value).__name__}: make one with torch.tensor(...)."
-        )
-    if value.is_complex() or not torch.isfinite(value).all():
-        raise errors.BadValue(f"{name} holds complex numbers, NaN or infinity: every number must be real and finite.")
-    # What its owner does to it later must not change the edit; but one that is being learned is used as it is then.
-    return value if value.requires_grad else value.detach().clone()
-
-
-class _Same:
-    """A tensor that is equal to another of the same numbers, dtype and device; one that is being learned, only to itself."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, _Same):
-            return NotImplemented
-        a, b = self.tensor, other.tensor
-        same_kind = (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
-        return a is b or (same_kind and not a.requires_grad and not b.requires_grad and torch.equal(a, b))
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-def _fits(value: Tensor, like: Tensor, what: str) -> Tensor:
-    """`value` in the dtype and on the device of `like`, broadcast to its shape."""
-    try:
-        return value.to(like).broadcast_to(like.shape)
-    except RuntimeError:
-        raise errors.BadValue(
-            f"{what} has shape {tuple(value.shape)}, which does not fit {tuple(like.shape)} at this place: give that shape, "
-            "or one that broadcasts to it."
-        ) from None
 
 
 def _rows_of(value: Tensor, axes: int, make: Callable[[Tensor], Edit]) -> dict[str, Any]:

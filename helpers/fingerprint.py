@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from . import errors
 from .edits import Edit
 from .models import LanguageModel
+from .say import say
 
 
 def of_model(lm: LanguageModel) -> str:
@@ -56,8 +57,12 @@ def _weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for name, value in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             if value.is_meta:
                 raise errors.BadValue(
-                    f"the weight {name} of a {type(module).__name__} is on the meta device, so its numbers do not exist: load the "
-                    "model whole, or let accelerate offload it."
+                    say(
+                        "the weight {name} of a {kind} is on the meta device, so its numbers do not exist: load the "
+                        "model whole, or let accelerate offload it.",
+                        name=name,
+                        kind=type(module).__name__,
+                    )
                 )
             yield name, value
 
@@ -149,8 +154,11 @@ def _told(value: Any, seen: tuple[int, ...]) -> Iterator[bytes]:
         yield f"{value.__module__}.{value.__qualname__}".encode()  # an operator of PyTorch or NumPy
     else:
         raise errors.BadValue(
-            f"a study cannot tell whether a value of type {type(value).__name__} has changed since its shards were written: build "
-            "functions and options from numbers, texts, tensors, edits, and lists or dicts of them."
+            say(
+                "a study cannot tell whether a value of type {kind} has changed since its shards were written: "
+                "build functions and options from numbers, texts, tensors, edits, and lists or dicts of them.",
+                kind=type(value).__name__,
+            )
         )
 
 

@@ -87,8 +87,14 @@ def _check_versions() -> None:
             continue
         if not SpecifierSet(range_).contains(found, prereleases=True):
             raise errors.WrongVersion(
-                f"this notebook runs with {name} {found}, and the course needs {name}{range_}: start it with make lab or python "
-                f"start.py, and choose the kernel of their environment; or pip install '{name}{range_}' and restart the kernel."
+                say(
+                    "this notebook runs with {name} {found}, and the course needs {name}{range}: start it with make "
+                    "lab or python start.py, and choose the kernel of their environment; or pip install "
+                    "'{name}{range}' and restart the kernel.",
+                    name=name,
+                    found=found,
+                    range=range_,
+                )
             )
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from .checks import check_indices, kind_of, whole
 from .encoding import Encoder
 from .encoding import Tokens as Tokens
 from .families import Family, row_of
+from .layout import check_parts, features, inside_peft
 from .say import say, translatable
 
 
@@ -38,7 +38,7 @@ class LanguageModel(Encoder):
     def __init__(self, model: Any, tokenizer: Any, family: Family | str | None = None) -> None:
         self.family, self.parts = row_of(family, model.config)
         if hasattr(model, "get_base_model"):  # PEFT's wrapper, around the model that has the parts
-            self.parts = _inside_peft(model, self.parts)
+            self.parts = inside_peft(model, self.parts)
         self.model, self.tokenizer = model, tokenizer
         self.config = model.config.get_text_config()  # of a multimodal model, its language model's
         self.certificate: Any = None  # helpers/wrapping.py writes it
@@ -52,8 +52,8 @@ class LanguageModel(Encoder):
         self.context: int = getattr(self.config, "max_position_embeddings", None) or sys.maxsize
         self.vocabulary: int = self.config.vocab_size
         try:
-            self.n_key_heads = self._check_parts()
-            self.d_mlp = _features(self.part(0, self.parts.neurons_out), 0) if self.parts.neurons_out else 0
+            self.n_key_heads = check_parts(self)
+            self.d_mlp = features(self.part(0, self.parts.neurons_out), 0) if self.parts.neurons_out else 0
         except (AttributeError, IndexError, TypeError) as error:
             raise errors.UnsupportedFamily(
                 say(
@@ -64,47 +64,6 @@ class LanguageModel(Encoder):
                     error=error,
                 )
             ) from None
-
-    def _check_parts(self) -> int:
-        """Every path of every block is there, and its shapes fit; returns the number of key heads."""
-        if self.unembed is None:
-            raise AttributeError(say("no output embeddings"))
-        _ = self.final_norm, self.blocks[0]
-        found = 0
-        for index in range(self.n_blocks):
-            for path in self.parts.paths.values():
-                self.part(index, path)
-            if self.parts.sinks:
-                getattr(self.part(index, self.parts.attention), self.parts.sinks)
-            width = _features(self.part(index, self.parts.heads_out), 0)
-            if width != self.n_heads * self.d_head:
-                raise errors.UnsupportedFamily(
-                    say(
-                        "block {index}: the output projection reads {width} numbers per token, but {n_heads} heads of "
-                        "{d_head} make {expected}; this model's heads are laid out in another way.",
-                        index=index,
-                        width=width,
-                        n_heads=self.n_heads,
-                        d_head=self.d_head,
-                        expected=self.n_heads * self.d_head,
-                    )
-                )
-            outputs = _features(self.part(index, self.parts.keys), 1)
-            queries = 0 if self.parts.keys_layout == "alone" else self.n_heads
-            number, rest = divmod(outputs - queries * self.d_head, self.d_head * (2 if queries else 1))
-            found = found or number
-            if rest or number < 1 or self.n_heads % number or number != found:
-                raise errors.UnsupportedFamily(
-                    say(
-                        "block {index}: the keys' module writes {outputs} numbers per token, which is no fitting number "
-                        "of key heads of {d_head} for {n_heads} heads; this model's keys are laid out in another way.",
-                        index=index,
-                        outputs=outputs,
-                        d_head=self.d_head,
-                        n_heads=self.n_heads,
-                    )
-                )
-        return found
 
     def __repr__(self) -> str:
         names = ", ".join(repr(one) for group in self.live_edits for one in group) or "none"
@@ -290,31 +249,6 @@ class LanguageModel(Encoder):
         tokens = self.encode(prompt)
         with passes.single_pass(self):
             return self.model(**self.inputs(tokens, right_padding=True)).logits
-
-
-def _inside_peft(model: Any, parts: Family) -> Family:
-    """The row for the same model inside PEFT's wrapper. Raises UnsupportedFamily."""
-    inner = model.get_base_model()
-    path = next((name for name, module in model.named_modules() if module is inner), None)
-    config = getattr(model, "active_peft_config", None)
-    if path is None or getattr(config, "is_prompt_learning", False):
-        raise errors.UnsupportedFamily(
-            say(
-                "this PEFT model ({kind}) puts tokens or keys of its own in front of the prompt, so its "
-                "positions are not the prompt's: wrap the model inside, model.get_base_model(), or use adapters "
-                "such as LoRA.",
-                kind=type(config).__name__,
-            )
-        )
-    after = f"{path}.{parts.after_norm}" if parts.after_norm else ""
-    return replace(parts, blocks=f"{path}.{parts.blocks}", final_norm=f"{path}.{parts.final_norm}", after_norm=after)
-
-
-def _features(module: Any, side: int) -> int:
-    """Numbers per token that a projection reads (side 0) or writes (side 1); of a norm, both are its width."""
-    if hasattr(module, "in_features") and hasattr(module, "out_features"):
-        return (module.in_features, module.out_features)[side]
-    return module.weight.shape[side if module.weight.ndim > 1 else 0]  # transformers' Conv1D: (in, out)
 
 
 def check_model(lm: object) -> None:

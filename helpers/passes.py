@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from . import errors
 from .causes import refuse_checkpointing, refuse_compiled, stack_of, why
+from .say import say
 
 if TYPE_CHECKING:
     from .models import LanguageModel
@@ -86,8 +87,10 @@ def single_pass(lm: LanguageModel) -> Iterator[None]:
         yield
         if len(groups) != len(lm.live_edits) or any(a is not b for a, b in zip(groups, lm.live_edits, strict=True)):
             raise errors.BadEdit(
-                "edits were put on or taken off while this pass ran, so it is edited in part: another thread uses the same "
-                "model. Give each thread its own copy, or take turns."
+                say(
+                    "edits were put on or taken off while this pass ran, so it is edited in part: another thread "
+                    "uses the same model. Give each thread its own copy, or take turns."
+                )
             )
     finally:
         del running[depth:]

@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from . import errors, hooks
 from .models import LanguageModel, Tokens
+from .say import say
 
 TRIED = 4  # blocks whose parts also run alone, spread from the first to the last
 SIZE = 3  # prompts, and tokens of each: rolled by 0, 1 and 2, each of three tokens is once the first and once the last
@@ -72,9 +73,14 @@ def short_pass(lm: LanguageModel) -> Seen:
         raise
     except Exception as error:
         raise errors.UnsupportedFamily(
-            f"this {lm.family!r} model cannot run a pass of {SIZE} prompts of {SIZE} tokens "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}): mend that first, "
-            "or give the model that can."
+            say(
+                "this {family!r} model cannot run a pass of {size} prompts of {size} tokens ({error_kind}: "
+                "{error}): mend that first, or give the model that can.",
+                family=lm.family,
+                size=SIZE,
+                error_kind=type(error).__name__,
+                error=str(error).splitlines()[0] if str(error) else say("no message"),
+            )
         ) from error
     finally:
         hooks.remove(handles)

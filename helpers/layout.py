@@ -1,0 +1,83 @@
+"""Whether a model's parts lie where the row of its family says, and where they lie inside PEFT's wrapper."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from . import errors
+from .families import Family
+from .say import say
+
+if TYPE_CHECKING:
+    from .models import LanguageModel
+
+
+def check_parts(lm: LanguageModel) -> int:
+    """Every path of every block is there, and its shapes fit; returns the number of key heads. Raises UnsupportedFamily.
+
+    AttributeError, IndexError or TypeError: a path leads nowhere.
+    """
+    if lm.unembed is None:
+        raise AttributeError(say("no output embeddings"))
+    _ = lm.final_norm, lm.blocks[0]
+    found = 0
+    for index in range(lm.n_blocks):
+        for path in lm.parts.paths.values():
+            lm.part(index, path)
+        if lm.parts.sinks:
+            getattr(lm.part(index, lm.parts.attention), lm.parts.sinks)
+        width = features(lm.part(index, lm.parts.heads_out), 0)
+        if width != lm.n_heads * lm.d_head:
+            raise errors.UnsupportedFamily(
+                say(
+                    "block {index}: the output projection reads {width} numbers per token, but {n_heads} heads of "
+                    "{d_head} make {expected}; this model's heads are laid out in another way.",
+                    index=index,
+                    width=width,
+                    n_heads=lm.n_heads,
+                    d_head=lm.d_head,
+                    expected=lm.n_heads * lm.d_head,
+                )
+            )
+        outputs = features(lm.part(index, lm.parts.keys), 1)
+        queries = 0 if lm.parts.keys_layout == "alone" else lm.n_heads
+        number, rest = divmod(outputs - queries * lm.d_head, lm.d_head * (2 if queries else 1))
+        found = found or number
+        if rest or number < 1 or lm.n_heads % number or number != found:
+            raise errors.UnsupportedFamily(
+                say(
+                    "block {index}: the keys' module writes {outputs} numbers per token, which is no fitting number "
+                    "of key heads of {d_head} for {n_heads} heads; this model's keys are laid out in another way.",
+                    index=index,
+                    outputs=outputs,
+                    d_head=lm.d_head,
+                    n_heads=lm.n_heads,
+                )
+            )
+    return found
+
+
+def inside_peft(model: Any, parts: Family) -> Family:
+    """The row for the same model inside PEFT's wrapper. Raises UnsupportedFamily."""
+    inner = model.get_base_model()
+    path = next((name for name, module in model.named_modules() if module is inner), None)
+    config = getattr(model, "active_peft_config", None)
+    if path is None or getattr(config, "is_prompt_learning", False):
+        raise errors.UnsupportedFamily(
+            say(
+                "this PEFT model ({kind}) puts tokens or keys of its own in front of the prompt, so its "
+                "positions are not the prompt's: wrap the model inside, model.get_base_model(), or use adapters "
+                "such as LoRA.",
+                kind=type(config).__name__,
+            )
+        )
+    after = f"{path}.{parts.after_norm}" if parts.after_norm else ""
+    return replace(parts, blocks=f"{path}.{parts.blocks}", final_norm=f"{path}.{parts.final_norm}", after_norm=after)
+
+
+def features(module: Any, side: int) -> int:
+    """Numbers per token that a projection reads (side 0) or writes (side 1); of a norm, both are its width."""
+    if hasattr(module, "infeatures") and hasattr(module, "outfeatures"):
+        return (module.infeatures, module.outfeatures)[side]
+    return module.weight.shape[side if module.weight.ndim > 1 else 0]  # transformers' Conv1D: (in, out)
