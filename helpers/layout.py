@@ -78,6 +78,6 @@ def inside_peft(model: Any, parts: Family) -> Family:
 
 def features(module: Any, side: int) -> int:
     """Numbers per token that a projection reads (side 0) or writes (side 1); of a norm, both are its width."""
-    if hasattr(module, "infeatures") and hasattr(module, "outfeatures"):
-        return (module.infeatures, module.outfeatures)[side]
+    if hasattr(module, "in_features") and hasattr(module, "out_features"):
+        return (module.in_features, module.out_features)[side]
     return module.weight.shape[side if module.weight.ndim > 1 else 0]  # transformers' Conv1D: (in, out)
