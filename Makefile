@@ -5,6 +5,8 @@
 # make claims     the claims of the reports, judged on both models (on another one: make claims MODEL=gpt2)
 # make measure    measure again what the lessons store (an hour; goes on where it was killed; one: make measure MODEL=smollm2)
 # make bench      sweeps and traces, in plain forward passes
+# make assignment nbgrader's source and release versions of the lessons, in dist/assignment (docs/grading.md)
+# make grade      grade handed-in notebooks: make grade FOLDER=submissions writes submissions-graded/summary.html
 # make page       the course's page for a browser, dist/page.html, which needs nothing else (needs Node.js)
 # make screenshot take the README's picture from the real page (needs chromium)
 # make format     let ruff tidy the code
@@ -12,23 +14,25 @@
 
 PYTHON ?=
 MODEL ?=
+FOLDER ?=
 NB ?= $(wildcard notebooks/*.ipynb)
 LAB_ARGS ?=
 # Where the page's links to the lessons lead: a folder beside it, or the address at which the notebooks can be read.
 LESSONS ?= ../notebooks
 
+comma := ,
 PY := .venv/bin/python
 OLD := .venv-4.57/bin/python
 PINS := pyproject.toml constraints.txt
-CODE := helpers tools tests start.py
+CODE := helpers tools tests deploy start.py
 # What is about the course or its tools, not about the helpers, runs once, on the pinned transformers.
-COURSE_TESTS := $(addprefix tests/,test_notebooks_rules.py test_guards.py test_browser.py test_package.py test_training.py test_evaluation.py test_measured.py test_run_again.py test_start.py test_page.py test_page_export.py plots)
+COURSE_TESTS := $(addprefix tests/,test_notebooks_rules.py test_guards.py test_browser.py test_package.py test_training.py test_evaluation.py test_measured.py test_run_again.py test_start.py test_page.py test_page_export.py test_assignment.py test_grading.py plots)
 # Of a lesson's room the exercises (tests/course) and the claims are tried on transformers 4.57 too.
 ROOM_TESTS := $(foreach part,modes panel plots runs says steps study,--ignore-glob='*_$(part).py')
 # Two workers; a notebook and its kernel stay with one of them; what takes longest is named first.
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: lab test real lint notebooks claims measure bench page page-tested screenshot format constraints clean
+.PHONY: lab test real lint notebooks claims measure bench assignment grade page page-tested screenshot format constraints clean
 .DELETE_ON_ERROR:
 
 # Without a network the pocket model still opens every lesson, so a real model that cannot be brought stops nothing here.
@@ -64,6 +68,13 @@ measure: .venv/.lab
 
 bench: .venv/.lab
 	$(PY) tools/bench.py
+
+assignment: .venv/.lab
+	$(PY) tools/assignment.py
+
+grade: .venv/.lab
+	@test -n "$(FOLDER)" || { echo "Name the folder of what was handed in: make grade FOLDER=submissions"; exit 1; }
+	$(PY) tools/grade.py "$(FOLDER)"
 
 page: dist/page.html
 
@@ -115,7 +126,7 @@ format: .venv/.test
 	@touch $@
 
 .venv/.test: .venv/.lab
-	@$(PY) -m pip install --quiet -c constraints.txt -e '.[test]'
+	@$(PY) -m pip install --quiet -c constraints.txt -e '.[test$(if $(CI),$(comma)classroom)]'
 	@touch $@ .venv/.page
 
 .venv-4.57/.test: $(PINS) constraints-4.57.txt | tools/find_python.sh

@@ -1,8 +1,8 @@
 """nbgrader's settings for this course: `make assignment` copies this file into the course directory that it makes.
 
-nbgrader runs what students hand in. By its own settings one odd submission can change the gradebook, go on running for ever, or stop
-a whole batch. So: a kernel that is shut in, short times, and one process for each student (docs/grading.md has the two lines of shell).
-The simpler way is `make grade`, which needs no nbgrader and notices more.
+nbgrader runs what students hand in. By its own settings one odd submission can change the gradebook, go on running for ever,
+or stop a whole batch. So: a kernel that is shut in, short times, and one process for each student (docs/grading.md has the
+lines of shell). The simpler way is `make grade`, which needs no nbgrader and notices more.
 """
 
 import json
@@ -33,8 +33,8 @@ c.LimitOutput.max_traceback = 40
 c.ZipCollectApp.strict = False
 c.Autograde.create_student = True
 
-# The kernel that cannot read the gradebook nor write any file: tools/grading/kernel.py. Linux only; elsewhere nbgrader's ordinary kernel
-# runs with all your rights, so grade there in a container, or with `make grade`.
+# The kernel that can neither read the gradebook nor write any file: tools/grading/kernel.py. Linux only; elsewhere nbgrader's
+# ordinary kernel runs with all your rights, so grade there in a container, or with `make grade`.
 if sys.platform == "linux" and not os.environ.get("PLAIN_KERNEL"):
     import helpers
 

@@ -2,8 +2,8 @@
 
     python tools/grading/kernel.py --hide COURSE_DIRECTORY -f CONNECTION_FILE
 
-Nothing but a scratch folder can be written, the hidden folder cannot be read (with the gradebook, which nbgrader's own kernels can change), and
-all that the kernel starts ends with it. The network stays: nbgrader talks to its kernels by it. Linux only.
+Nothing but a scratch folder can be written, the hidden folder with the gradebook cannot be read, and all that the kernel
+starts ends with it. The network stays: nbgrader talks to its kernels by it. Linux only.
 """
 
 from __future__ import annotations
@@ -57,11 +57,23 @@ def main() -> None:
     linux.die_with_parent()
     file = scratch / "connection.json"
     file.write_text(json.dumps(json.loads(connection)))
-    home = {"HOME": str(scratch), "TMPDIR": str(scratch), "USER": "nobody", "IPYTHONDIR": str(scratch), "MPLCONFIGDIR": str(scratch)}
-    runtime = {"JUPYTER_RUNTIME_DIR": str(scratch), "JUPYTER_DATA_DIR": str(scratch), "CAUSAL_INTERVENTIONS_CACHE": str(cache)}
+    home = {
+        "HOME": str(scratch),
+        "TMPDIR": str(scratch),
+        "USER": "nobody",
+        "IPYTHONDIR": str(scratch),
+        "MPLCONFIGDIR": str(scratch),
+    }
+    runtime = {
+        "JUPYTER_RUNTIME_DIR": str(scratch),
+        "JUPYTER_DATA_DIR": str(scratch),
+        "CAUSAL_INTERVENTIONS_CACHE": str(cache),
+    }
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "PYTHONPATH") if name in os.environ}
     os.execve(
-        sys.executable, [sys.executable, "-m", "ipykernel_launcher", "-f", str(file), *rest], {**kept, **home, **runtime}
+        sys.executable,
+        [sys.executable, "-m", "ipykernel_launcher", "-f", str(file), *rest],
+        {**kept, **home, **runtime},
     )
 
 
