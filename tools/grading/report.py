@@ -174,25 +174,19 @@ def summary_page(
             rows,
         )
     )
-    rows = []
-    for student, mine in by_student.items():
-        state = {one.exercise: one for one in mine}
-        marks = "".join(
-            f'<td class=center title="{_html(state[n].state)}">{MARKS[state[n].state]}</td>'
-            if n in state
-            else "<td></td>"
-            for n in numbers
-        )
-        rows.append(
-            f"<tr><th scope=row>{_link(student, names)}</th><td class=number>{_points(mine)[0]}</td>{marks}</tr>"
-        )
     legend = ", ".join(f"{MARKS[state]} {state}" for state in STATES)
-    columns = "".join(f"<th scope=col class=center>{number}</th>" for number in numbers)
-    parts.append(
-        _table(
-            f"Everybody ({legend})", f"<th scope=col>student</th><th scope=col class=number>points</th>{columns}", rows
-        )
-    )
+    for lesson in sorted({_number(number)[0] for number in numbers}):
+        here = [number for number in numbers if _number(number)[0] == lesson]
+        rows = []
+        for student, mine in by_student.items():
+            state = {one.exercise: one for one in mine if one.exercise in here}
+            if state:
+                marks = "".join(f'<td class=center title="{state[n].state}">{MARKS[state[n].state]}</td>' for n in here)
+                points = _points(list(state.values()))[0]
+                rows.append(f"<tr><th scope=row>{_link(student, names)}</th><td class=number>{points}</td>{marks}</tr>")
+        columns = "".join(f"<th scope=col class=center>{number}</th>" for number in here)
+        head = f"<th scope=col>student</th><th scope=col class=number>points</th>{columns}"
+        parts.append(_table(f"Everybody, lesson {lesson} ({legend})", head, rows))
     flagged = [one for one in results if one.flags]
     rows = [
         f"<tr><th scope=row>{_link(one.student, names)}</th><td>{one.exercise}</td><td>{one.state}</td>"
