@@ -144,6 +144,7 @@ def test_from_handing_out_to_feedback(tool, folder, tmp_path):
     nb = notebook(folder, "source", 3)
     nb.cells = [cell for cell in nb.cells if "nbgrader" in cell.metadata]
     nb.cells.insert(0, nbformat.v4.new_code_cell(tool.course.setup(3)))
+    shutil.copytree(folder / "release" / "lesson3", course / "release" / "lesson3")  # --force writes it again
     (course / "source" / "lesson3").mkdir(parents=True)
     nbformat.write(nb, course / "source" / "lesson3" / "03_multi_component_challenge.ipynb")
     (course / "nbgrader_config.py").write_text((folder / "nbgrader_config.py").read_text())
@@ -161,7 +162,7 @@ def test_from_handing_out_to_feedback(tool, folder, tmp_path):
     home = tmp_path / "home"
     home.mkdir()
     nbgrader(
-        (course, "generate_assignment lesson3"),
+        (course, "generate_assignment lesson3 --force"),
         (course, "release_assignment lesson3"),
         (home, "fetch_assignment lesson3 --course=causal-interventions"),
     )

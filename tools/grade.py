@@ -126,8 +126,8 @@ def _try_the_box(box: Box, folder: Path, out: Path, quiet: bool) -> None:
     ((_, _, said),) = box.work(iter([(probe, None)]), 1)
     if said.get("unreadable"):
         raise SystemExit(
-            f"a user without rights cannot read {said['unreadable']}: put the course where every user can read it, or grade as "
-            "an ordinary user."
+            f"a user without rights cannot read {said['unreadable']}: put Python and the course where every user can read "
+            "them, or grade as an ordinary user."
         )
     if "user" not in said:
         raise SystemExit(f"no process can be started for the exercises: {said['sentence']}")
