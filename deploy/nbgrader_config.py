@@ -20,9 +20,10 @@ os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.envir
 # The stub that students see stands in the cell already: nothing has to take the solution's place but a word of what to do.
 c.ClearSolutions.code_stub = {"python": "# Your answer takes the place of the three dots."}
 
-# A cell that hangs costs half a minute, not the batch. An answer can swallow an interrupt: end its kernel instead.
+# A cell that hangs is interrupted after a minute, and the exercises below it are still graded. An answer that swallows the
+# interrupt costs this student's notebook: the loop of shell in docs/grading.md ends it, and goes on with the next.
 c.Execute.timeout = 60
-c.Execute.interrupt_on_timeout = False
+c.Execute.interrupt_on_timeout = True
 c.Execute.startup_timeout = 120  # importing PyTorch on a busy machine
 c.Execute.iopub_timeout = 10
 c.Execute.raise_on_iopub_timeout = False  # much output: graded by what has arrived

@@ -37,8 +37,7 @@ def main() -> None:
         sys.exit("the kernel cannot be shut in here: on this system nbgrader's ordinary kernel is all there is.")
     child = os.fork()
     if child:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda got, frame: os.kill(child, got))
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # meant for the kernel, which gets it too
         _, code = os.waitpid(child, 0)
         with contextlib.suppress(OSError):
             scratch.rmdir()
