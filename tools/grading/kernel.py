@@ -30,7 +30,11 @@ def main() -> None:
 
     cache = cache_folder()  # the real model, where it has been brought
     connection = args.connection.read_text()
-    scratch = Path(tempfile.mkdtemp(prefix="kernel-"))
+    # One place for all kernels, which each see files of their own there: nbgrader kills them, so nobody could clear up.
+    scratch = Path(tempfile.gettempdir()) / f"kernels-of-{os.geteuid()}"
+    scratch.mkdir(mode=0o700, exist_ok=True)
+    if scratch.is_symlink() or scratch.stat().st_uid != os.geteuid():
+        sys.exit(f"{scratch} belongs to somebody else: remove it.")
     root = os.geteuid() == 0
     user = server.FIRST_USER + server.USERS if root else os.getuid()
     if not server.enclose([args.hide.resolve()], scratch, network=True, also=[cache]):
@@ -39,8 +43,6 @@ def main() -> None:
     if child:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # meant for the kernel, which gets it too
         _, code = os.waitpid(child, 0)
-        with contextlib.suppress(OSError):
-            scratch.rmdir()
         os._exit(os.waitstatus_to_exitcode(code) & 255)
     with contextlib.suppress(OSError):
         linux.mount("proc", "/proc")
