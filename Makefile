@@ -6,6 +6,8 @@
 # make measure    measure again what the lessons store (an hour; goes on where it was killed; one: make measure MODEL=smollm2)
 # make newest     the helpers on the newest torch and transformers that the ranges allow (makes .venv-newest)
 # make bench      sweeps and traces, in plain forward passes
+# make assignment nbgrader's source and release versions of the lessons, in dist/assignment (docs/grading.md)
+# make grade      grade handed-in notebooks: make grade FOLDER=submissions writes submissions-graded/summary.html
 # make page       the course's page for a browser, dist/page.html, which needs nothing else (needs Node.js)
 # make messages   collect what the package says for translators, and compile each language (docs/translating.md)
 # make hub        a server for a class on this machine, as root (deploy/, docs/teaching.md; needs Node.js)
@@ -15,18 +17,20 @@
 
 PYTHON ?=
 MODEL ?=
+FOLDER ?=
 NB ?= $(wildcard notebooks/*.ipynb)
 LAB_ARGS ?=
 # Where the page's links to the lessons lead: a folder beside it, or the address at which the notebooks can be read.
 LESSONS ?= ../notebooks
 
+comma := ,
 PY := .venv/bin/python
 OLD := .venv-4.57/bin/python
 NEW := .venv-newest/bin/python
 PINS := pyproject.toml constraints.txt
 CODE := helpers tools tests deploy start.py
 # What is about the course or its tools, not about the helpers, runs once, on the pinned transformers.
-COURSE_TESTS := $(addprefix tests/,test_notebooks_rules.py test_guards.py test_browser.py test_package.py test_training.py test_evaluation.py test_measured.py test_run_again.py test_messages.py test_readability.py test_translated.py test_start.py test_page.py test_page_export.py test_hub.py test_teaching.py plots)
+COURSE_TESTS := $(addprefix tests/,test_notebooks_rules.py test_guards.py test_browser.py test_package.py test_training.py test_evaluation.py test_measured.py test_run_again.py test_messages.py test_readability.py test_translated.py test_start.py test_page.py test_page_export.py test_hub.py test_teaching.py test_assignment.py test_grading.py plots)
 # Of a lesson's room the exercises (tests/course) and the claims are tried on transformers 4.57 too.
 ROOM_TESTS := $(foreach part,language modes panel plots runs says steps study,--ignore-glob='*_$(part).py')
 # What translators wrote is compiled before it is needed; English needs nothing.
@@ -34,7 +38,7 @@ CATALOGUES := $(patsubst %.po,%.mo,$(wildcard helpers/locale/*/LC_MESSAGES/helpe
 # Two workers; a notebook and its kernel stay with one of them; what takes longest is named first.
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: lab test real lint notebooks claims measure bench messages page page-tested screenshot format constraints clean hub hub-ready newest
+.PHONY: lab test real lint notebooks claims measure bench messages page page-tested screenshot format constraints clean hub hub-ready newest assignment grade
 .DELETE_ON_ERROR:
 
 # Without a network the pocket model still opens every lesson, so a real model that cannot be brought stops nothing here.
@@ -84,6 +88,13 @@ messages: .venv/.lab
 
 %/LC_MESSAGES/helpers.mo: %/LC_MESSAGES/helpers.po | .venv/.lab
 	$(PY) tools/messages.py --compile
+
+assignment: .venv/.lab
+	$(PY) tools/assignment.py
+
+grade: .venv/.lab
+	@test -n "$(FOLDER)" || { echo "Name the folder of what was handed in: make grade FOLDER=submissions"; exit 1; }
+	$(PY) tools/grade.py "$(FOLDER)"
 
 page: dist/page.html
 
@@ -157,7 +168,7 @@ format: .venv/.test
 	@touch $@
 
 .venv/.test: .venv/.lab
-	@$(PY) -m pip install --quiet -c constraints.txt -e '.[test]'
+	@$(PY) -m pip install --quiet -c constraints.txt -e '.[test$(if $(CI),$(comma)classroom)]'
 	@touch $@ .venv/.page .venv/.hub
 
 .venv-4.57/.test: $(PINS) constraints-4.57.txt | tools/find_python.sh

@@ -1,8 +1,8 @@
 """nbgrader's settings for this course: `make assignment` copies this file into the course directory that it makes.
 
-nbgrader runs what students hand in. By its own settings one odd submission can change the gradebook, go on running for ever, or stop
-a whole batch. So: a kernel that is shut in, short times, and one process for each student (docs/grading.md has the two lines of shell).
-The simpler way is `make grade`, which needs no nbgrader and notices more.
+nbgrader runs what students hand in. By its own settings one odd submission can change the gradebook, go on running for ever,
+or stop a whole batch. So: a kernel that is shut in, short times, and one process for each student (docs/grading.md has the
+lines of shell). The simpler way is `make grade`, which needs no nbgrader and notices more.
 """
 
 import json
@@ -20,9 +20,10 @@ os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.envir
 # The stub that students see stands in the cell already: nothing has to take the solution's place but a word of what to do.
 c.ClearSolutions.code_stub = {"python": "# Your answer takes the place of the three dots."}
 
-# A cell that hangs costs half a minute, not the batch. An answer can swallow an interrupt: end its kernel instead.
+# A cell that hangs is interrupted after a minute, and the exercises below it are still graded. An answer that swallows the
+# interrupt costs this student's notebook: the loop of shell in docs/grading.md ends it, and goes on with the next.
 c.Execute.timeout = 60
-c.Execute.interrupt_on_timeout = False
+c.Execute.interrupt_on_timeout = True
 c.Execute.startup_timeout = 120  # importing PyTorch on a busy machine
 c.Execute.iopub_timeout = 10
 c.Execute.raise_on_iopub_timeout = False  # much output: graded by what has arrived
@@ -33,8 +34,8 @@ c.LimitOutput.max_traceback = 40
 c.ZipCollectApp.strict = False
 c.Autograde.create_student = True
 
-# The kernel that cannot read the gradebook nor write any file: tools/grading/kernel.py. Linux only; elsewhere nbgrader's ordinary kernel
-# runs with all your rights, so grade there in a container, or with `make grade`.
+# The kernel that can neither read the gradebook nor write any file: tools/grading/kernel.py. Linux only; elsewhere nbgrader's
+# ordinary kernel runs with all your rights, so grade there in a container, or with `make grade`.
 if sys.platform == "linux" and not os.environ.get("PLAIN_KERNEL"):
     import helpers
 

@@ -4,16 +4,19 @@ import ast
 import importlib
 import json
 import os
+import re
+import shutil
 import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
-import nbformat
 import pytest
 
 from helpers.course.exercise import find
 
+nbformat = pytest.importorskip("nbformat")  # the environment with transformers 4.57 has no notebooks
+pwd = pytest.importorskip("pwd")  # nbgrader's exchange is not for Windows
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / "tools"
 LESSONS = range(1, 6)
@@ -68,7 +71,7 @@ def test_the_release_is_the_lesson_with_tests_and_a_word_on_grades(folder, lesso
         if cell.cell_type == "code" and cell.id in lesson_cells:
             assert cell.source == lesson_cells[cell.id]
     assert "SOLUTION" not in "".join(cell.source for cell in cells)
-    assert "shows its solutions to everyone" in cells[1].source and cells[1].metadata.nbgrader.locked
+    assert "they are no exam" in cells[1].source and cells[1].metadata.nbgrader.locked
     for link in [word for cell in cells for word in cell.source.split("](")[1:]]:
         target = link.split(")")[0]
         if "://" not in target and not target.startswith("#"):
@@ -114,6 +117,20 @@ def test_a_solution_with_other_parameters_is_refused(tool):
 # ---- the whole way, with nbgrader itself
 
 
+RUN = """
+import contextlib, json, os, sys
+from jupyter_core.application import NoStart
+from nbgrader.apps import NbGraderApp
+for folder, words in json.loads(sys.argv[1]):
+    os.chdir(folder)
+    NbGraderApp.clear_instance()
+    app = NbGraderApp.instance()
+    app.initialize(words)
+    with contextlib.suppress(NoStart):  # how a Jupyter command says that its part has run; a failure ends the process
+        app.start()
+"""
+
+
 def has_nbgrader():
     return importlib.util.find_spec("nbgrader") is not None
 
@@ -122,75 +139,73 @@ def has_nbgrader():
     not has_nbgrader() and not os.environ.get("CI"), reason="needs nbgrader: pip install -e '.[classroom]'"
 )
 def test_from_handing_out_to_feedback(tool, folder, tmp_path):
-    """Lesson 3, cut down to its exercises. One student is right, one is wrong and reaches for the gradebook, one never stops."""
+    """Lesson 3, cut down to its exercises. One student is right, one is wrong and reaches for the gradebook."""
     course, exchange = tmp_path / "course", tmp_path / "exchange"
     nb = notebook(folder, "source", 3)
     nb.cells = [cell for cell in nb.cells if "nbgrader" in cell.metadata]
     nb.cells.insert(0, nbformat.v4.new_code_cell(tool.course.setup(3)))
+    shutil.copytree(folder / "release" / "lesson3", course / "release" / "lesson3")  # --force writes it again
     (course / "source" / "lesson3").mkdir(parents=True)
     nbformat.write(nb, course / "source" / "lesson3" / "03_multi_component_challenge.ipynb")
-    (course / "nbgrader_config.py").write_text(
-        (folder / "nbgrader_config.py").read_text() + "\nc.Execute.timeout = 20\nc.ExchangeCollect.check_owner = False\n"
-    )
+    (course / "nbgrader_config.py").write_text((folder / "nbgrader_config.py").read_text())
     exchange.mkdir()
     exchange.chmod(0o777)
     surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HOME": str(tmp_path)}
 
-    def nbgrader(*words, at=course, student=""):
-        said = subprocess.run(
-            [sys.executable, "-m", "nbgrader", *words, f"--Exchange.root={exchange}", "--course=causal-interventions"],
-            cwd=at,
-            env={**surroundings, **({"USER": student, "LOGNAME": student} if student else {})},
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-        assert said.returncode == 0 or words[0] == "autograde", said.stderr
-        return said.stderr
+    def nbgrader(*steps):
+        """Each step is (folder, words); one process for all, since importing nbgrader takes seconds."""
+        steps = [(str(at), [*words.split(), f"--Exchange.root={exchange}"]) for at, words in steps]
+        run = [sys.executable, "-c", RUN, json.dumps(steps)]
+        said = subprocess.run(run, env=surroundings, capture_output=True, text=True, timeout=240)
+        assert said.returncode == 0, said.stderr
 
-    nbgrader("generate_assignment", "lesson3")
-    released = nbformat.read(course / "release" / "lesson3" / "03_multi_component_challenge.ipynb", as_version=4)
-    assert "SOLUTION" not in str(released) and "return ..." in str(released)
-    nbgrader("release_assignment", "lesson3")
+    home = tmp_path / "home"
+    home.mkdir()
+    nbgrader(
+        (course, "generate_assignment lesson3 --force"),
+        (course, "release_assignment lesson3"),
+        (home, "fetch_assignment lesson3 --course=causal-interventions"),
+    )
+    released = course / "release" / "lesson3" / "03_multi_component_challenge.ipynb"
+    assert "SOLUTION" not in released.read_text() and "return ..." in released.read_text()
+    by_hand = (
+        course / "submitted" / "ben" / "lesson3"
+    )  # the exchange takes the user's own name: one copy goes through it
+    by_hand.mkdir(parents=True)
+    shutil.copy(released, by_hand)
 
-    solutions = {cell.id: cell.source for cell in marked(nb.cells, solution=True)}
+    # Without the call of the check, which would go on to show on a model what a right answer finds.
+    solutions = {cell.id: re.sub(r"(?m)^check_.*", "", cell.source) for cell in marked(nb.cells, solution=True)}
     thief = (
         "def key_columns(d_model, d_head, head):\n    import sqlite3\n"
         f"    with sqlite3.connect({str(course / 'gradebook.db')!r}) as book:\n"
         "        book.execute('UPDATE grade SET manual_score = 99')\n    return slice(0, 1)\n"
     )
-    loop = "def key_columns(d_model, d_head, head):\n    while True:\n        try:\n            while True: pass\n        except BaseException: pass\n"
-    first = "l3-exercise-1"
-    for student, answers in {
-        "anna": solutions,
-        "ben": {first: thief, "l3-exercise-2": "make_key_hook = None"},
-        "cleo": {**solutions, first: loop},
-    }.items():
-        home = tmp_path / student
-        home.mkdir()
-        nbgrader("fetch_assignment", "lesson3", at=home, student=student)
-        path = home / "lesson3" / "03_multi_component_challenge.ipynb"
-        mine = nbformat.read(path, as_version=4)
+    for folder, answers in {home / "lesson3": solutions, by_hand: {"l3-exercise-1": thief}}.items():
+        mine = nbformat.read(folder / released.name, as_version=4)
         for cell in mine.cells:
             cell.source = answers.get(cell.id, cell.source)
-        nbformat.write(mine, path)
-        nbgrader("submit", "lesson3", at=home, student=student)
-    nbgrader("collect", "lesson3")
-    for student in ("anna", "ben", "cleo"):
-        nbgrader("autograde", "lesson3", "--student", student, "--force")
+        nbformat.write(mine, folder / released.name)
+    anna = pwd.getpwuid(os.getuid()).pw_name
+    nbgrader(
+        (home, "submit lesson3 --course=causal-interventions"),
+        (course, "collect lesson3"),
+        (course, f"autograde lesson3 --student {anna} --force"),
+        (course, "autograde lesson3 --student ben --force"),
+        (course, "generate_feedback lesson3"),
+    )
     with sqlite3.connect(course / "gradebook.db") as book:
         scores = book.execute(
             "SELECT s.student_id, b.name, g.auto_score, g.manual_score FROM grade g JOIN submitted_notebook n ON g.notebook_id = n.id "
             "JOIN submitted_assignment s ON n.assignment_id = s.id JOIN base_cell b ON g.cell_id = b.id"
         ).fetchall()
     points = {(student, name): score for student, name, score, _ in scores}
-    assert {name: points["anna", name] for name in (cell.id for cell in marked(nb.cells, grade=True))} == {
+    assert {name: points[anna, name] for name in (cell.id for cell in marked(nb.cells, grade=True))} == {
         cell.id: cell.metadata.nbgrader.points for cell in marked(nb.cells, grade=True)
     }
     assert {score for (student, _), score in points.items() if student == "ben"} == {0}
     assert all(manual is None for *_, manual in scores)
-    nbgrader("generate_feedback", "lesson3")
-    (page,) = (course / "feedback" / "anna").rglob("*.html")
-    assert "Multi-Component" in page.read_text() or "multi-component" in page.read_text()
+    (page,) = (course / "feedback" / anna).rglob("*.html")
+    assert "AssertionError" not in page.read_text()
     (page,) = (course / "feedback" / "ben").rglob("*.html")
     assert "AssertionError" in page.read_text() and "Not tried yet" in page.read_text()

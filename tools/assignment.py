@@ -1,7 +1,8 @@
 """Make the lessons into nbgrader's assignments: python tools/assignment.py [--out dist/assignment]
 
-The notebooks are the only source. Into the folder come `source` (with solutions, for `nbgrader generate_assignment`) and `release` (what
-students get), one folder for each lesson, and nbgrader's configuration: the folder is a course directory. docs/grading.md is the manual.
+The notebooks are the only source. Into the folder come `source` (with solutions, for `nbgrader generate_assignment`) and
+`release` (what students get), one folder for each lesson, and nbgrader's configuration: the folder is a course directory.
+docs/grading.md is the manual.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from typing import Any
 
 from grading import course
 from grading.course import ROOT, Asked
+
 from helpers.course.exercise import Exercise, find, solution_source
 
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 FORMATIVE = """\
-**This copy is for handing in.** Write your answers into the cells of the exercises and keep their names. The grey cell after each exercise gives
-the points; it is red until the answer is right, and says why. The course shows its solutions to everyone who asks. So points tell you and
-your teacher where you stand; they are no exam."""
+**This copy is for handing in.** Write your answers into the cells of the exercises and keep their names. The cell after each
+exercise gives the points. Until the answer is right it ends with an error, whose last line says why. The course shows its
+solutions to everyone who asks. So points tell you and your teacher where you stand; they are no exam."""
 
 
 def main() -> int:
@@ -34,7 +36,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "dist" / "assignment")
     out = parser.parse_args().out
     write(out)
-    print(f"Made {out}: source and release of {len(course.notebook_paths())} lessons. docs/grading.md says how to go on.")
+    print(
+        f"Made {out}: source and release of {len(course.notebook_paths())} lessons. docs/grading.md says how to go on."
+    )
     return 0
 
 
@@ -108,7 +112,7 @@ def with_solution(source: str, one: Asked, exercise: Exercise) -> str:
 
 def _test(one: Asked, exercise: Exercise) -> dict[str, Any]:
     """The tag lets a run of all cells go on where an exercise is not solved yet."""
-    cell = {
+    cell: dict[str, Any] = {
         "cell_type": "code",
         "id": f"{one.cell}-test",
         "execution_count": None,
@@ -127,7 +131,14 @@ def _locked(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def _marks(grade_id: str, grade: bool = False, locked: bool = False, solution: bool = False) -> dict[str, Any]:
-    return {"grade": grade, "grade_id": grade_id, "locked": locked, "schema_version": 3, "solution": solution, "task": False}
+    return {
+        "grade": grade,
+        "grade_id": grade_id,
+        "locked": locked,
+        "schema_version": 3,
+        "solution": solution,
+        "task": False,
+    }
 
 
 def _lines(text: str) -> list[str]:

@@ -21,7 +21,9 @@ from grading.gather import Handed, gather
 from grading.report import Result
 
 TOGETHER = 16  # notebooks that are read by one process
-NO_FORK = "grading needs processes that are copied by fork, which Windows does not have: grade in WSL, or on Linux or macOS."
+NO_FORK = (
+    "grading needs processes that are copied by fork, which Windows does not have: grade in WSL, or on Linux or macOS."
+)
 
 
 class _Open(NamedTuple):
@@ -113,7 +115,9 @@ def _unread(one: Handed, problem: str) -> list[Result]:
     lesson = one.lesson_by_name
     numbers = [each.number for each in asked(lesson)] if lesson else ["?"]
     empty = {"shown": "", "notes": [], "flags": []}
-    return [Result.of(one, number, empty, {"state": "no verdict", "sentence": problem, "flags": []}) for number in numbers]
+    return [
+        Result.of(one, number, empty, {"state": "no verdict", "sentence": problem, "flags": []}) for number in numbers
+    ]
 
 
 def _try_the_box(box: Box, folder: Path, out: Path, quiet: bool) -> None:
@@ -122,8 +126,8 @@ def _try_the_box(box: Box, folder: Path, out: Path, quiet: bool) -> None:
     ((_, _, said),) = box.work(iter([(probe, None)]), 1)
     if said.get("unreadable"):
         raise SystemExit(
-            f"a user without rights cannot read {said['unreadable']}: put the course where every user can read it, or grade as "
-            "an ordinary user."
+            f"a user without rights cannot read {said['unreadable']}: put Python and the course where every user can read "
+            "them, or grade as an ordinary user."
         )
     if "user" not in said:
         raise SystemExit(f"no process can be started for the exercises: {said['sentence']}")
@@ -150,7 +154,9 @@ def main() -> int:
         raise SystemExit("the course itself lies in this folder: put what students handed in into a folder of its own.")
     out = (args.out or folder.with_name(f"{folder.name}-graded")).expanduser().resolve()
     if out.is_relative_to(folder):
-        raise SystemExit("write the reports outside the folder of submissions, or they would be graded next time: choose --out.")
+        raise SystemExit(
+            "write the reports outside the folder of submissions, or they would be graded next time: choose --out."
+        )
     results = grade(folder, out, {"cpu": args.seconds, "wall": 2 * args.seconds}, args.at_once)
     print(report.counted(results))
     print(f"Read {out / 'summary.html'}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -82,7 +83,10 @@ class Box:
                 self._stop()
                 self._start()
                 if len(lost) == 1:
-                    yield *lost[0], _no_verdict("The grader's own process was ended.", ["ended the grader's own process"])
+                    yield (
+                        *lost[0],
+                        _no_verdict("The grader's own process was ended.", ["ended the grader's own process"]),
+                    )
                 else:
                     again += lost
                 continue
@@ -95,7 +99,9 @@ class Box:
         flags = [str(flag) for flag in reply["flags"]]
         if "result" not in reply:
             ended = reply["ended"]
-            sentence = ENDED.get(ended["why"], ENDED["killed"]).format(**{**self._limits, "code": 0, "signal": 0, **ended})
+            sentence = ENDED.get(ended["why"], ENDED["killed"]).format(
+                **{**self._limits, "code": 0, "signal": 0, **ended}
+            )
             return _no_verdict(sentence, flags)
         result = reply["result"]
         if not isinstance(result, dict) or result.get("state") not in STATES:
@@ -104,11 +110,9 @@ class Box:
 
     def _ask(self, number: int, request: dict[str, Any]) -> None:
         assert self._server is not None and self._server.stdin is not None
-        try:
+        with contextlib.suppress(OSError):  # a server that has ended is told by the reader's None
             self._server.stdin.write(json.dumps({"id": number, **request}).encode() + b"\n")
             self._server.stdin.flush()
-        except (BrokenPipeError, OSError):
-            pass  # the reader's None says so
 
     def _start(self) -> None:
         errors = Path(self._folder.name) / "errors.txt"
@@ -131,6 +135,7 @@ class Box:
                     "PYTHONPATH": os.pathsep.join(paths),
                     "PYTHONDONTWRITEBYTECODE": "1",
                     "OMP_NUM_THREADS": "1",
+                    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # larger pages: less to copy for each fork
                     "HF_HUB_OFFLINE": "1",
                     "HOME": str(scratch),
                     "TMPDIR": str(scratch),
@@ -152,10 +157,8 @@ class Box:
     def _stop(self) -> None:
         if self._server is not None:
             assert self._server.stdin is not None
-            try:
+            with contextlib.suppress(OSError):
                 self._server.stdin.close()
-            except OSError:
-                pass
             try:
                 self._server.wait(timeout=5)
             except subprocess.TimeoutExpired:

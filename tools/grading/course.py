@@ -52,7 +52,9 @@ def asked(lesson: int) -> tuple[Asked, ...]:
 def setup(lesson: int) -> str:
     """The lesson's first code cell, its import, the small model and a prompt, and what later cells import."""
     first, *later = ["".join(cell["source"]) for cell in cells(lesson) if cell["cell_type"] == "code"]
-    imports = [one for source in later for one in ast.parse(source).body if isinstance(one, (ast.Import, ast.ImportFrom))]
+    imports = [
+        one for source in later for one in ast.parse(source).body if isinstance(one, (ast.Import, ast.ImportFrom))
+    ]
     return "\n".join([first, *map(ast.unparse, imports)])
 
 
@@ -79,7 +81,8 @@ def checks(tree: ast.AST) -> list[tuple[str, ast.expr]]:
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) == 1:
-            if match := CHECK.fullmatch(node.func.id):
+            match = CHECK.fullmatch(node.func.id)
+            if match:
                 found.append((f"{match[1]}.{match[2]}", node.args[0]))
     return found
 

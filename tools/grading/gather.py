@@ -1,7 +1,7 @@
 """From a folder of what came back to students and cells. Files are read, nothing in them runs.
 
-A folder per student, or all files in one: both are understood, and what nbgrader and Moodle make of them too. Links, pipes and files that
-are far too large are named, not opened.
+A folder per student, or all files in one: both are understood, and what nbgrader and Moodle make of them too. Links, pipes
+and files that are far too large are named, not opened.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def gather(folder: Path) -> tuple[list[Handed], list[str]]:
         elif not stat.S_ISREG(kind):
             one.problem = "This is no file but something else by the name of a notebook. Hand in the notebook itself."
         elif path.lstat().st_size > LARGEST:
-            one.problem = f"The file is larger than {LARGEST // 2**20} MB. Clear all outputs, save, and hand it in again."
+            one.problem = (
+                f"The file is larger than {LARGEST // 2**20} MB. Clear all outputs, save, and hand it in again."
+            )
         else:
             _read(one)
         handed.append(one)

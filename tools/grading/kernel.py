@@ -2,8 +2,8 @@
 
     python tools/grading/kernel.py --hide COURSE_DIRECTORY -f CONNECTION_FILE
 
-Nothing but a scratch folder can be written, the hidden folder cannot be read (with the gradebook, which nbgrader's own kernels can change), and
-all that the kernel starts ends with it. The network stays: nbgrader talks to its kernels by it. Linux only.
+Nothing but a scratch folder can be written, the hidden folder with the gradebook cannot be read, and all that the kernel
+starts ends with it. The network stays: nbgrader talks to its kernels by it. Linux only.
 """
 
 from __future__ import annotations
@@ -30,18 +30,19 @@ def main() -> None:
 
     cache = cache_folder()  # the real model, where it has been brought
     connection = args.connection.read_text()
-    scratch = Path(tempfile.mkdtemp(prefix="kernel-"))
+    # One place for all kernels, which each see files of their own there: nbgrader kills them, so nobody could clear up.
+    scratch = Path(tempfile.gettempdir()) / f"kernels-of-{os.geteuid()}"
+    scratch.mkdir(mode=0o700, exist_ok=True)
+    if scratch.is_symlink() or scratch.stat().st_uid != os.geteuid():
+        sys.exit(f"{scratch} belongs to somebody else: remove it.")
     root = os.geteuid() == 0
     user = server.FIRST_USER + server.USERS if root else os.getuid()
     if not server.enclose([args.hide.resolve()], scratch, network=True, also=[cache]):
         sys.exit("the kernel cannot be shut in here: on this system nbgrader's ordinary kernel is all there is.")
     child = os.fork()
     if child:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda got, frame: os.kill(child, got))
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # meant for the kernel, which gets it too
         _, code = os.waitpid(child, 0)
-        with contextlib.suppress(OSError):
-            scratch.rmdir()
         os._exit(os.waitstatus_to_exitcode(code) & 255)
     with contextlib.suppress(OSError):
         linux.mount("proc", "/proc")
@@ -57,11 +58,23 @@ def main() -> None:
     linux.die_with_parent()
     file = scratch / "connection.json"
     file.write_text(json.dumps(json.loads(connection)))
-    home = {"HOME": str(scratch), "TMPDIR": str(scratch), "USER": "nobody", "IPYTHONDIR": str(scratch), "MPLCONFIGDIR": str(scratch)}
-    runtime = {"JUPYTER_RUNTIME_DIR": str(scratch), "JUPYTER_DATA_DIR": str(scratch), "CAUSAL_INTERVENTIONS_CACHE": str(cache)}
+    home = {
+        "HOME": str(scratch),
+        "TMPDIR": str(scratch),
+        "USER": "nobody",
+        "IPYTHONDIR": str(scratch),
+        "MPLCONFIGDIR": str(scratch),
+    }
+    runtime = {
+        "JUPYTER_RUNTIME_DIR": str(scratch),
+        "JUPYTER_DATA_DIR": str(scratch),
+        "CAUSAL_INTERVENTIONS_CACHE": str(cache),
+    }
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "PYTHONPATH") if name in os.environ}
     os.execve(
-        sys.executable, [sys.executable, "-m", "ipykernel_launcher", "-f", str(file), *rest], {**kept, **home, **runtime}
+        sys.executable,
+        [sys.executable, "-m", "ipykernel_launcher", "-f", str(file), *rest],
+        {**kept, **home, **runtime},
     )
 
 

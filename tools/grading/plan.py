@@ -44,7 +44,8 @@ class Line(NamedTuple):
 def plan(cells: Sequence[tuple[str, str]], lesson_by_name: int | None = None) -> dict[str, Any]:
     """What to run: {"lesson": 1, "answers": {"1.1": {…}}}; "lesson" is None where none is recognised.
 
-    Of each answer: statements, expression and shown (its code for a reader), notes and flags; or state and sentence where nothing has to run.
+    Of each answer: statements, expression and shown (its code for a reader), notes and flags. Where nothing has to run: state and
+    sentence.
     """
     lines, broken = _lines([source for kind, source in cells if kind == "code"])
     elsewhere, _ = _lines([_unfenced(source) for kind, source in cells if kind != "code"])
@@ -61,7 +62,12 @@ def plan(cells: Sequence[tuple[str, str]], lesson_by_name: int | None = None) ->
 
 
 def _answer(
-    one: Asked, lines: list[Line], elsewhere: list[Line], broken: list[tuple[str, str]], own: frozenset[str], given: set[str]
+    one: Asked,
+    lines: list[Line],
+    elsewhere: list[Line],
+    broken: list[tuple[str, str]],
+    own: frozenset[str],
+    given: set[str],
 ) -> dict[str, Any]:
     notes: list[str] = []
     bound = [at for at, line in enumerate(lines) if one.name in line.binds]
@@ -113,7 +119,10 @@ def _is_stub(line: Line, one: Asked) -> bool:
 
 
 def _mentions(source: str, one: Asked) -> bool:
-    return re.search(rf"^[ \t]*(?:(?:async )?def|class)[ \t]+{one.name}\b|^[ \t]*{one.name}[ \t]*=", source, re.MULTILINE) is not None
+    return (
+        re.search(rf"^[ \t]*(?:(?:async )?def|class)[ \t]+{one.name}\b|^[ \t]*{one.name}[ \t]*=", source, re.MULTILINE)
+        is not None
+    )
 
 
 def _needed(lines: list[Line], wanted: set[str], given: set[str]) -> list[Line]:
@@ -198,7 +207,9 @@ def _line(statement: ast.stmt) -> Line:
             changes.add(_root(node.func))  # perhaps: rows.append(…)
     if isinstance(statement, ast.Assign):  # rows = list(…) binds; what its calls change there is nobody's state
         changes = {_root(target) for target in statement.targets if isinstance(target, (ast.Subscript, ast.Attribute))}
-    return Line(ast.unparse(statement), frozenset(binds), frozenset(changes), frozenset(_reads(statement)), star, statement)
+    return Line(
+        ast.unparse(statement), frozenset(binds), frozenset(changes), frozenset(_reads(statement)), star, statement
+    )
 
 
 def _outside(statement: ast.AST) -> Iterator[ast.AST]:

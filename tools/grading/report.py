@@ -16,7 +16,9 @@ from helpers.course.exercise import find
 
 STATES = ("right", "almost", "no verdict", "not tried", "missing")  # best first: of two files the better one counts
 MARKS = {"right": "✓", "almost": "≈", "no verdict": "!", "not tried": "…", "missing": "–"}
-FORMATIVE = "The course shows its solutions to everyone who asks. So points tell where somebody stands; they are no exam."
+FORMATIVE = (
+    "The course shows its solutions to everyone who asks. So points tell where somebody stands; they are no exam."
+)
 SKIN = """
 :root { color-scheme: light dark; --line: #8884; --good: #1a7f37; --half: #9a6700; --bad: #b42318; }
 @media (prefers-color-scheme: dark) { :root { --good: #4ac26b; --half: #d4a72c; --bad: #ff8a7a; } }
@@ -115,13 +117,19 @@ def student_page(student: str, results: Sequence[Result]) -> str:
     for one in results:
         title = f"Exercise {one.exercise} · {find(one.exercise).title}" if one.exercise != "?" else "This notebook"
         points = f" · {one.points} of {_worth(one)} points" if one.exercise != "?" else ""
-        hint = find(one.exercise).hint if one.exercise != "?" and one.state in {"almost", "not tried", "missing"} else ""
+        hint = (
+            find(one.exercise).hint if one.exercise != "?" and one.state in {"almost", "not tried", "missing"} else ""
+        )
         parts.append(
             f'<section class="{one.state.replace(" ", "-")}"><h2>{MARKS[one.state]} {_html(title)}</h2>'
             f"<p>{_html(one.state)}{points}</p><p>{_html(one.sentence)}</p>"
             + "".join(f"<p>Note: {_html(note)}.</p>" for note in one.notes)
             + (f"<details><summary>Hint</summary><p>{_html(hint)}</p></details>" if hint else "")
-            + (f"<details><summary>Your code, as it was judged</summary><pre>{_html(one.shown)}</pre></details>" if one.shown else "")
+            + (
+                f"<details><summary>Your code, as it was judged</summary><pre>{_html(one.shown)}</pre></details>"
+                if one.shown
+                else ""
+            )
             + "</section>"
         )
     return _page(f"Feedback for {student}", "".join(parts))
@@ -139,14 +147,18 @@ def summary_page(
         mine = [one for one in results if one.exercise == number]
         states = Counter(one.state for one in mine)
         not_yet = [one for one in mine if one.state != "right"]
-        who = ", ".join(_link(one.student, names) for one in not_yet[:40]) + (f" and {len(not_yet) - 40} more" if len(not_yet) > 40 else "")
+        who = ", ".join(_link(one.student, names) for one in not_yet[:40]) + (
+            f" and {len(not_yet) - 40} more" if len(not_yet) > 40 else ""
+        )
         rows.append(
             f"<tr><th scope=row>{number} {_html(find(number).title)}</th>"
             + "".join(f"<td class=number>{states[state] or ''}</td>" for state in STATES)
             + f"<td>{who or 'nobody'}</td></tr>"
         )
     head = "".join(f"<th scope=col class=number>{state}</th>" for state in STATES)
-    parts.append(_table("Who has not got it right", f"<th scope=col>exercise</th>{head}<th scope=col>not right yet</th>", rows))
+    parts.append(
+        _table("Who has not got it right", f"<th scope=col>exercise</th>{head}<th scope=col>not right yet</th>", rows)
+    )
     rows = []
     for number in numbers:
         for sentence, students in _usual([one for one in results if one.exercise == number])[:3]:
@@ -157,24 +169,28 @@ def summary_page(
     parts.append(
         _table(
             "The most common wrong answers",
-            "<th scope=col>exercise</th><th scope=col class=number>students</th><th scope=col>what the check said</th><th scope=col>who</th>",
+            "<th scope=col>exercise</th><th scope=col class=number>students</th>"
+            "<th scope=col>what the check said</th><th scope=col>who</th>",
             rows,
         )
     )
-    rows = []
-    for student, mine in by_student.items():
-        state = {one.exercise: one for one in mine}
-        marks = "".join(
-            f'<td class=center title="{_html(state[n].state)}">{MARKS[state[n].state]}</td>' if n in state else "<td></td>"
-            for n in numbers
-        )
-        rows.append(f"<tr><th scope=row>{_link(student, names)}</th><td class=number>{_points(mine)[0]}</td>{marks}</tr>")
     legend = ", ".join(f"{MARKS[state]} {state}" for state in STATES)
-    columns = "".join(f"<th scope=col class=center>{number}</th>" for number in numbers)
-    parts.append(_table(f"Everybody ({legend})", f"<th scope=col>student</th><th scope=col class=number>points</th>{columns}", rows))
+    for lesson in sorted({_number(number)[0] for number in numbers}):
+        here = [number for number in numbers if _number(number)[0] == lesson]
+        rows = []
+        for student, mine in by_student.items():
+            state = {one.exercise: one for one in mine if one.exercise in here}
+            if state:
+                marks = "".join(f'<td class=center title="{state[n].state}">{MARKS[state[n].state]}</td>' for n in here)
+                points = _points(list(state.values()))[0]
+                rows.append(f"<tr><th scope=row>{_link(student, names)}</th><td class=number>{points}</td>{marks}</tr>")
+        columns = "".join(f"<th scope=col class=center>{number}</th>" for number in here)
+        head = f"<th scope=col>student</th><th scope=col class=number>points</th>{columns}"
+        parts.append(_table(f"Everybody, lesson {lesson} ({legend})", head, rows))
     flagged = [one for one in results if one.flags]
     rows = [
-        f"<tr><th scope=row>{_link(one.student, names)}</th><td>{one.exercise}</td><td>{one.state}</td><td>{_html('; '.join(one.flags))}</td></tr>"
+        f"<tr><th scope=row>{_link(one.student, names)}</th><td>{one.exercise}</td><td>{one.state}</td>"
+        f"<td>{_html('; '.join(one.flags))}</td></tr>"
         for one in flagged
     ]
     if rows:
@@ -198,7 +214,10 @@ def _usual(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
     for one in results:
         if one.state in {"almost", "no verdict"}:
             groups[re.sub(r"\d+(\.\d+)?", "#", one.sentence)].append(one)
-    found = [(Counter(one.sentence for one in group).most_common(1)[0][0], [one.student for one in group]) for group in groups.values()]
+    found = [
+        (Counter(one.sentence for one in group).most_common(1)[0][0], [one.student for one in group])
+        for group in groups.values()
+    ]
     return sorted(found, key=lambda pair: -len(pair[1]))
 
 

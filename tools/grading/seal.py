@@ -28,7 +28,9 @@ class Seal:
         classes = [torch.Tensor, *torch.Tensor.__mro__[1:2], torch.nn.Module, torch.nn.Linear, torch.nn.Identity]
         for module in modules:
             if module.__name__.startswith("helpers"):
-                classes += [one for one in vars(module).values() if inspect.isclass(one) and one.__module__ == module.__name__]
+                classes += [
+                    one for one in vars(module).values() if inspect.isclass(one) and one.__module__ == module.__name__
+                ]
         self._builtins = dict(vars(builtins))
         self._places: list[tuple[Any, dict[str, Any]]] = [
             (place, {name: value for name, value in vars(place).items() if _matters(value)})
@@ -36,7 +38,9 @@ class Seal:
         ]
         exercises = [one for module in modules for one in getattr(module, "EXERCISES", ())]
         self._exercises = [(one, dict(vars(one))) for one in exercises]
-        functions = {id(value): value for _, kept in self._places for value in kept.values() if isinstance(value, FunctionType)}
+        functions = {
+            id(value): value for _, kept in self._places for value in kept.values() if isinstance(value, FunctionType)
+        }
         functions |= {id(one.check): one.check for one in exercises}
         self._functions = [
             (one, one.__code__, one.__defaults__, one.__kwdefaults__)

@@ -3,8 +3,8 @@
     server   warm, reads requests, has no grades in it, runs nothing of a learner's; watches the clock
       child  the learner's code and its check, as another user where that is possible, with limits; says one line, and ends
 
-A request is a line of JSON, and so is the reply. The child's line carries a word that the learner's code was not told; a child that says more
-than one line, or ends without one, gets no verdict.
+A request is a line of JSON, and so is the reply. The child's line carries a word that the learner's code was not told; a child
+that says more than one line, or ends without one, gets no verdict.
 """
 
 from __future__ import annotations
@@ -70,7 +70,11 @@ class Server:
     def _pause(self) -> float:
         if not self._jobs:
             return 60.0
-        return 0.01 if not hasattr(os, "pidfd_open") else max(0.05, min(job.latest for job in self._jobs.values()) - time.monotonic())
+        return (
+            0.01
+            if not hasattr(os, "pidfd_open")
+            else max(0.05, min(job.latest for job in self._jobs.values()) - time.monotonic())
+        )
 
     def _start(self, request: dict[str, Any]) -> None:
         if request["kind"] == "judge":
@@ -144,7 +148,14 @@ class _Job:
     """One request that a child works on."""
 
     def __init__(
-        self, request: dict[str, Any], child: int, slot: int, word: str, said: int, latest: float, ready: selectors.BaseSelector
+        self,
+        request: dict[str, Any],
+        child: int,
+        slot: int,
+        word: str,
+        said: int,
+        latest: float,
+        ready: selectors.BaseSelector,
     ) -> None:
         self.request, self.child, self.slot, self.latest = request, child, slot, latest
         self.closed = False  # it said far too much
@@ -230,7 +241,9 @@ def measures(shut_in: bool) -> dict[str, list[str]]:
     """What protects the grader from what it grades, in words: {"shut": [...], "open": [...]}."""
     shut = ["processor time, time, memory, processes, files and output of each exercise are limited"]
     if shut_in:
-        shut.append("no file outside a scratch folder can be written, the submissions and the grades cannot be read, there is no network")
+        shut.append(
+            "no file outside a scratch folder can be written, the submissions and the grades cannot be read, there is no network"
+        )
         shut.append("whatever an exercise has started ends with it")
     if os.geteuid() == 0:
         shut.append("each exercise runs as a user without rights")
@@ -287,7 +300,9 @@ def _shut(server: Server, slot: int, says: int) -> None:
     scratch = server.scratch
     if server.shut_in:
         linux.unshare(linux.NEW_MOUNTS)
-        linux.mount("tmpfs", scratch, f"size={int(limits['disk'])},nr_inodes=1000,mode=700,uid={user if root else os.getuid()}")
+        linux.mount(
+            "tmpfs", scratch, f"size={int(limits['disk'])},nr_inodes=1000,mode=700,uid={user if root else os.getuid()}"
+        )
         with contextlib.suppress(OSError):
             linux.mount("proc", "/proc", read_only=True)
     else:
@@ -340,7 +355,9 @@ def _plan(server: Server, request: dict[str, Any]) -> dict[str, Any]:
         try:
             plans.append(plan([tuple(cell) for cell in cells], lesson_by_name))
         except (RecursionError, MemoryError, ValueError) as error:
-            plans.append({"lesson": None, "answers": {}, "problem": f"The code in it cannot be read ({type(error).__name__})."})
+            plans.append(
+                {"lesson": None, "answers": {}, "problem": f"The code in it cannot be read ({type(error).__name__})."}
+            )
     return {"state": "right", "flags": [], "plans": plans}
 
 
