@@ -42,7 +42,8 @@ ADDRESS = urlsplit(os.environ.get("COURSE_HUB_ADDRESS", "http://127.0.0.1:8000")
 HOMES, KEPT, MODELS = FOLDER / "homes", FOLDER / "hub", FOLDER / "models"
 PREFIX = "course-"  # of the Unix accounts, so that a student called root is not root
 MEMORY = 3 * 2**30  # bytes of data for a process: a lesson with both models takes 1.5 GB, most of it shared
-PER_STUDENT = 0.6e9  # bytes of the machine's memory: a server and a kernel, measured 0.55 GB
+PER_STUDENT = 0.6e9  # bytes of the machine's memory: a server 0.14 GB, a kernel 0.46 GB (tools/classroom_load.py)
+MACHINE = 3e9  # bytes that stay free for the system, the hub, and the real model's files, which all students share
 
 
 def stop(sentence):
@@ -110,7 +111,7 @@ c.ConfigurableHTTPProxy.pid_file = str(KEPT / "proxy.pid")
 c.JupyterHub.db_url = f"sqlite:///{KEPT / 'hub.sqlite'}"
 c.JupyterHub.cookie_secret_file = str(KEPT / "cookie_secret")
 c.JupyterHub.cleanup_servers = False  # a hub that is stopped or killed comes back to running lessons
-c.JupyterHub.active_server_limit = max(1, int((psutil.virtual_memory().total - 2e9) / PER_STUDENT))
+c.JupyterHub.active_server_limit = max(1, int((psutil.virtual_memory().total - MACHINE) / PER_STUDENT))
 
 # ---- who may log in
 

@@ -145,7 +145,6 @@ class Hub:
             [*apart, base / "steps.sh", sys.executable, base / "keeper.py", sys.executable, "-m", "jupyterhub", "-f", config],
             env=env, stdin=subprocess.PIPE, text=True,
         )  # fmt: skip
-        self.wait()
 
     def wait(self):
         for _ in range(300):
@@ -182,6 +181,7 @@ def hub():
     base.chmod(0o755)
     hub = Hub(base)
     try:
+        hub.wait()
         yield hub
     finally:
         hub.end()
