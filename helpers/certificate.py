@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from . import errors, hooks
+from . import errors, passes
 from .models import LanguageModel
 from .shortpass import SIZE, Seen, run_alone, short_pass, tried_blocks
 
@@ -113,7 +113,7 @@ class _Judge:
 
     def refuse(self, identity: str, place: str, off: float, bound: float) -> None:
         lm = self.lm
-        watched = hooks.has_other_hooks(lm.model, [])
+        watched = passes.has_other_hooks(lm.model, [])
         way_out = (
             "A hook hangs on the model, which may be the reason: take it off and wrap again." if watched else _WAY_OUT
         )
