@@ -102,12 +102,6 @@ def on_pass(lm: LanguageModel, handles: list[RemovableHandle]) -> None:
         handles.append(module.register_forward_hook(end, prepend=True, always_call=True))
 
 
-def has_other_hooks(module: nn.Module, ours: list[RemovableHandle], inside: bool = True) -> bool:
-    """Whether a module, or one inside it, has hooks besides `ours` and those that only look."""
-    known = {handle.id for handle in ours}
-    return any(passes.other_hooks(one, known) for one in (module.modules() if inside else [module]))
-
-
 def on_output(module: nn.Module, see: Seen, prepend: bool = False) -> RemovableHandle:
     """Call `see(output, input)` when `module` has run; what it returns, unless None, becomes the output."""
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from . import errors
 from .causes import refuse_checkpointing, refuse_compiled, stack_of, why
@@ -185,3 +186,9 @@ def other_hooks(module: nn.Module, ours: Container[int]) -> bool:
     """Whether there hang hooks on this module besides `ours`, by their handles' ids, that may change something."""
     hooks = (*module._forward_hooks.items(), *module._forward_pre_hooks.items())
     return any(key not in ours and not only_looks(hook) for key, hook in hooks)
+
+
+def has_other_hooks(module: nn.Module, ours: Iterable[RemovableHandle], inside: bool = True) -> bool:
+    """Whether a module, or one inside it, has hooks besides `ours` and those that only look."""
+    known = {handle.id for handle in ours}
+    return any(other_hooks(one, known) for one in (module.modules() if inside else [module]))

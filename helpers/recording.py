@@ -45,14 +45,15 @@ class _Stop(Exception):
 
 def where_rows_run_alone(lm: LanguageModel) -> Alone:
     live = {one.block for group in lm.live_edits for one in group}
-    blocks = [index in live or _may_mix_rows(block, lm.edit_handles) for index, block in enumerate(lm.blocks)]
-    read_out = any(_may_mix_rows(module, []) for module in (lm.final_norm, lm.unembed))
-    return Alone(blocks, read_out, any(blocks) or read_out or _may_mix_rows(lm.model, lm.edit_handles))
+    inside = [*lm.blocks, lm.final_norm, lm.unembed, lm.model]
+    *blocks, norm, unembed, anywhere = [_may_mix_rows(module, lm.edit_handles) for module in inside]
+    blocks = [mixes or index in live for index, mixes in enumerate(blocks)]
+    return Alone(blocks, norm or unembed, anywhere or any(blocks))
 
 
 def _may_mix_rows(module: nn.Module, ours: list[RemovableHandle]) -> bool:
     """Whether code that is not the library's, or arithmetic that takes its scale from the whole batch, runs in a module."""
-    return hooks.has_other_hooks(module, ours) or any(
+    return passes.has_other_hooks(module, ours) or any(
         _own_forward(one) or "quantized" in type(one).__module__ or any(map(_odd, one.parameters(recurse=False)))
         for one in module.modules()
     )
@@ -105,7 +106,10 @@ def record(lm: LanguageModel, ids: Tensor, to_the_end: bool = False) -> Clean:
         handles += [hooks.on_output(block, leave) for block in lm.blocks]
         handles.append(hooks.on_input(lm.final_norm, stop, prepend=True))
         with passes.single_pass(lm):
-            output = _until_stopped(lm, ids)
+            try:  # without a cache: a filled one would show later calls the old keys
+                output = lm.model(**lm.inputs(lm.encode(ids)))
+            except _Stop:
+                passes.check_stopped(lm, lm.n_blocks)  # live edits are part of the baseline
     finally:
         hooks.remove(handles)
     if len(calls) != lm.n_blocks or len(streams) != lm.n_blocks + 1:
@@ -131,16 +135,6 @@ def record(lm: LanguageModel, ids: Tensor, to_the_end: bool = False) -> Clean:
     if to_the_end:
         _check_read_out(lm, streams[-1], output.logits)
     return Clean(ids, torch.stack([stream.to(streams[-1].device) for stream in streams]), calls)
-
-
-def _until_stopped(lm: LanguageModel, ids: Tensor) -> Any:
-    try:
-        return lm.model(
-            **lm.inputs(lm.encode(ids))
-        )  # without a cache: a filled one would show later calls the old keys
-    except _Stop:
-        passes.check_stopped(lm, lm.n_blocks)  # live edits are part of the baseline
-        return None
 
 
 def _check_read_out(lm: LanguageModel, last: Tensor, logits: Tensor) -> None:
@@ -184,7 +178,7 @@ def refuse_what_a_walk_cannot_do(lm: LanguageModel) -> None:
         )
     steps = lm.parts.blocks.split(".")
     for name in [".".join(steps[:n]) for n in range(len(steps) + 1)]:
-        if hooks.has_other_hooks(lm.model.get_submodule(name), lm.edit_handles, inside=False):
+        if passes.has_other_hooks(lm.model.get_submodule(name), lm.edit_handles, inside=False):
             raise errors.BadValue(
                 say(
                     "a hook hangs on {name} as a whole, and a sweep calls the blocks one by one: take it off first, "

@@ -185,32 +185,30 @@ def _shortcuts(
     lm: LanguageModel, plan: Plan, block: int, stairs: _Stairs, edits: _CopyEdits, alone: Alone
 ) -> Iterator[None]:
     """For the calls of one block: attention once for copies that are still equal, and in the last block the last token only."""
+    parts, sites = lm.parts, edits.sites(block)
+    inputs: list[
+        tuple[str, Callable[[Tensor], Tensor], bool]
+    ] = []  # of a part, what it gets instead, and whether before others
+    if not alone.blocks[block]:
+        # What the output projection and the MLP return for the last token alone, (rows, 1, d_model), is added to the stream
+        # by broadcasting: right at the last token, and nobody reads the others. Not where an edit would see it.
+        last = block == lm.n_blocks - 1 and not plan.measure.every_position and not alone.read_out
+        if last and not parts.flat_mlp and not sites - {"heads", "keys"}:
+            inputs += [(part, lambda value: value[:, -1:], False) for part in (parts.heads_out, parts.mlp)]
+        joined = range(stairs.before(block), stairs.before(block + 1))
+        if joined and all(stairs.parents[row] is None for row in joined) and "keys" not in sites:
+            narrow, widen = _shared_attention(joined.start, edits)
+            inputs += [(parts.attention, narrow, False), (parts.heads_out, widen, True)]
     handles: list[RemovableHandle] = []
     try:
-        if not alone.blocks[block]:
-            if block == lm.n_blocks - 1 and not plan.measure.every_position and not alone.read_out:
-                handles += _last_token_only(lm, block, edits)
-            joined = range(stairs.before(block), stairs.before(block + 1))
-            if joined and all(stairs.parents[row] is None for row in joined) and "keys" not in edits.sites(block):
-                handles += _shared_attention(lm, block, joined.start, edits)
+        for part, see, prepend in inputs:
+            handles.append(hooks.on_input(lm.part(block, part), see, prepend))
         yield
     finally:
         hooks.remove(handles)
 
 
-def _last_token_only(lm: LanguageModel, block: int, edits: _CopyEdits) -> list[RemovableHandle]:
-    """Let the output projection and the MLP see each prompt's last token alone.
-
-    What they return, (rows, 1, d_model), is added to the stream by broadcasting: right at the last token, and nobody
-    reads the others. Not where an edit of the sweep would see the shorter tensors.
-    """
-    if lm.parts.flat_mlp or edits.sites(block) - {"heads", "keys"}:
-        return []
-    modules = lm.part(block, lm.parts.heads_out), lm.mlp(block)
-    return [hooks.on_input(module, lambda value: value[:, -1:]) for module in modules]
-
-
-def _shared_attention(lm: LanguageModel, block: int, joined: int, edits: _CopyEdits) -> list[RemovableHandle]:
+def _shared_attention(joined: int, edits: _CopyEdits) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     """Copies that join at this block, rows from `joined` on, are still equal when attention begins: compute it once for all.
 
     Attention gets one of them, and its output projection gets them all again, each to be edited there or later.
@@ -225,10 +223,7 @@ def _shared_attention(lm: LanguageModel, block: int, joined: int, edits: _CopyEd
         again = value[old:].repeat(end - max(joined, begin), *[1] * (value.ndim - 1)) if end > joined else value[old:]
         return torch.cat([value[:old], again]) if old else again
 
-    return [
-        hooks.on_input(lm.attention(block), narrow),
-        hooks.on_input(lm.part(block, lm.parts.heads_out), widen, prepend=True),
-    ]
+    return narrow, widen
 
 
 # ---- what is read off

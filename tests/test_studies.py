@@ -316,12 +316,13 @@ def test_processes_of_this_machine_and_one_of_them_killed(lm, prompts, tmp_path)
     with pytest.raises(errors.WorkerDied, match="killed, most often because memory ran out"):
         run()
     kept = shards_in(tmp_path / "two")
-    assert len(kept) < 7
-    found = run()
+    assert 0 < len(kept) < 7
+    found = run(jobs=1)
     assert kept.items() <= shards_in(tmp_path / "two").items() and len(shards_in(tmp_path / "two")) == 7
     alone = run(jobs=1, folder=tmp_path / "one")
-    assert found.identical(alone), "to the last bit"
-    assert shards_in(tmp_path / "one").keys() == shards_in(tmp_path / "two").keys()
+    assert found.identical(alone)
+    for file in (tmp_path / "one" / "shards").iterdir():
+        assert file.read_bytes() == (tmp_path / "two" / "shards" / file.name).read_bytes(), "to the last bit"
     assert [file.suffix for file in next((tmp_path / "two").glob("model-*")).iterdir() if "model" in file.name] == [
         ".safetensors"
     ]
@@ -451,7 +452,11 @@ def test_a_model_with_edits_or_hooks_is_refused_and_a_function_that_hangs_them_i
 
     def load():
         loaded = tiny("gpt2")
-        loaded.blocks[1].register_forward_hook(lambda module, args, output: args[0])
+
+        def skip(module, args, output):  # transformers 4 has tuples
+            return (args[0], *output[1:]) if isinstance(output, tuple) else args[0]
+
+        loaded.blocks[1].register_forward_hook(skip)
         return loaded
 
     def skip_too(block):

@@ -190,7 +190,10 @@ def weights_of(lm: LanguageModel) -> str:
 def code_of() -> str:
     """SHA-256 over the modules of the helpers that the numbers pass through, and this tool."""
     package = Path(helpers.__file__).parent
-    names = "countries edits families hooks loading measures metrics models products readings staircase sweeps tracing"
+    names = (
+        "applying countries edits families hooks loading measures metrics models passes positions products readings recording "
+        "replacements staircase sweeps tracing"
+    )
     digest = hashlib.sha256()
     for path in [*(package / f"{name}.py" for name in names.split()), Path(__file__)]:
         digest.update(path.read_bytes())
