@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from helpers.say import say, translatable
+
 ROOMS = [f"helpers.lesson{number}" for number in range(1, 6)]
 SET_UP = {"lm", "real", "prompt", "torch"}  # what the first cells of the lessons make
-NEW = (
+NEW = translatable(
     "This kernel is new: it has not run this notebook's first cells, or it was started again after them. Run the cells "
     "from the top (menu Run, Run All Above Selected Cell), then this one."
 )
-ABOVE = (
+ABOVE = translatable(
     "{name} is made in a cell above that has not run yet. Run the cells from the top, in their order, then this one."
 )
 
@@ -26,9 +28,9 @@ def advice(name: str | None, known: dict[str, Any]) -> str | None:
 
     started = "load_model" in known  # every lesson's first code cell imports it
     if name in SET_UP:
-        return ABOVE.format(name=name) if started else NEW
+        return say(ABOVE, name=name) if started else say(NEW)
     if not started and any(name in import_module(room).__all__ for room in ROOMS):
-        return NEW
+        return say(NEW)
     return None
 
 
