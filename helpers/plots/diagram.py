@@ -15,7 +15,9 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from helpers.plots.style import CLEAN, EDIT, EDITED, QUIET, describe, new_axes, set_title
 from helpers.say import say, translatable
 
-DIAGRAM_SIZE = (7.0, 2.6)
+DIAGRAM_SIZE = (7.0, 3.0)
+TOUCHED = "#fdebc8"  # a part that an edit can reach
+HIGH = 0.95  # the parts' distance from the stream
 SITES = {
     "block": translatable("the output of block {block}"),
     "attention": translatable("the attention of block {block}"),
@@ -34,10 +36,11 @@ class Mark:
 
 
 def stream_diagram(n_blocks: int, marks: Sequence[Mark] = (), title: str | None = None, ax: Axes | None = None) -> Axes:
-    """Draw the stream from left to right, each block's attention (A) and MLP (M) reading from it and writing to it.
+    """Draw the stream from left to right: attention above it, MLPs below, each reading from it and adding to it.
 
-    What an edit can reach, everything after it, has the colour of edited runs. Raises ValueError for an unknown
-    site or a block that the model does not have.
+    What an edit can reach, everything after it, is dashed, in the colour of edited runs, and named in the picture.
+
+    Raises ValueError for an unknown site or a block that the model does not have.
     """
     for mark in marks:
         if mark.site not in SITES:
@@ -54,25 +57,31 @@ def stream_diagram(n_blocks: int, marks: Sequence[Mark] = (), title: str | None 
             )
     ax = new_axes(ax, DIAGRAM_SIZE)
     ax.set_axis_off()
-    ax.set_xlim(-1.6, n_blocks + 2.6)
-    ax.set_ylim(-1.25, 2.15)
+    ax.set_xlim(-2.9, n_blocks + 2.6)
+    ax.set_ylim(-2.0, 2.1)
     end = n_blocks + 1.5
     reached = min((_place(mark) for mark in marks), default=end)
-    ax.plot([-0.6, reached], [0, 0], color=CLEAN, linewidth=4, solid_capstyle="butt", zorder=1)
+    ax.plot([-1.2, reached], [0, 0], color=CLEAN, linewidth=4, solid_capstyle="butt", zorder=1)
     ax.plot([reached, end], [0, 0], color=EDITED, linewidth=4, linestyle=(0, (3, 0.6)), zorder=1)
-    _box(ax, -1.05, 0, 0.9, 0.8, say("emb"))
-    _box(ax, n_blocks + 0.45, 0, 1.0, 0.8, say("norm"))
-    _box(ax, n_blocks + 1.85, 0, 1.1, 0.8, say("logits"))
+    _box(ax, -1.75, 0, 1.9, 0.62, say("embedding"))
+    _box(ax, n_blocks + 0.45, 0, 1.0, 0.62, say("norm"), touched=bool(marks))
+    _box(ax, n_blocks + 1.85, 0, 1.2, 0.62, say("logits"), touched=bool(marks))
+    for height, name in ((HIGH, say("attention")), (-HIGH, say("MLP")), (-1.62, say("block"))):
+        ax.text(-0.75, height, name, ha="right", va="center", fontsize=9, color=QUIET)
     for block in range(n_blocks):
         sites = {mark.site for mark in marks if mark.block == block}
         skipped = "skip" in sites
-        for offset, name, site in ((-0.21, "A", "attention"), (0.21, "M", "mlp")):
-            x = block + offset
-            _box(ax, x, 0.95, 0.34, 0.6, name, edited=site in sites, faded=skipped)
-            _arrow(ax, (x - 0.1, 0.05), (x - 0.1, 0.62), faded=skipped)
-            _arrow(ax, (x + 0.1, 0.62), (x + 0.1, 0.05), faded=skipped)
-        ax.text(block, -0.32, str(block), ha="center", va="top", fontsize=9, color=QUIET)
-    ax.text((n_blocks - 1) / 2, -0.8, say("block"), ha="center", va="top", fontsize=9, color=QUIET)
+        for x, y, site in ((block - 0.2, HIGH, "attention"), (block + 0.2, -HIGH, "mlp")):
+            touched = x > reached
+            _box(ax, x, y, 0.44, 0.5, "", edited=site in sites, touched=touched, faded=skipped)
+            near, far = 0.06 * (1 if y > 0 else -1), y - 0.25 * (1 if y > 0 else -1)
+            _arrow(ax, (x - 0.1, near), (x - 0.1, far), faded=skipped)
+            _arrow(ax, (x + 0.1, far), (x + 0.1, near), faded=skipped)
+        ax.text(block, -1.62, str(block), ha="center", va="center", fontsize=9, color=QUIET)
+    if marks:
+        if reached > 1.5:
+            ax.text(-1.9, 1.72, say("stays as it was"), ha="left", va="center", fontsize=9, color=CLEAN)
+        ax.text((reached + end) / 2, 1.72, say("can change"), ha="center", va="center", fontsize=9, color="#8a5800")
     for mark in marks:
         x = _place(mark)
         if mark.site == "skip":
@@ -89,9 +98,9 @@ def stream_diagram(n_blocks: int, marks: Sequence[Mark] = (), title: str | None 
             ax.add_patch(arc)
             x = mark.block
         elif mark.site == "block":
-            ax.plot([x], [0.16], marker="v", color=EDIT, markersize=9, zorder=5)
-            ax.plot([x, x], [0.16, 1.5], color=EDIT, linestyle=(0, (4, 3)), linewidth=1.4, zorder=0)
-        ax.text(x, 1.55, mark.label, ha="center", va="bottom", fontsize=9, color=EDIT)
+            ax.plot([x], [0.2], marker="v", color=EDIT, markersize=9, zorder=5)
+            ax.plot([x, x], [0.2, 1.5], color=EDIT, linestyle=(0, (4, 3)), linewidth=1.4, zorder=0)
+        ax.text(x, 1.55, mark.label, ha="center", va="bottom", fontsize=11, fontweight="bold", color=EDIT)
     if title:
         set_title(ax, title)
     describe(ax, diagram_words(n_blocks, marks))
@@ -101,9 +110,8 @@ def stream_diagram(n_blocks: int, marks: Sequence[Mark] = (), title: str | None 
 def diagram_words(n_blocks: int, marks: Sequence[Mark] = ()) -> str:
     """Return what the diagram shows, in words."""
     text = say(
-        "The residual stream runs from the embedding (emb) through blocks 0 to {last_block} to the final "
-        "norm and the logits. In each block attention (A), then the MLP (M), reads from the stream and "
-        "adds its result to it.",
+        "The residual stream runs from the embedding through blocks 0 to {last_block} to the final norm and the logits. In each "
+        "block attention, drawn above it, then the MLP, drawn below, reads from the stream and adds its result to it.",
         last_block=n_blocks - 1,
     )
     for mark in marks:
@@ -115,20 +123,29 @@ def diagram_words(n_blocks: int, marks: Sequence[Mark] = ()) -> str:
 
 def _place(mark: Mark) -> float:
     """Return the x at which an edit reaches the stream."""
-    return mark.block + {"block": 0.5, "attention": -0.11, "mlp": 0.31, "skip": -0.5}[mark.site]
+    return mark.block + {"block": 0.5, "attention": -0.1, "mlp": 0.3, "skip": -0.5}[mark.site]
 
 
 def _box(
-    ax: Axes, x: float, y: float, width: float, height: float, text: str, edited: bool = False, faded: bool = False
+    ax: Axes,
+    x: float,
+    y: float,
+    width: float,
+    height: float,
+    text: str,
+    edited: bool = False,
+    touched: bool = False,
+    faded: bool = False,
 ) -> None:
     box = FancyBboxPatch(
         (x - width / 2, y - height / 2),
         width,
         height,
         boxstyle="round,pad=0,rounding_size=0.08",
-        facecolor="#fbe3dc" if edited else "white",
+        facecolor="#fbe3dc" if edited else TOUCHED if touched else "white",
         edgecolor=EDIT if edited else QUIET,
         linewidth=2 if edited else 1,
+        linestyle=(0, (3, 1.5)) if touched and not edited else "-",
         alpha=0.35 if faded else 1,
         zorder=3,
     )

@@ -26,11 +26,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from helpers.say import say, translatable
 
 SIZE = (7.0, 4.0)  # inches
 DPI = 100  # figures stored in a notebook
+SHARP = 2  # pixels a dot, for screens that have them; Jupyter is told the size in dots
 WIDGET_DPI = 80  # figures that are redrawn at each key press
 NAMES_PER_INCH = 2.5  # on an x axis
 
@@ -228,8 +230,21 @@ def show_figure(ax: Axes | Figure, alt: str | None = None) -> None:
     if alt is not None:
         describe(ax, alt)
     text = description(ax)
-    display(_Picture(base64.b64encode(to_png(ax)).decode(), text))
+    figure = figure_of(ax)
+    sharp = _few_colours(to_png(ax, SHARP * figure.dpi))
+    width, height = (round(float(inches) * figure.dpi) for inches in figure.get_size_inches())
+    display(_Picture(base64.b64encode(sharp).decode(), text, width, height))
     display(_Words(text))
+
+
+def _few_colours(png: bytes) -> bytes:
+    """The same picture with at most 256 colours, a third of the bytes: figures have few, and soft edges between them."""
+    buffer = BytesIO()
+    with Image.open(BytesIO(png)) as picture:
+        picture.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
+            buffer, format="png", optimize=True
+        )
+    return buffer.getvalue()
 
 
 @dataclass(frozen=True)
@@ -238,9 +253,12 @@ class _Picture:
 
     png: str  # base64
     text: str
+    width: int  # as it is shown
+    height: int
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, str], dict[str, Any]]:
-        return {"image/png": self.png, "text/plain": self.text}, {"image/png": {"alt": self.text}}
+        shown = {"alt": self.text, "width": self.width, "height": self.height}
+        return {"image/png": self.png, "text/plain": self.text}, {"image/png": shown}
 
     def __repr__(self) -> str:
         return self.text

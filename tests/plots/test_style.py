@@ -106,7 +106,8 @@ def test_show_figure_displays_words_beside_the_picture(monkeypatch):
     assert set(data) == {"image/png", "text/plain"}
     assert base64.b64decode(data["image/png"]).startswith(b"\x89PNG")
     assert data["text/plain"] == repr(picture) == "Δ grows < 12."
-    assert metadata == {"image/png": {"alt": "Δ grows < 12."}}
+    assert metadata == {"image/png": {"alt": "Δ grows < 12.", "width": 700, "height": 400}}
+    assert _size(base64.b64decode(data["image/png"])) == (1400, 800), "two pixels a dot"
     assert "Δ grows &lt; 12." in words._repr_html_()
     assert "base64" not in words._repr_html_()
 
