@@ -35,15 +35,13 @@ from helpers.plots.style import (
 from helpers.say import say
 from helpers.tables import format_number
 
-FINE = 150  # dpi: small names stay sharp
-
 
 def plot_two_maps(maps: Mapping[str, Tensor], named: int = 4, measure: str = "logit difference") -> Figure:
     """Draw two maps of all heads side by side, one scale, the `named` strongest of each by name.
 
     maps: what is put in a head's place -> (n_blocks, n_heads) changes in nats.
     """
-    figure = new_figure((7.0, 5.2), FINE)
+    figure = new_figure((7.0, 5.2))
     panels = figure.subplots(1, 2, sharey=True)
     reach = max(float(values.abs().max()) for values in maps.values()) or 1.0
     words = []
@@ -102,7 +100,7 @@ def plot_looks_and_writes(looks: Tensor, writes: Tensor, far: float = 0.3, ax: A
 
     looks, writes: (n_blocks, n_heads), shares and nats. far: from which size on a head has its name.
     """
-    ax = new_axes(ax, dpi=FINE)
+    ax = new_axes(ax)
     strong = [place for place in strongest(writes, writes.numel()) if abs(float(writes[place])) >= far]
     rest = torch.ones_like(writes, dtype=torch.bool)
     for place in strong:
@@ -170,7 +168,7 @@ def plot_swaps(
     named: the swapped heads -> (first, p), (n_donors,) each: whether the donor's country is the top token, its probability.
     A filled mark: it is. donors: the capitals.
     """
-    ax = new_axes(ax, (7.0, 4.2), FINE)
+    ax = new_axes(ax, (7.0, 4.2))
     last = list(named.values())[-1][1]
     order = last.argsort(descending=True)
     for index, (name, (first, p)) in enumerate(named.items()):
@@ -226,7 +224,7 @@ def plot_together(alone: Tensor, together: Tensor, error: Tensor, ax: Axes | Non
 
     error: half of the 95 % interval of `together`.
     """
-    ax = new_axes(ax, dpi=FINE)
+    ax = new_axes(ax)
     x = torch.arange(len(alone))
     points = {**series_style(1), "linestyle": "none"}
     ax.errorbar(
@@ -269,7 +267,7 @@ def plot_top_one(
 
     change: (n_blocks, n_heads) mean change in nats; lost: number of prompts; sure: whether the change is significant (filled).
     """
-    ax = new_axes(ax, dpi=FINE)
+    ax = new_axes(ax)
     for chosen, name, face in ((sure, say("significant"), None), (~sure, say("not significant"), "white")):
         style = {**series_style(0 if face is None else 2), "linestyle": "none", "markersize": 5}
         if face:
@@ -314,7 +312,7 @@ def plot_phrasings(agreement: Mapping[str, Mapping[str, float]], main: str, ax: 
 
     agreement: what the map is of (model and replacement) -> phrasing -> Pearson's r over all heads.
     """
-    ax = new_axes(ax, (7.0, 3.2), FINE)
+    ax = new_axes(ax, (7.0, 3.2))
     phrasings = list(next(iter(agreement.values())))
     for index, (name, values) in enumerate(agreement.items()):
         shift = (index - (len(agreement) - 1) / 2) * 0.12
