@@ -29,8 +29,8 @@ FAULTS = {  # what is wrong: the file, a line of it, the same line with a fault
     ),
     "an edit scales a little too much": (
         "edits.py",
-        '    by = _number(factor, "factor")\n',
-        '    by = _number(factor, "factor") + 0.001\n',
+        '    by = real_number(factor, "factor")\n',
+        '    by = real_number(factor, "factor") + 0.001\n',
     ),
 }
 
