@@ -1,8 +1,8 @@
 """The comparison of stored outputs, tested itself: it finds a planted fault, and only faults.
 
-`make test` compares every cell of every notebook in the present process' surroundings (the native instruction set, one
-thread). Here the same comparison runs in fresh processes: with a wrong line in a copy of the package, and without vector
-instructions, where every digit must stay. (tests/test_run_again.py compares with AVX2 and two threads.)
+Every cell of every notebook is compared here in a fresh process, in one thread and without vector instructions, where every
+printed digit must stay; and with a wrong line in a copy of the package, where some must not. (tests/test_run_again.py
+compares with AVX2 and two threads. What is stored was computed with the instructions of a newer processor.)
 """
 
 import os

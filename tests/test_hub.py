@@ -20,22 +20,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from chromium import CHROMIUM, FLAGS
 
 from helpers import smollm2
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG, PROXY = ROOT / "deploy/jupyterhub_config.py", ROOT / "deploy/node_modules/.bin/configurable-http-proxy"
 LESSON = "01_downstream_scaling.ipynb"
-CHROMIUM = shutil.which("chromium")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
 STUDENTS = {"ada": "a password of ada", "ben": "a password of ben"}
 # Without this nothing outside the page can run a chosen cell. For the test only.
 MORE = """

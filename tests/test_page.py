@@ -20,6 +20,7 @@ from statistics import median
 
 import pytest
 import torch
+from chromium import CHROMIUM, FLAGS
 
 from helpers import (
     edit,
@@ -38,11 +39,6 @@ playwright_api = pytest.importorskip("playwright.sync_api")
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, FOLDER = ROOT / "dist" / "page.html", ROOT / "dist" / "page"
-CHROMIUM = shutil.which("chromium")
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--no-first-run",
-]  # fmt: skip
 STATIONS = ("scale", "parts", "keys", "map", "skip")
 PROMPT = "Berlin is the capital of"
 PATIENCE = 120  # seconds, for a machine that is busy with other things

@@ -1,8 +1,8 @@
 """Learners run cells again, and go back: a section that is run once more, after all the others, shows what it showed before.
 
 Each notebook is run from top to bottom in one kernel, then section by section from the last to the first. So each cell
-runs twice, and each section runs alone on what the whole run left behind. The kernel has two threads and AVX2, where
-`make test` compares in one thread with all that the processor has: the first run must show the stored digits here too.
+runs twice, and each section runs alone on what the whole run left behind. The kernel has two threads and AVX2; tests/test_guards.py
+compares in one thread without vector instructions, and what is stored was computed with all that a processor had. All three agree.
 """
 
 import os
