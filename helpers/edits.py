@@ -35,7 +35,6 @@ from .applying import applied as applied
 from .applying import edit as edit
 from .checks import check_indices, whole_numbers
 from .positions import Positions, check_positions
-from .positions import chosen_columns as chosen_columns
 from .say import say, translatable
 from .values import Same, finite_tensor, fitted, real_number
 

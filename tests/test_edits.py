@@ -26,7 +26,7 @@ from helpers import (
     zero_heads,
     zero_keys,
 )  # fmt: skip
-from helpers.edits import chosen_columns
+from helpers.positions import chosen_columns
 
 
 def draw(*shape, seed=3):
