@@ -6,6 +6,7 @@
 # make measure    measure again what the lessons store (an hour; goes on where it was killed; one: make measure MODEL=smollm2)
 # make newest     the helpers on the newest torch and transformers that the ranges allow (makes .venv-newest)
 # make bench      sweeps and traces, in plain forward passes
+# make gpu        the helpers' checks and the same tables on a GPU (PY=python3 for an environment of your own)
 # make assignment nbgrader's source and release versions of the lessons, in dist/assignment (docs/grading.md)
 # make grade      grade handed-in notebooks: make grade FOLDER=submissions writes submissions-graded/summary.html
 # make page       the course's page for a browser, dist/page.html, which needs nothing else (needs Node.js)
@@ -38,7 +39,7 @@ CATALOGUES := $(patsubst %.po,%.mo,$(wildcard helpers/locale/*/LC_MESSAGES/helpe
 # Two workers; a notebook and its kernel stay with one of them; what takes longest is named first.
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: lab test real lint notebooks claims measure bench messages page page-tested screenshot format constraints clean hub hub-ready newest assignment grade
+.PHONY: lab test real lint notebooks claims measure bench gpu messages page page-tested screenshot format constraints clean hub hub-ready newest assignment grade
 .DELETE_ON_ERROR:
 
 # Without a network the pocket model still opens every lesson, so a real model that cannot be brought stops nothing here.
@@ -82,6 +83,12 @@ measure: .venv/.lab
 
 bench: .venv/.lab
 	$(PY) tools/bench.py
+
+# Without .venv as a need: a machine with a GPU has its own PyTorch.
+gpu:
+	$(PY) -m pytest tests/test_gpu.py
+	$(PY) tools/bench.py --device cuda --rounds 5
+	$(PY) tools/bench.py --device cuda --dtype bfloat16 --rounds 5
 
 messages: .venv/.lab
 	$(PY) tools/messages.py

@@ -1,11 +1,12 @@
 """How much sweeps and traces cost, in plain forward passes of the same model in the same run.
 
-    python tools/bench.py              # the table of docs/speed.md; --device cuda on a machine that has one
+    python tools/bench.py                                       # the first table of docs/speed.md
+    python tools/bench.py --device cuda --dtype bfloat16        # on a machine that has a GPU (make gpu)
 
-GPT-2 small's size with random weights (no download), float32, eager attention and GELU in one kernel as `load_model`
-sets them; then the real model, if it is here (`make real` brings it). A prompt of 12 tokens, one thread. What is compared
-runs in turns, round by round, and the smallest time of each counts: what others do on the machine only ever adds. On the
-CPU the process's own time is read, not the clock.
+GPT-2 small's size with random weights (no download), float32 unless told otherwise, eager attention and GELU in one
+kernel as `load_model` sets them; then the real model, if it is here (`make real` brings it). A prompt of 12 tokens, one
+thread. What is compared runs in turns, round by round, and the smallest time of each counts: what others do on the machine
+only ever adds. On the CPU the process's own time is read, on another device the clock.
 """
 
 from __future__ import annotations
@@ -49,17 +50,21 @@ def ratio(work: Callable[[], object], plain: Callable[[], object], device: str, 
     return min(costs) / min(passes)
 
 
-def gpt2_small(device: str, attention: str = "eager") -> Any:
+def milliseconds(plain: Callable[[], object], device: str, rounds: int) -> str:
+    found = 1000 * min(seconds(plain, device) for _ in range(3 + rounds))
+    return f"{found:.0f}" if found > 20 else f"{found:.1f}"
+
+
+def gpt2_small(device: str, dtype: Any = None) -> Any:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from helpers import wrap
 
     torch.manual_seed(0)
-    model: Any = GPT2LMHeadModel._from_config(
-        GPT2Config(activation_function="gelu_pytorch_tanh"), attn_implementation=attention
-    )
-    return wrap(model.to(device))
+    config = GPT2Config(activation_function="gelu_pytorch_tanh")
+    model: Any = GPT2LMHeadModel._from_config(config, attn_implementation="eager")
+    return wrap(model.to(device, dtype or torch.float32))
 
 
 def prompts(number: int) -> Any:
@@ -68,12 +73,12 @@ def prompts(number: int) -> Any:
     return torch.randint(0, 50257, (number, TOKENS), generator=torch.Generator().manual_seed(1))
 
 
-def costs(device: str, rounds: int) -> Iterator[tuple[str, str]]:
+def costs(device: str, dtype: Any, rounds: int) -> Iterator[tuple[str, str]]:
     import torch
 
     from helpers import edit, log_prob, sweep_block_pairs, sweep_blocks, sweep_heads, trace, zero_heads
 
-    lm = gpt2_small(device)
+    lm = gpt2_small(device, dtype)
     many = prompts(PROMPTS).to(device)
     one = many[0]
 
@@ -83,18 +88,18 @@ def costs(device: str, rounds: int) -> Iterator[tuple[str, str]]:
     found: list[float] = []
 
     def loop() -> None:
-        before = log_prob(lm.logits(one)[0, -1], 7)
+        before = log_prob(lm.logits(one)[0, -1].float(), 7)
         found.clear()
         for block in range(lm.n_blocks):
             for head in range(lm.n_heads):
                 with edit(lm, zero_heads(block, [head])):
-                    found.append((log_prob(lm.logits(one)[0, -1], 7) - before).item())
+                    found.append((log_prob(lm.logits(one)[0, -1].float(), 7) - before).item())
 
     def passes(work: Callable[[], object], by: int = 1, rounds: int = rounds) -> str:
         return f"{ratio(work, plain, device, rounds) / by:.1f}"
 
     few = max(1, rounds // 3)
-    yield "plain pass, ms", f"{1000 * min(seconds(plain, device) for _ in range(3 + rounds)):.0f}"
+    yield "plain pass, ms", milliseconds(plain, device, rounds)
     swept = sweep_heads(lm, one, 7).flatten().tolist()
     yield "all 144 heads, `sweep_heads`", passes(lambda: sweep_heads(lm, one, 7))
     if device == "cpu":
@@ -115,8 +120,8 @@ def costs(device: str, rounds: int) -> Iterator[tuple[str, str]]:
     yield "full `trace`", f"{ratio(lambda: trace(lm, one), plain, device, 3 * rounds, 3):.2f}"
 
 
-def real_model(rounds: int) -> Iterator[tuple[str, str]]:
-    """The same for SmolLM2-135M in float32, on one thread; one row that says so where it is not on this machine."""
+def real_model(device: str, dtype: Any, rounds: int) -> Iterator[tuple[str, str]]:
+    """The same for SmolLM2-135M, on one thread; one row that says so where it is not on this machine."""
     import torch
 
     from helpers import (
@@ -138,8 +143,8 @@ def real_model(rounds: int) -> Iterator[tuple[str, str]]:
     start = time.perf_counter()
     lm = load_model("smollm2", threads=1)
     loading = time.perf_counter() - start
-    lm.model.float()
-    many = torch.randint(0, lm.vocabulary, (PROMPTS, TOKENS), generator=torch.Generator().manual_seed(1))
+    lm.model.to(device, dtype)
+    many = torch.randint(0, lm.vocabulary, (PROMPTS, TOKENS), generator=torch.Generator().manual_seed(1)).to(device)
     one = many[0]
     edited = scale_block(2, 0.5)
 
@@ -151,18 +156,19 @@ def real_model(rounds: int) -> Iterator[tuple[str, str]]:
             return trace(lm, one).last_logits
 
     def passes(work: Callable[[], object], by: int = 1, rounds: int = rounds) -> str:
-        return f"{ratio(work, plain, 'cpu', rounds) / by:.1f}"
+        return f"{ratio(work, plain, device, rounds) / by:.1f}"
 
     few = max(1, rounds // 3)
     name = "SmolLM2-135M"
     yield f"{name}: loading it, s by the clock", f"{loading:.1f}"
-    yield f"{name}: plain pass, ms", f"{1000 * min(seconds(plain, 'cpu') for _ in range(3 + rounds)):.0f}"
+    yield f"{name}: plain pass, ms", milliseconds(plain, device, rounds)
     yield f"{name}: all 270 heads, `sweep_heads`", passes(lambda: sweep_heads(lm, one, 7))
-    swept, before = sweep_heads(lm, one, 7), log_prob(lm.logits(one)[0, -1], 7)
+    swept, before = sweep_heads(lm, one, 7), log_prob(lm.logits(one)[0, -1].float(), 7)
     apart = []
     for block, head in ((0, 0), (2, 8), (11, 4), (16, 4), (29, 1)):
         with edit(lm, zero_heads(block, [head])):
-            apart.append(abs((log_prob(lm.logits(one)[0, -1], 7) - before - swept[block, head]).item()))
+            effect = (log_prob(lm.logits(one)[0, -1].float(), 7) - before).item()
+            apart.append(abs(effect - swept[block, head].item()))
     yield f"{name}: largest difference to the plain loop in five heads, in nats", f"{max(apart):.0e}"
     eight = passes(lambda: sweep_heads(lm, many, 7), PROMPTS, few)
     yield f"{name}: 270 heads for {PROMPTS} prompts at once, per prompt", eight
@@ -171,8 +177,8 @@ def real_model(rounds: int) -> Iterator[tuple[str, str]]:
         f"{name}: 30 blocks and their 435 pairs, `sweep_block_pairs`",
         passes(lambda: sweep_block_pairs(lm, one, 7), 1, few),
     )
-    yield f"{name}: full `trace`", f"{ratio(lambda: trace(lm, one), plain, 'cpu', 3 * rounds):.2f}"
-    yield f"{name}: a slider's step, one edited trace", f"{ratio(step, plain, 'cpu', 3 * rounds):.2f}"
+    yield f"{name}: full `trace`", f"{ratio(lambda: trace(lm, one), plain, device, 3 * rounds):.2f}"
+    yield f"{name}: a slider's step, one edited trace", f"{ratio(step, plain, device, 3 * rounds):.2f}"
 
 
 def one_edit(rounds: int) -> tuple[str, str]:
@@ -250,11 +256,11 @@ def elsewhere(what: str) -> list[float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def rows(device: str, rounds: int) -> Iterator[tuple[str, str]]:
-    yield from costs(device, rounds)
+def rows(device: str, dtype: Any, rounds: int) -> Iterator[tuple[str, str]]:
+    yield from costs(device, dtype, rounds)
+    yield from real_model(device, dtype, rounds)
     if device != "cpu":
         return
-    yield from real_model(rounds)
     one, many = elsewhere("memory")
     yield "peak memory beyond a plain pass, 144 heads, MB", f"{one:.0f}"
     yield f"the same for {PROMPTS} prompts, MB", f"{many:.0f}"
@@ -267,6 +273,7 @@ def rows(device: str, rounds: int) -> Iterator[tuple[str, str]]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=9, help="turns behind each figure")
     parser.add_argument("--only", choices=["memory", "import"], help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
@@ -277,7 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         {"memory": peak_memory, "import": import_time}[chosen.only]()
         return
     print("| | in plain passes, unless said otherwise |\n| --- | ---: |")
-    for name, value in rows(chosen.device, chosen.rounds):
+    for name, value in rows(chosen.device, getattr(torch, chosen.dtype), chosen.rounds):
         print(f"| {name} | {value} |", flush=True)
 
 
