@@ -34,6 +34,6 @@ _WHERE = {
     "measurements": ["measured", "Measured"],
     "texts": ["held_out_passages"],
     "errors": ["HelpersError"],
-    "say": ["set_language"],
+    "language": ["set_language"],
 }  # fmt: skip
 __all__, __getattr__, __dir__ = lazy(__name__, {f"helpers.{module}": names for module, names in _WHERE.items()})

@@ -61,11 +61,8 @@ class edit:
         for one in edits:
             if not isinstance(one, Edit):
                 raise errors.BadEdit(
-                    say(
-                        "{one!r} is not an edit: pass edits such as scale_block(2, 0.5) or zero_heads(5, [3]), one by "
-                        "one.",
-                        one=one,
-                    )
+                    "{one!r} is not an edit: pass edits such as scale_block(2, 0.5) or zero_heads(5, [3]), one by one.",
+                    one=one,
                 )
             lm.check_block(one.block)
             site_of(lm, one.site)
@@ -83,10 +80,8 @@ class edit:
             )  # first there, then a look around: of two threads, one at least sees the other
             if any(other.thread != group.thread for other in list(self.lm.live_edits)):
                 raise errors.BadEdit(
-                    say(
-                        "another thread has edits on this model, and both would be edited by both: give each thread its "
-                        "own copy (copy.deepcopy(lm)), or wait until the other's `with` has ended."
-                    )
+                    "another thread has edits on this model, and both would be edited by both: give each thread its "
+                    "own copy (copy.deepcopy(lm)), or wait until the other's `with` has ended."
                 )
             group.hung = True
             _register(self.lm, self.lm.live_edits)
@@ -112,7 +107,7 @@ class edit:
         for one, number in zip(group, group.fired, strict=True):
             if number == 0:
                 raise errors.DidNotRun(
-                    say("{one!r} did nothing: {reason}", one=one, reason=why(self.lm, one.site, one.block))
+                    "{one!r} did nothing: {reason}", one=one, reason=why(self.lm, one.site, one.block)
                 )
 
     def _leave(self, group: Live) -> None:
@@ -169,23 +164,19 @@ def applied(one: Edit) -> Callable[..., Tensor]:
         new = one.change(value, stream)
         if not isinstance(new, Tensor):
             raise errors.BadEdit(
-                say(
-                    "{one!r} returned {kind}: its function must return the new tensor, of shape {shape} here.",
-                    one=one,
-                    kind="None" if new is None else say("a value of type {kind}", kind=type(new).__name__),
-                    shape=tuple(value.shape),
-                )
+                "{one!r} returned {kind}: its function must return the new tensor, of shape {shape} here.",
+                one=one,
+                kind="None" if new is None else say("a value of type {kind}", kind=type(new).__name__),
+                shape=tuple(value.shape),
             )
         for what in ("shape", "dtype", "device"):
             if getattr(new, what) != getattr(value, what):
                 raise errors.BadEdit(
-                    say(
-                        "{one!r} returned a tensor of {what} {got} in place of {wanted}: return one of the same {what}.",
-                        one=one,
-                        what=what,
-                        got=_short(getattr(new, what)),
-                        wanted=_short(getattr(value, what)),
-                    )
+                    "{one!r} returned a tensor of {what} {got} in place of {wanted}: return one of the same {what}.",
+                    one=one,
+                    what=what,
+                    got=_short(getattr(new, what)),
+                    wanted=_short(getattr(value, what)),
                 )
         if columns is None and one.positions is None:
             return new

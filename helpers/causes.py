@@ -22,13 +22,11 @@ def stack_of(lm: LanguageModel) -> nn.Module:
 def missing(lm: LanguageModel, block: int, path: str) -> errors.DidNotRun:
     """What to raise for a part that a block does not have (any more)."""
     return errors.DidNotRun(
-        say(
-            "block {block} is of class {kind} now and has no {path!r} to edit or read: put the model's own block back, or "
-            "choose the site 'block'.",
-            block=block,
-            kind=type(lm.part(block, "")).__name__,
-            path=path,
-        )
+        "block {block} is of class {kind} now and has no {path!r} to edit or read: put the model's own block back, or "
+        "choose the site 'block'.",
+        block=block,
+        kind=type(lm.part(block, "")).__name__,
+        path=path,
     )
 
 
@@ -139,12 +137,10 @@ def refuse_compiled(model: nn.Module) -> None:
     found = compiled_part(model)
     if found is not None:
         raise errors.DidNotRun(
-            say(
-                "{found} is compiled by torch.compile, and compiled code calls no hooks that come later, so "
-                "edits and traces would silently do nothing. {plain_again}",
-                found=found,
-                plain_again=say(PLAIN_AGAIN),
-            )
+            "{found} is compiled by torch.compile, and compiled code calls no hooks that come later, so "
+            "edits and traces would silently do nothing. {plain_again}",
+            found=found,
+            plain_again=say(PLAIN_AGAIN),
         )
 
 
@@ -155,11 +151,9 @@ def refuse_split(model: nn.Module) -> None:
         type(weight).__name__ == "DTensor" or type(weight.data).__name__ == "DTensor" for weight in model.parameters()
     ):
         raise errors.BadValue(
-            say(
-                "this model is split by tensor parallelism, so that a hook sees only some of a block's heads: "
-                "load it without tp_plan; if one device cannot hold it, device_map='auto' puts whole blocks on "
-                "several."
-            )
+            "this model is split by tensor parallelism, so that a hook sees only some of a block's heads: "
+            "load it without tp_plan; if one device cannot hold it, device_map='auto' puts whole blocks on "
+            "several."
         )
 
 
@@ -167,10 +161,8 @@ def refuse_while_compiling() -> None:
     """Raises DidNotRun inside torch.compile: it would bake a hook of today into the code."""
     if torch.compiler.is_compiling():  # a constant while code is compiled
         raise errors.DidNotRun(
-            say(
-                "torch.compile meets a hook of the helpers, which would stay in the compiled code. {plain_again}",
-                plain_again=say(PLAIN_AGAIN),
-            )
+            "torch.compile meets a hook of the helpers, which would stay in the compiled code. {plain_again}",
+            plain_again=say(PLAIN_AGAIN),
         )
 
 
@@ -192,9 +184,7 @@ def refuse_own_checkpoint() -> None:
 
 def _checkpointed() -> errors.BadEdit:
     return errors.BadEdit(
-        say(
-            "gradient checkpointing is on: backward would run the blocks again, perhaps without the edits and with other "
-            "noise, and give wrong gradients. Switch it off first, for example with "
-            "lm.model.gradient_checkpointing_disable()."
-        )
+        "gradient checkpointing is on: backward would run the blocks again, perhaps without the edits and with other "
+        "noise, and give wrong gradients. Switch it off first, for example with "
+        "lm.model.gradient_checkpointing_disable()."
     )

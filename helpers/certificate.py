@@ -123,17 +123,15 @@ class _Judge:
             else say(_WAY_OUT)
         )
         raise errors.UnsupportedFamily(
-            say(
-                "the row for this {family!r} model is wrong at {place}: it says that {identity}, but that is off "
-                "by {off} of its size, and {dtype} allows {bound}. {way_out}",
-                family=lm.family,
-                place=place,
-                identity=identity,
-                off=f"{off:.2g}",
-                dtype=str(lm.dtype).removeprefix("torch."),
-                bound=f"{bound:.1g}",
-                way_out=way_out,
-            )
+            "the row for this {family!r} model is wrong at {place}: it says that {identity}, but that is off "
+            "by {off} of its size, and {dtype} allows {bound}. {way_out}",
+            family=lm.family,
+            place=place,
+            identity=identity,
+            off=f"{off:.2g}",
+            dtype=str(lm.dtype).removeprefix("torch."),
+            bound=f"{bound:.1g}",
+            way_out=way_out,
         )
 
 
@@ -149,31 +147,27 @@ def _judge_pass(lm: LanguageModel, seen: Seen, judge: _Judge) -> None:
         number, ran = len(tried) if name == "heads" else lm.n_blocks, len(seen.at.get(name, []))
         if ran != number:
             raise errors.UnsupportedFamily(
-                say(
-                    "in a plain pass of this {family!r} model {number} {what} ran {ran} times in all, and each "
-                    "should run once: the row names modules that do not run, or the model skips or repeats some. "
-                    "{way_out}",
-                    family=lm.family,
-                    number=number,
-                    what=what,
-                    ran=ran,
-                    way_out=say(_WAY_OUT),
-                )
+                "in a plain pass of this {family!r} model {number} {what} ran {ran} times in all, and each "
+                "should run once: the row names modules that do not run, or the model skips or repeats some. "
+                "{way_out}",
+                family=lm.family,
+                number=number,
+                what=what,
+                ran=ran,
+                way_out=say(_WAY_OUT),
             )
     for name, values in seen.at.items():
         width = lm.d_head if name == "heads" else lm.d_model
         wrong = next((value.shape[-1] for value in values if value.shape[-1] != width), None)
         if wrong is not None:
             raise errors.UnsupportedFamily(
-                say(
-                    "the row for this {family!r} model is wrong: {wrong} numbers per token where {width} were "
-                    "expected, at {part!r}. {way_out}",
-                    family=lm.family,
-                    wrong=wrong,
-                    width=width,
-                    part=all_of.get(name, name),
-                    way_out=say(_WAY_OUT),
-                )
+                "the row for this {family!r} model is wrong: {wrong} numbers per token where {width} were "
+                "expected, at {part!r}. {way_out}",
+                family=lm.family,
+                wrong=wrong,
+                width=width,
+                part=all_of.get(name, name),
+                way_out=say(_WAY_OUT),
             )
     entered, left, attention, mlp = (seen.stacked(name) for name in ("entered", "left", "attention", "mlp"))
     handed_on = torch.cat([entered[1:], seen.stacked("last")])

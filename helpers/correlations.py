@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from . import errors
-from .say import say
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
@@ -32,10 +31,8 @@ def correlation_per_dimension(a: Tensor, b: Tensor) -> Tensor:
     a, b = a.flatten(0, -2), b.flatten(0, -2)
     if len(a) < 3:
         raise errors.BadValue(
-            say(
-                "r per dimension needs three tokens or more, but there are {n_tokens}: use a longer prompt.",
-                n_tokens=len(a),
-            )
+            "r per dimension needs three tokens or more, but there are {n_tokens}: use a longer prompt.",
+            n_tokens=len(a),
         )
     a, b = a - a.mean(dim=0), b - b.mean(dim=0)
     return (a * b).sum(dim=0) / (a.norm(dim=0) * b.norm(dim=0))
@@ -49,10 +46,8 @@ def within_percentile(a: Tensor, b: Tensor, percentile: float) -> Tensor:
     _same_shape(a, b)
     if not 0 < percentile <= 100:
         raise errors.BadValue(
-            say(
-                "percentile {percentile} cannot be used: choose a number above 0, up to 100, such as 99.",
-                percentile=percentile,
-            )
+            "percentile {percentile} cannot be used: choose a number above 0, up to 100, such as 99.",
+            percentile=percentile,
         )
     size = torch.maximum(a.abs(), b.abs())
     return size <= torch.quantile(size.flatten(), percentile / 100)
@@ -70,9 +65,5 @@ def random_step_correlation(a: Tensor, b: Tensor) -> float:
 def _same_shape(a: Tensor, b: Tensor) -> None:
     if a.shape != b.shape:
         raise errors.BadValue(
-            say(
-                "the two states differ in shape, {a_shape} and {b_shape}.",
-                a_shape=tuple(a.shape),
-                b_shape=tuple(b.shape),
-            )
+            "the two states differ in shape, {a_shape} and {b_shape}.", a_shape=tuple(a.shape), b_shape=tuple(b.shape)
         )

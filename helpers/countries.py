@@ -20,7 +20,6 @@ import torch
 
 from . import errors
 from .models import LanguageModel
-from .say import say
 
 COUNTRIES_FILE = Path(__file__).resolve().parent / "data" / "countries.tsv"
 TEMPLATE = "{capital} is the capital of"
@@ -79,11 +78,8 @@ def capital_prompts(
     """
     if not isinstance(template, str) or "{capital}" not in template:
         raise errors.BadValue(
-            say(
-                "the template {template!r} has no {{capital}} in it: write one such as '{{capital}} is the "
-                "capital of'.",
-                template=template,
-            )
+            "the template {template!r} has no {{capital}} in it: write one such as '{{capital}} is the capital of'.",
+            template=template,
         )
     countries = read_countries()
     shown = _examples(countries, template, examples)
@@ -99,18 +95,14 @@ def capital_prompts(
             text = shown + template.replace("{capital}", country.capital)
             found.append(CapitalPrompt(text, " " + country.name, " " + other.name, country.capital))
     if not found:
-        raise errors.BadValue(
-            say("no country's name is one token of this model: its tokenizer leaves no prompt to ask.")
-        )
+        raise errors.BadValue("no country's name is one token of this model: its tokenizer leaves no prompt to ask.")
     if count is None:
         return found
     if not 1 <= count <= len(found):
         raise errors.BadValue(
-            say(
-                "count {count} cannot be used: this model's tokenizer leaves 1 to {n_prompts} prompts.",
-                count=count,
-                n_prompts=len(found),
-            )
+            "count {count} cannot be used: this model's tokenizer leaves 1 to {n_prompts} prompts.",
+            count=count,
+            n_prompts=len(found),
         )
     lengths = [len(lm.token_ids(one.prompt)) for one in found]
     longest = sorted(lengths)[count - 1]
@@ -122,17 +114,14 @@ def _examples(countries: list[Country], template: str, names: Sequence[str]) -> 
     """The examples' sentences, each with a full stop and a space behind it."""
     if isinstance(names, str):
         raise errors.BadValue(
-            say("examples {names!r} is one text: give a list of countries, for example ['France'].", names=names)
+            "examples {names!r} is one text: give a list of countries, for example ['France'].", names=names
         )
     by_name = {country.name: country for country in countries}
     for name in names:
         if name not in by_name:
             raise errors.BadValue(
-                say(
-                    "the example {name!r} is not in the table of countries: write its name as there, for example "
-                    "'France'.",
-                    name=name,
-                )
+                "the example {name!r} is not in the table of countries: write its name as there, for example 'France'.",
+                name=name,
             )
     return "".join(f"{template.replace('{capital}', by_name[name].capital)} {name}. " for name in names)
 
@@ -161,11 +150,11 @@ def positions_of(lm: LanguageModel, prompt: str, text: str) -> list[int]:
     begin = prompt.rfind(text) if text else -1
     if begin < 0:
         raise errors.BadPrompt(
-            say("{text!r} does not occur in the prompt {prompt!r}: give a part of it.", text=text, prompt=prompt)
+            "{text!r} does not occur in the prompt {prompt!r}: give a part of it.", text=text, prompt=prompt
         )
     if not getattr(lm.tokenizer, "is_fast", False):
         raise errors.BadValue(
-            say("this tokenizer does not say where its tokens lie in the text: load the model with a fast tokenizer.")
+            "this tokenizer does not say where its tokens lie in the text: load the model with a fast tokenizer."
         )
     spans = lm.tokenizer(prompt, return_offsets_mapping=True, verbose=False)["offset_mapping"]
     return [i for i, (start, stop) in enumerate(spans) if start < begin + len(text) and stop > begin]

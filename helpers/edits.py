@@ -35,7 +35,7 @@ from .applying import applied as applied
 from .applying import edit as edit
 from .checks import check_indices, whole_numbers
 from .positions import Positions, check_positions
-from .say import say, translatable
+from .say import translatable
 from .values import Same, finite_tensor, fitted, real_number
 
 
@@ -48,10 +48,7 @@ def change(site: str, block: int, function: Callable[[Tensor], Tensor], position
     """
     if not callable(function):
         raise errors.BadEdit(
-            say(
-                "change needs a function that takes a tensor and returns one, but this is {function!r}.",
-                function=function,
-            )
+            "change needs a function that takes a tensor and returns one, but this is {function!r}.", function=function
         )
     name = f"change({site!r}, {block!r}, {getattr(function, '__name__', 'function')})"
     return Edit(name, site, block, lambda value, _: function(value.clone()), check_positions(positions), given=function)
@@ -200,11 +197,9 @@ def noise_neurons(
     mean, std = real_number(mean, "mean"), real_number(std, "std", least=0.0)
     if not isinstance(generator, torch.Generator):
         raise errors.BadValue(
-            say(
-                "generator must be a torch.Generator, for example torch.Generator().manual_seed(0), but this is "
-                "{generator!r}.",
-                generator=generator,
-            )
+            "generator must be a torch.Generator, for example torch.Generator().manual_seed(0), but this is "
+            "{generator!r}.",
+            generator=generator,
         )
 
     chosen: slice | tuple[int, ...] = (
@@ -220,12 +215,10 @@ def noise_neurons(
             found = []
         if not found:
             raise errors.NeuronOutOfRange(
-                say(
-                    "{chosen} chooses none of the {width} neurons: choose from 0 to {last}.",
-                    chosen=chosen,
-                    width=width,
-                    last=width - 1,
-                )
+                "{chosen} chooses none of the {width} neurons: choose from 0 to {last}.",
+                chosen=chosen,
+                width=width,
+                last=width - 1,
             )
         return found
 

@@ -56,33 +56,29 @@ class Encoder:
         if isinstance(prompt, Tensor):
             return self._from_ids(prompt)
         if padding not in ("left", "right"):
-            raise errors.BadValue(say("padding {padding!r} is not a side: choose 'left' or 'right'.", padding=padding))
+            raise errors.BadValue("padding {padding!r} is not a side: choose 'left' or 'right'.", padding=padding)
         texts = [prompt] if isinstance(prompt, str) else prompt
         if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
             raise errors.BadPrompt(
-                say(
-                    "a prompt must be text, a list of texts or a tensor of token ids, but this is {kind}.",
-                    kind=kind_of(prompt),
-                )
+                "a prompt must be text, a list of texts or a tensor of token ids, but this is {kind}.",
+                kind=kind_of(prompt),
             )
         if not texts:
-            raise errors.BadPrompt(say("the list of prompts is empty: give at least one text."))
+            raise errors.BadPrompt("the list of prompts is empty: give at least one text.")
         rows = []
         for text in texts:
             ids = self.token_ids(text)
             if not text or not ids:  # some tokenizers put a token of their own in front of nothing
                 raise errors.BadPrompt(
-                    say("the prompt is empty: type at least one word, for example 'Berlin is the capital of'.")
+                    "the prompt is empty: type at least one word, for example 'Berlin is the capital of'."
                 )
             self._check_length(len(ids))
             if max(ids) >= self.vocabulary:
                 raise errors.BadPrompt(
-                    say(
-                        "the tokenizer made token {ids}, but this model has tokens 0 to {vocabulary}: it belongs to "
-                        "another model. Pass this model's own.",
-                        ids=max(ids),
-                        vocabulary=self.vocabulary - 1,
-                    )
+                    "the tokenizer made token {ids}, but this model has tokens 0 to {vocabulary}: it belongs to "
+                    "another model. Pass this model's own.",
+                    ids=max(ids),
+                    vocabulary=self.vocabulary - 1,
                 )
             rows.append(torch.tensor(ids, device=self.device))
         length = max(len(row) for row in rows)
@@ -96,23 +92,19 @@ class Encoder:
     def _from_ids(self, ids: Tensor) -> Tokens:
         if ids.dtype.is_floating_point or ids.dtype == torch.bool or ids.ndim not in (1, 2) or ids.numel() == 0:
             raise errors.BadPrompt(
-                say(
-                    "token ids must be whole numbers of shape (pos,) or (batch, pos), but this is {shape} {dtype}: "
-                    "pass one row of ids for each prompt, for example torch.tensor([[5, 3, 8]]).",
-                    shape=tuple(ids.shape),
-                    dtype=ids.dtype,
-                )
+                "token ids must be whole numbers of shape (pos,) or (batch, pos), but this is {shape} {dtype}: "
+                "pass one row of ids for each prompt, for example torch.tensor([[5, 3, 8]]).",
+                shape=tuple(ids.shape),
+                dtype=ids.dtype,
             )
         ids = ids.reshape(-1, ids.shape[-1]).long().to(self.device)
         if ids.min() < 0 or ids.max() >= self.vocabulary:
             wrong = ids[(ids < 0) | (ids >= self.vocabulary)][0].item()
             raise errors.BadPrompt(
-                say(
-                    "token id {wrong} does not exist: this model has tokens 0 to {vocabulary}; use ids that its own "
-                    "tokenizer made.",
-                    wrong=wrong,
-                    vocabulary=self.vocabulary - 1,
-                )
+                "token id {wrong} does not exist: this model has tokens 0 to {vocabulary}; use ids that its own "
+                "tokenizer made.",
+                wrong=wrong,
+                vocabulary=self.vocabulary - 1,
             )
         self._check_length(ids.shape[1])
         return Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
@@ -121,35 +113,29 @@ class Encoder:
         ids, mask = self._from_ids(tokens.ids).ids, tokens.mask
         if mask.dtype != torch.bool or mask.shape != ids.shape or not mask.any(dim=1).all():
             raise errors.BadPrompt(
-                say(
-                    "the mask must be bool, of the ids' shape {ids_shape}, with a real token in each row, but this "
-                    "is {mask_shape} {dtype}: make tokens with lm.encode(...).",
-                    ids_shape=tuple(ids.shape),
-                    mask_shape=tuple(mask.shape),
-                    dtype=mask.dtype,
-                )
+                "the mask must be bool, of the ids' shape {ids_shape}, with a real token in each row, but this "
+                "is {mask_shape} {dtype}: make tokens with lm.encode(...).",
+                ids_shape=tuple(ids.shape),
+                mask_shape=tuple(mask.shape),
+                dtype=mask.dtype,
             )
         return Tokens(ids, mask.to(ids.device))
 
     def _check_length(self, length: int) -> None:
         if length > self.context:
             raise errors.PromptTooLong(
-                say(
-                    "the prompt has {length} tokens, but this model has {context} positions: shorten it by at least "
-                    "{excess}.",
-                    length=length,
-                    context=self.context,
-                    excess=length - self.context,
-                )
+                "the prompt has {length} tokens, but this model has {context} positions: shorten it by at least "
+                "{excess}.",
+                length=length,
+                context=self.context,
+                excess=length - self.context,
             )
 
     def _need_tokenizer(self) -> Any:
         if self.tokenizer is None:
             raise errors.BadPrompt(
-                say(
-                    "this model was wrapped without a tokenizer, so it knows token ids only: pass a tensor of ids, "
-                    "or wrap(model, tokenizer)."
-                )
+                "this model was wrapped without a tokenizer, so it knows token ids only: pass a tensor of ids, "
+                "or wrap(model, tokenizer)."
             )
         return self.tokenizer
 
@@ -175,7 +161,7 @@ class Encoder:
         """
         if not isinstance(text, str):
             raise errors.TargetIsNotOneToken(
-                say("a target must be text, for example ' Germany', but this is {kind}.", kind=kind_of(text))
+                "a target must be text, for example ' Germany', but this is {kind}.", kind=kind_of(text)
             )
 
         def split(text: str) -> list[int]:
@@ -190,24 +176,20 @@ class Encoder:
             pieces = ", ".join(repr(self.tokenizer.decode([i])) for i in ids)
             hint = "" if text.startswith(" ") else say(" A word inside a sentence begins with a space.")
             raise errors.TargetIsNotOneToken(
-                say(
-                    "{text!r} is {n_tokens} tokens here ({pieces}); choose a target of one token, for example ' "
-                    "Germany'.{hint}",
-                    text=text,
-                    n_tokens=len(ids),
-                    pieces=pieces or "none",
-                    hint=hint,
-                )
+                "{text!r} is {n_tokens} tokens here ({pieces}); choose a target of one token, for example ' "
+                "Germany'.{hint}",
+                text=text,
+                n_tokens=len(ids),
+                pieces=pieces or "none",
+                hint=hint,
             )
         unknown = getattr(self.tokenizer, "unk_token", None)
         if unknown is not None and ids[0] == self.tokenizer.unk_token_id and text.strip() != unknown:
             raise errors.TargetIsNotOneToken(
-                say(
-                    "this tokenizer does not know {text!r} and makes it {unknown!r}: choose another target, or give "
-                    "its id.",
-                    text=text,
-                    unknown=unknown,
-                )
+                "this tokenizer does not know {text!r} and makes it {unknown!r}: choose another target, or give "
+                "its id.",
+                text=text,
+                unknown=unknown,
             )
         return ids[0]
 
@@ -216,9 +198,6 @@ class Encoder:
         tokenizer, ids = self._need_tokenizer(), self.encode(prompt).ids
         if len(ids) != 1:
             raise errors.BadPrompt(
-                say(
-                    "token_strings reads one prompt, but these are {n_tokens}: pass them one at a time.",
-                    n_tokens=len(ids),
-                )
+                "token_strings reads one prompt, but these are {n_tokens}: pass them one at a time.", n_tokens=len(ids)
             )
         return [tokenizer.decode([i]) for i in ids[0].tolist()]

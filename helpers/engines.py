@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from . import errors
 from .checks import whole
-from .say import say
 
 if TYPE_CHECKING:
     from .worker import Looked, Shard, Work
@@ -23,7 +22,7 @@ def by_joblib(jobs: int | None) -> bool:
 
     if jobs is not None and not whole(jobs):
         raise errors.BadValue(
-            say("jobs {jobs!r} cannot be used: give a number of processes, or -1 for one on each core.", jobs=jobs)
+            "jobs {jobs!r} cannot be used: give a number of processes, or -1 for one on each core.", jobs=jobs
         )
     backend = type(get_active_backend()[0])
     if not backend.__module__.endswith("_parallel_backends"):  # a cluster
@@ -60,9 +59,7 @@ def _calls(jobs: int | None, kind: str, work: Work, given: Sequence[Any]) -> Ite
     except Exception as error:
         if isinstance(error, BrokenExecutor) or type(error).__name__ == "KilledWorker":  # the second is Dask's
             raise errors.WorkerDied(
-                say(
-                    "a process that worked for the study was killed, most often because memory ran out: use fewer "
-                    "jobs or a smaller chunk=, and call it again. What was finished is kept."
-                )
+                "a process that worked for the study was killed, most often because memory ran out: use fewer "
+                "jobs or a smaller chunk=, and call it again. What was finished is kept."
             ) from error
         raise

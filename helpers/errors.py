@@ -1,17 +1,19 @@
 """One exception class for each kind of mistake, so that code can tell them apart; the sentence is written where the mistake is found.
 
-Every sentence names the value, says what is allowed and what to do. docs/errors.md has an entry for each class: a traceback
-names it in a note below the sentence, so that the sentence itself stays short.
+    raise errors.BadValue("chunk {chunk!r} cannot be used: give a number of tokens, 1 or more.", chunk=chunk)
+
+Every sentence names the value, says what is allowed and what to do. It is said in the reader's language (helpers/say.py).
+docs/errors.md has an entry for each class: a traceback names it in a note below the sentence, so that the sentence itself stays short.
 """
+
+from .say import say
 
 
 class HelpersError(ValueError):
     """Parent of all mistakes that this package reports."""
 
-    def __init__(self, *args: object) -> None:
-        super().__init__(*args)
-        from .say import say  # which reports a mistake itself
-
+    def __init__(self, text: str = "", /, **values: object) -> None:
+        super().__init__(say(text, **values))
         self.add_note(say("What this means and how to mend it: {page}", page=self.page))
 
     @property

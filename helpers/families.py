@@ -200,22 +200,18 @@ def family_named(name: str, config: Mapping[str, Any] | None = None) -> Family:
     )  # fmt: skip
     if kind:
         raise errors.UnsupportedFamily(
-            say(
-                "{name!r} is {kind}, and the helpers work on decoder-only transformers, where attention and MLP "
-                "of each block add to one residual stream: choose one of those, {families}.",
-                name=name,
-                kind=kind,
-                families=", ".join(FAMILIES),
-            )
-        )
-    raise errors.UnsupportedFamily(
-        say(
-            "{name!r} models are not in the table of families; it has {families}. Choose a model of one of "
-            "these, or, if this is a decoder-only transformer, tell where its parts are: wrap(model, "
-            "tokenizer, family=Family(...)).",
+            "{name!r} is {kind}, and the helpers work on decoder-only transformers, where attention and MLP "
+            "of each block add to one residual stream: choose one of those, {families}.",
             name=name,
+            kind=kind,
             families=", ".join(FAMILIES),
         )
+    raise errors.UnsupportedFamily(
+        "{name!r} models are not in the table of families; it has {families}. Choose a model of one of "
+        "these, or, if this is a decoder-only transformer, tell where its parts are: wrap(model, "
+        "tokenizer, family=Family(...)).",
+        name=name,
+        families=", ".join(FAMILIES),
     )
 
 
@@ -233,21 +229,17 @@ def row_of(family: Family | str | None, config: Any) -> tuple[str, Family]:
         ]
         if wrong:
             raise errors.BadValue(
-                say(
-                    "{wrong} {value!r} is unknown: choose one of {layouts}.",
-                    wrong=wrong[0],
-                    value=getattr(family, wrong[0]),
-                    layouts=", ".join(map(repr, _LAYOUTS[wrong[0]])),
-                )
+                "{wrong} {value!r} is unknown: choose one of {layouts}.",
+                wrong=wrong[0],
+                value=getattr(family, wrong[0]),
+                layouts=", ".join(map(repr, _LAYOUTS[wrong[0]])),
             )
         row = family
     elif family is None or isinstance(family, str):
         row = family_named(family or own, config.to_dict() if hasattr(config, "to_dict") else None)
     else:
         raise errors.BadValue(
-            say(
-                "family {family!r} cannot be used: give a Family(...), or the name of a row of FAMILIES.", family=family
-            )
+            "family {family!r} cannot be used: give a Family(...), or the name of a row of FAMILIES.", family=family
         )
     if row.needs and getattr(config, row.needs[0], row.needs[1]) != row.needs[1]:
         raise errors.UnsupportedFamily(row.needs[2])

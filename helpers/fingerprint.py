@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from . import errors
 from .edits import Edit
 from .models import LanguageModel
-from .say import say
 
 
 def of_model(lm: LanguageModel) -> str:
@@ -57,12 +56,10 @@ def _weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for name, value in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             if value.is_meta:
                 raise errors.BadValue(
-                    say(
-                        "the weight {name} of a {kind} is on the meta device, so its numbers do not exist: load the "
-                        "model whole, or let accelerate offload it.",
-                        name=name,
-                        kind=type(module).__name__,
-                    )
+                    "the weight {name} of a {kind} is on the meta device, so its numbers do not exist: load the "
+                    "model whole, or let accelerate offload it.",
+                    name=name,
+                    kind=type(module).__name__,
                 )
             yield name, value
 
@@ -154,11 +151,9 @@ def _told(value: Any, seen: tuple[int, ...]) -> Iterator[bytes]:
         yield f"{value.__module__}.{value.__qualname__}".encode()  # an operator of PyTorch or NumPy
     else:
         raise errors.BadValue(
-            say(
-                "a study cannot tell whether a value of type {kind} has changed since its shards were written: "
-                "build functions and options from numbers, texts, tensors, edits, and lists or dicts of them.",
-                kind=type(value).__name__,
-            )
+            "a study cannot tell whether a value of type {kind} has changed since its shards were written: "
+            "build functions and options from numbers, texts, tensors, edits, and lists or dicts of them.",
+            kind=type(value).__name__,
         )
 
 

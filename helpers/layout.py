@@ -30,15 +30,13 @@ def check_parts(lm: LanguageModel) -> int:
         width = features(lm.part(index, lm.parts.heads_out), 0)
         if width != lm.n_heads * lm.d_head:
             raise errors.UnsupportedFamily(
-                say(
-                    "block {index}: the output projection reads {width} numbers per token, but {n_heads} heads of "
-                    "{d_head} make {expected}; this model's heads are laid out in another way.",
-                    index=index,
-                    width=width,
-                    n_heads=lm.n_heads,
-                    d_head=lm.d_head,
-                    expected=lm.n_heads * lm.d_head,
-                )
+                "block {index}: the output projection reads {width} numbers per token, but {n_heads} heads of "
+                "{d_head} make {expected}; this model's heads are laid out in another way.",
+                index=index,
+                width=width,
+                n_heads=lm.n_heads,
+                d_head=lm.d_head,
+                expected=lm.n_heads * lm.d_head,
             )
         outputs = features(lm.part(index, lm.parts.keys), 1)
         queries = 0 if lm.parts.keys_layout == "alone" else lm.n_heads
@@ -46,14 +44,12 @@ def check_parts(lm: LanguageModel) -> int:
         found = found or number
         if rest or number < 1 or lm.n_heads % number or number != found:
             raise errors.UnsupportedFamily(
-                say(
-                    "block {index}: the keys' module writes {outputs} numbers per token, which is no fitting number "
-                    "of key heads of {d_head} for {n_heads} heads; this model's keys are laid out in another way.",
-                    index=index,
-                    outputs=outputs,
-                    d_head=lm.d_head,
-                    n_heads=lm.n_heads,
-                )
+                "block {index}: the keys' module writes {outputs} numbers per token, which is no fitting number "
+                "of key heads of {d_head} for {n_heads} heads; this model's keys are laid out in another way.",
+                index=index,
+                outputs=outputs,
+                d_head=lm.d_head,
+                n_heads=lm.n_heads,
             )
     return found
 
@@ -65,12 +61,10 @@ def inside_peft(model: Any, parts: Family) -> Family:
     config = getattr(model, "active_peft_config", None)
     if path is None or getattr(config, "is_prompt_learning", False):
         raise errors.UnsupportedFamily(
-            say(
-                "this PEFT model ({kind}) puts tokens or keys of its own in front of the prompt, so its "
-                "positions are not the prompt's: wrap the model inside, model.get_base_model(), or use adapters "
-                "such as LoRA.",
-                kind=type(config).__name__,
-            )
+            "this PEFT model ({kind}) puts tokens or keys of its own in front of the prompt, so its "
+            "positions are not the prompt's: wrap the model inside, model.get_base_model(), or use adapters "
+            "such as LoRA.",
+            kind=type(config).__name__,
         )
     after = f"{path}.{parts.after_norm}" if parts.after_norm else ""
     return replace(parts, blocks=f"{path}.{parts.blocks}", final_norm=f"{path}.{parts.final_norm}", after_norm=after)

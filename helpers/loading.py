@@ -56,12 +56,10 @@ def load_model(
     _check_versions()  # first: an old library reads good weights as damaged ones
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise errors.BadValue(
-            say("dtype {dtype!r} cannot be used: give a floating dtype, for example torch.float32.", dtype=dtype)
+            "dtype {dtype!r} cannot be used: give a floating dtype, for example torch.float32.", dtype=dtype
         )
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise errors.BadValue(
-            say("threads {threads!r} cannot be used: give a whole number, 1 or more.", threads=threads)
-        )
+        raise errors.BadValue("threads {threads!r} cannot be used: give a whole number, 1 or more.", threads=threads)
     if name == "smollm2":
         source: str | Path = _real(dtype)
     else:
@@ -87,14 +85,12 @@ def _check_versions() -> None:
             continue
         if not SpecifierSet(range_).contains(found, prereleases=True):
             raise errors.WrongVersion(
-                say(
-                    "this notebook runs with {name} {found}, and the course needs {name}{range}: start it with make "
-                    "lab or python start.py, and choose the kernel of their environment; or pip install "
-                    "'{name}{range}' and restart the kernel.",
-                    name=name,
-                    found=found,
-                    range=range_,
-                )
+                "this notebook runs with {name} {found}, and the course needs {name}{range}: start it with make "
+                "lab or python start.py, and choose the kernel of their environment; or pip install "
+                "'{name}{range}' and restart the kernel.",
+                name=name,
+                found=found,
+                range=range_,
             )
 
 
@@ -119,29 +115,25 @@ def _find(name: str | Path) -> str | Path:
     """Where a model is: a folder that holds everything, or else a hub name that the hub has to be asked for."""
     if not isinstance(name, str | Path) or not str(name).strip():
         raise errors.UnknownModel(
-            say(
-                "{name!r} is not the name of a model: use 'pocket', 'smollm2', a hub name such as 'gpt2', or a folder.",
-                name=name,
-            )
+            "{name!r} is not the name of a model: use 'pocket', 'smollm2', a hub name such as 'gpt2', or a folder.",
+            name=name,
         )
     text, path = str(name), Path(name).expanduser()
     if text == "pocket":
         if not (POCKET_FOLDER / "model.safetensors").is_file():
             raise errors.UnknownModel(
-                say(
-                    "the pocket model is not here: the package was installed without helpers/pocket. Install it "
-                    "again from a whole copy of the course, or name another model."
-                )
+                "the pocket model is not here: the package was installed without helpers/pocket. Install it "
+                "again from a whole copy of the course, or name another model."
             )
         return POCKET_FOLDER
     if path.is_dir():
         _check_folder(text, path)
         return path
     if path.is_file():
-        raise errors.UnknownModel(say("{text!r} is a file: pass the folder that it is in.", text=text))
+        raise errors.UnknownModel("{text!r} is a file: pass the folder that it is in.", text=text)
     if isinstance(name, Path) or text.startswith((".", "~", "/")) or "\\" in text or text.count("/") > 1:
         raise errors.UnknownModel(
-            say("there is no folder {text!r}: check the path, or {way_out}.", text=text, way_out=say(_WAY_OUT))
+            "there is no folder {text!r}: check the path, or {way_out}.", text=text, way_out=say(_WAY_OUT)
         )
     return _snapshot(text) or text
 
@@ -152,29 +144,21 @@ def _check_folder(name: str, folder: Path) -> None:
 
     if not has("config.json"):
         raise errors.UnknownModel(
-            say(
-                "the folder {name!r} holds no model (no config.json): save one there with save_pretrained, or "
-                "{way_out}.",
-                name=name,
-                way_out=say(_WAY_OUT),
-            )
+            "the folder {name!r} holds no model (no config.json): save one there with save_pretrained, or {way_out}.",
+            name=name,
+            way_out=say(_WAY_OUT),
         )
     if not has(*_WEIGHTS_FILES):
         raise errors.UnknownModel(
-            say(
-                "the folder {name!r} holds no model.safetensors (other formats can run code when they are read "
-                "and are not loaded here): save it again with save_pretrained, or {way_out}.",
-                name=name,
-                way_out=say(_WAY_OUT),
-            )
+            "the folder {name!r} holds no model.safetensors (other formats can run code when they are read "
+            "and are not loaded here): save it again with save_pretrained, or {way_out}.",
+            name=name,
+            way_out=say(_WAY_OUT),
         )
     if not has(*_TOKENIZER_FILES):
         raise errors.UnknownModel(
-            say(
-                "the folder {name!r} holds no tokenizer (no tokenizer.json): save it there with "
-                "tokenizer.save_pretrained.",
-                name=name,
-            )
+            "the folder {name!r} holds no tokenizer (no tokenizer.json): save it there with tokenizer.save_pretrained.",
+            name=name,
         )
 
 
@@ -187,12 +171,9 @@ def _snapshot(name: str) -> Path | None:
         config = try_to_load_from_cache(name, "config.json")
     except HFValidationError:
         raise errors.UnknownModel(
-            say(
-                "{name!r} is not the name of a model: hub names look like 'gpt2' or 'EleutherAI/pythia-70m'. Or "
-                "{way_out}.",
-                name=name,
-                way_out=say(_WAY_OUT),
-            )
+            "{name!r} is not the name of a model: hub names look like 'gpt2' or 'EleutherAI/pythia-70m'. Or {way_out}.",
+            name=name,
+            way_out=say(_WAY_OUT),
         ) from None
     if not isinstance(config, str):
         return None
@@ -217,12 +198,10 @@ def _ask_hub(name: str) -> None:
         reachable = answer.status_code < 500
     if not reachable:
         raise errors.NoNetwork(
-            say(
-                "{name!r} is not on this machine and the model hub does not answer: connect once so that it is "
-                "cached, {way_out}.",
-                name=name,
-                way_out=say(_WAY_OUT),
-            )
+            "{name!r} is not on this machine and the model hub does not answer: connect once so that it is "
+            "cached, {way_out}.",
+            name=name,
+            way_out=say(_WAY_OUT),
         )
 
 
@@ -245,23 +224,19 @@ def _read(name: str, source: str | Path, dtype: torch.dtype | str) -> tuple[Any,
     missing = sorted(info["missing_keys"])
     if missing:  # transformers would fill them with random numbers and only warn
         raise errors.DamagedWeights(
-            say(
-                "the weights of {name!r} lack {n_missing} tensors ({missing}, …): the file is not whole or "
-                "belongs to another model. Fetch it again.",
-                name=name,
-                n_missing=len(missing),
-                missing=missing[0],
-            )
+            "the weights of {name!r} lack {n_missing} tensors ({missing}, …): the file is not whole or "
+            "belongs to another model. Fetch it again.",
+            name=name,
+            n_missing=len(missing),
+            missing=missing[0],
         )
     blocks = f"{family_named(model.config.model_type).blocks.split('.')[-1]}.{model.config.num_hidden_layers}."
     if any(blocks in key for key in info["unexpected_keys"]):  # transformers would leave the rest of the model out
         raise errors.DamagedWeights(
-            say(
-                "the weights of {name!r} hold more than the {num_hidden_layers} blocks that its config.json "
-                "names: the two files do not belong together. Fetch them again.",
-                name=name,
-                num_hidden_layers=model.config.num_hidden_layers,
-            )
+            "the weights of {name!r} hold more than the {num_hidden_layers} blocks that its config.json "
+            "names: the two files do not belong together. Fetch them again.",
+            name=name,
+            num_hidden_layers=model.config.num_hidden_layers,
         )
     return model, tokenizer
 
@@ -297,11 +272,9 @@ def _explained(name: str, source: str | Path):
         raise
     except SafetensorError:
         raise errors.DamagedWeights(
-            say(
-                "the weights of {name!r} cannot be read: the file is damaged or was cut off while it was copied. "
-                "Fetch it again.",
-                name=name,
-            )
+            "the weights of {name!r} cannot be read: the file is damaged or was cut off while it was copied. "
+            "Fetch it again.",
+            name=name,
         ) from None
     except Exception as error:
         # transformers wraps the hub's own exceptions, so the reason may lie further down the chain.
@@ -312,25 +285,19 @@ def _explained(name: str, source: str | Path):
             link = link.__cause__ or link.__context__
         if any(isinstance(e, RepositoryNotFoundError) for e in chain):
             raise errors.UnknownModel(
-                say(
-                    "the hub has no public model {name!r}: check the spelling, or {way_out}.",
-                    name=name,
-                    way_out=say(_WAY_OUT),
-                )
+                "the hub has no public model {name!r}: check the spelling, or {way_out}.",
+                name=name,
+                way_out=say(_WAY_OUT),
             ) from None
         if isinstance(source, Path):
             raise errors.DamagedWeights(
-                say(
-                    "the model in {name!r} cannot be loaded: its files are damaged or do not belong together. Copy "
-                    "it again.",
-                    name=name,
-                )
+                "the model in {name!r} cannot be loaded: its files are damaged or do not belong together. Copy "
+                "it again.",
+                name=name,
             ) from error
         raise errors.UnknownModel(
-            say(
-                "{name!r} cannot be loaded as a language model ({error}): {way_out}.",
-                name=name,
-                error=str(error).splitlines()[0],
-                way_out=say(_WAY_OUT),
-            )
+            "{name!r} cannot be loaded as a language model ({error}): {way_out}.",
+            name=name,
+            error=str(error).splitlines()[0],
+            way_out=say(_WAY_OUT),
         ) from error

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from . import errors
-from .say import say
 
 MEASURED_FOLDER = Path(__file__).resolve().parent / "data" / "measured"
 
@@ -45,13 +44,11 @@ class Measured:
         """The tensor of this name. Raises BadValue."""
         if name not in self.tensors:
             raise errors.BadValue(
-                say(
-                    "{model} {part} has no {name!r}: choose one of {known}.",
-                    model=self.model,
-                    part=self.part,
-                    name=name,
-                    known=", ".join(sorted(self.tensors)),
-                )
+                "{model} {part} has no {name!r}: choose one of {known}.",
+                model=self.model,
+                part=self.part,
+                name=name,
+                known=", ".join(sorted(self.tensors)),
             )
         return self.tensors[name]
 
@@ -64,9 +61,7 @@ class Measured:
         for dim in where:
             if dim not in dims:
                 raise errors.BadValue(
-                    say(
-                        "{name!r} has no axis {dim!r}: its axes are {known}.", name=name, dim=dim, known=", ".join(dims)
-                    )
+                    "{name!r} has no axis {dim!r}: its axes are {known}.", name=name, dim=dim, known=", ".join(dims)
                 )
         for axis in reversed(range(len(dims))):  # from the last, so that a dropped axis moves no other
             if dims[axis] not in where:
@@ -77,12 +72,10 @@ class Measured:
                 if label not in labels:
                     shown = ", ".join(map(repr, labels[:12])) + (", …" if len(labels) > 12 else "")
                     raise errors.BadValue(
-                        say(
-                            "the axis {dim!r} has no label {label!r}: its labels are {shown}.",
-                            dim=dims[axis],
-                            label=label,
-                            shown=shown,
-                        )
+                        "the axis {dim!r} has no label {label!r}: its labels are {shown}.",
+                        dim=dims[axis],
+                        label=label,
+                        shown=shown,
                     )
             if several:
                 tensor = tensor.index_select(axis, torch.tensor([labels.index(one) for one in wanted]))
@@ -116,13 +109,11 @@ def read(folder: Path, model: str, part: str) -> Measured:
     if (model, part) not in here:
         pairs = ", ".join(f"({m!r}, {p!r})" for m, p in here) or "none"
         raise errors.BadValue(
-            say(
-                "nothing is stored for model {model!r}, part {part!r}; there is {pairs}. Choose one of these, or "
-                "measure with tools/measure.py.",
-                model=model,
-                part=part,
-                pairs=pairs,
-            )
+            "nothing is stored for model {model!r}, part {part!r}; there is {pairs}. Choose one of these, or "
+            "measure with tools/measure.py.",
+            model=model,
+            part=part,
+            pairs=pairs,
         )
     try:
         with safe_open(folder / f"{model}-{part}.safetensors", "pt") as file:
@@ -131,13 +122,11 @@ def read(folder: Path, model: str, part: str) -> Measured:
             dims, labels, units = about.pop("dims"), about.pop("labels"), about.pop("units")
     except (SafetensorError, KeyError, TypeError, ValueError) as mistake:
         raise errors.BadValue(
-            say(
-                "the stored results of {model!r}, part {part!r} cannot be read ({mistake}): install the package "
-                "again, or measure again with tools/measure.py.",
-                model=model,
-                part=part,
-                mistake=mistake,
-            )
+            "the stored results of {model!r}, part {part!r} cannot be read ({mistake}): install the package "
+            "again, or measure again with tools/measure.py.",
+            model=model,
+            part=part,
+            mistake=mistake,
         ) from None
     return Measured(model, part, tensors, dims, labels, units, about)
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from . import errors
 from .checks import kind_of, whole
 from .models import LanguageModel
-from .say import say
 
 Target = str | int
 Targets = Target | Sequence[Target]
@@ -49,7 +48,9 @@ class Measure:
         """Raises BadValue unless it can be used with that many prompts."""
         if self.prompts not in (None, prompts):
             raise errors.BadValue(
-                f"there are {prompts} prompts and {self.prompts} targets: give one target, or one for each prompt."
+                "there are {n_prompts} prompts and {n_targets} targets: give one target, or one for each prompt.",
+                n_prompts=prompts,
+                n_targets=self.prompts,
             )
 
 
@@ -90,7 +91,7 @@ def text_damage() -> Measure:
 
     def compute(outcome: Outcome) -> Tensor:
         if len(outcome.ids) < 2:
-            raise errors.BadPrompt(say("a next-token loss needs two tokens or more, but this prompt has one."))
+            raise errors.BadPrompt("a next-token loss needs two tokens or more, but this prompt has one.")
         edited, clean = outcome.edited.log_softmax(-1), outcome.clean.log_softmax(-1)
         change = _change(clean, edited)  # (copies, pos, vocabulary)
         rise = change[:, :-1].gather(-1, outcome.ids[1:, None].expand(len(edited), -1, -1)).squeeze(-1)
@@ -135,18 +136,13 @@ def token_ids(lm: LanguageModel, target: Targets) -> int | list[int]:
         found = whole(value)
         if found is None:
             raise errors.TargetIsNotOneToken(
-                say(
-                    "a target must be text, for example ' Germany', or a token id, but this is {kind}.",
-                    kind=kind_of(value),
-                )
+                "a target must be text, for example ' Germany', or a token id, but this is {kind}.", kind=kind_of(value)
             )
         if not 0 <= found < lm.vocabulary:
             raise errors.TargetIsNotOneToken(
-                say(
-                    "token id {found} does not exist: this model has tokens 0 to {vocabulary}.",
-                    found=found,
-                    vocabulary=lm.vocabulary - 1,
-                )
+                "token id {found} does not exist: this model has tokens 0 to {vocabulary}.",
+                found=found,
+                vocabulary=lm.vocabulary - 1,
             )
         return found
 
@@ -168,6 +164,6 @@ def _number(*given: int | list[int] | None) -> int | None:
     numbers = {len(ids) for ids in given if isinstance(ids, list)}
     if len(numbers) > 1:
         raise errors.BadValue(
-            say("targets and contrasts differ in number, {numbers}: give one for each prompt.", numbers=sorted(numbers))
+            "targets and contrasts differ in number, {numbers}: give one for each prompt.", numbers=sorted(numbers)
         )
     return numbers.pop() if numbers else None

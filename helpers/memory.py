@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from . import errors
-from .say import say
 
 
 def memory_left() -> float:
@@ -31,11 +30,9 @@ def need_memory(amount: float, what: str) -> None:
     left = memory_left()
     if left < amount:
         raise errors.NotEnoughMemory(
-            say(
-                "{what} needs {amount} GB of memory, and {left} GB are left: close other notebooks and programs, "
-                "then try again. The pocket model, load_model(), needs 0.1 GB.",
-                what=what,
-                amount=f"{amount / 1e9:.1f}",
-                left=f"{max(left, 0) / 1e9:.1f}",
-            )
+            "{what} needs {amount} GB of memory, and {left} GB are left: close other notebooks and programs, "
+            "then try again. The pocket model, load_model(), needs 0.1 GB.",
+            what=what,
+            amount=f"{amount / 1e9:.1f}",
+            left=f"{max(left, 0) / 1e9:.1f}",
         )

@@ -15,18 +15,15 @@ from torch import Tensor
 from . import errors
 from .checks import whole
 from .models import LanguageModel
-from .say import say
 
 
 def _pair(clean: Tensor, edited: Tensor, include_first: bool, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     a, b = _select(clean, include_first, mask), _select(edited, include_first, mask)
     if clean.shape != edited.shape:
         raise errors.BadValue(
-            say(
-                "the two runs differ in shape, {clean_shape} and {edited_shape}: trace the same prompt in both.",
-                clean_shape=tuple(clean.shape),
-                edited_shape=tuple(edited.shape),
-            )
+            "the two runs differ in shape, {clean_shape} and {edited_shape}: trace the same prompt in both.",
+            clean_shape=tuple(clean.shape),
+            edited_shape=tuple(edited.shape),
         )
     return a, b
 
@@ -34,10 +31,7 @@ def _pair(clean: Tensor, edited: Tensor, include_first: bool, mask: Tensor | Non
 def _wide(values: Tensor) -> Tensor:
     if not isinstance(values, Tensor):
         raise errors.BadValue(
-            say(
-                "expected a tensor, but this is a {kind}: pass for example trace(...).resid.",
-                kind=type(values).__name__,
-            )
+            "expected a tensor, but this is a {kind}: pass for example trace(...).resid.", kind=type(values).__name__
         )
     return values if values.dtype in (torch.float32, torch.float64) else values.float()
 
@@ -47,30 +41,25 @@ def _select(resid: Tensor, include_first: bool, mask: Tensor | None) -> Tensor:
     resid = _wide(resid)
     if resid.ndim != 4:
         raise errors.BadValue(
-            say(
-                "expected (points, batch, pos, d_model), but this has shape {shape}: pass for example "
-                "trace(...).resid.",
-                shape=tuple(resid.shape),
-            )
+            "expected (points, batch, pos, d_model), but this has shape {shape}: pass for example trace(...).resid.",
+            shape=tuple(resid.shape),
         )
     if mask is not None:
         if mask.dtype != torch.bool or mask.shape != resid.shape[1:3]:
             raise errors.BadValue(
-                say(
-                    "the mask must be bool of shape {right_shape}, but this is {shape} {dtype}: pass Trace.mask.",
-                    right_shape=tuple(resid.shape[1:3]),
-                    shape=tuple(mask.shape),
-                    dtype=mask.dtype,
-                )
+                "the mask must be bool of shape {right_shape}, but this is {shape} {dtype}: pass Trace.mask.",
+                right_shape=tuple(resid.shape[1:3]),
+                shape=tuple(mask.shape),
+                dtype=mask.dtype,
             )
         resid = resid.masked_fill(~mask[None, :, :, None], 0)  # no product: padding may hold NaN
     if not include_first:
         if resid.shape[2] < 2:
             raise errors.BadValue(
-                say("the prompt has one token, so nothing is left without the first: give a longer prompt.")
+                "the prompt has one token, so nothing is left without the first: give a longer prompt."
             )
         if mask is not None and not mask[:, 0].all():
-            raise errors.BadValue(say("the first token is not in the first column: pad on the right to leave it out."))
+            raise errors.BadValue("the first token is not in the first column: pad on the right to leave it out.")
         resid = resid[:, :, 1:]
     return resid
 
@@ -121,21 +110,17 @@ def survival(
     number = whole(block)
     if number is None or not 0 <= number < len(a) - 1:
         raise errors.BlockOutOfRange(
-            say(
-                "block {block!r} does not exist: these runs have blocks 0 to {last_block}.",
-                block=block,
-                last_block=len(a) - 2,
-            )
+            "block {block!r} does not exist: these runs have blocks 0 to {last_block}.",
+            block=block,
+            last_block=len(a) - 2,
         )
     error = (b - a).flatten(1)
     injected = error[number + 1]
     if not injected.any():
         raise errors.BadValue(
-            say(
-                "nothing changed right after block {number}, so no error can survive: choose another edit, such "
-                "as factor 0.5.",
-                number=number,
-            )
+            "nothing changed right after block {number}, so no error can survive: choose another edit, such "
+            "as factor 0.5.",
+            number=number,
         )
     return error @ injected / (injected @ injected)
 
@@ -159,12 +144,10 @@ def _check_token(logits: Tensor, token: object) -> int:
     found, size = whole(token), logits.shape[-1]
     if found is None or not 0 <= found < size:
         raise errors.BadValue(
-            say(
-                "token id {token!r} does not exist: these logits are of tokens 0 to {previous_size}; "
-                "lm.token_id(' Germany') finds an id.",
-                token=token,
-                previous_size=size - 1,
-            )
+            "token id {token!r} does not exist: these logits are of tokens 0 to {previous_size}; "
+            "lm.token_id(' Germany') finds an id.",
+            token=token,
+            previous_size=size - 1,
         )
     return found
 
@@ -179,11 +162,9 @@ def log_prob(logits: Tensor, token: int | Tensor) -> Tensor:
         return logprobs[..., _check_token(logits, token)]
     if token.shape != logits.shape[:-1]:
         raise errors.BadValue(
-            say(
-                "one token id for each row is needed, shape {right_shape}, but this has shape {shape}.",
-                right_shape=tuple(logits.shape[:-1]),
-                shape=tuple(token.shape),
-            )
+            "one token id for each row is needed, shape {right_shape}, but this has shape {shape}.",
+            right_shape=tuple(logits.shape[:-1]),
+            shape=tuple(token.shape),
         )
     for one in token.flatten().tolist():
         _check_token(logits, one)
@@ -204,11 +185,9 @@ def kl(clean_logits: Tensor, edited_logits: Tensor) -> Tensor:
     clean, edited = _wide(clean_logits).log_softmax(-1), _wide(edited_logits).log_softmax(-1)
     if clean.shape != edited.shape:
         raise errors.BadValue(
-            say(
-                "the two predictions differ in shape, {clean_shape} and {edited_shape}: compare the same prompt.",
-                clean_shape=tuple(clean.shape),
-                edited_shape=tuple(edited.shape),
-            )
+            "the two predictions differ in shape, {clean_shape} and {edited_shape}: compare the same prompt.",
+            clean_shape=tuple(clean.shape),
+            edited_shape=tuple(edited.shape),
         )
     # What has no probability adds nothing, also where the difference of two infinities would be NaN.
     return (clean.exp() * (clean - edited).masked_fill(clean == -math.inf, 0)).sum(-1).clamp(min=0)
@@ -222,18 +201,15 @@ def top_k(lm: LanguageModel, logits: Tensor, k: int = 5) -> list[tuple[str, floa
     logits, number = _wide(logits), whole(k)
     if logits.numel() != logits.shape[-1]:
         raise errors.BadValue(
-            say(
-                "top_k needs the logits of one position, but this has shape {shape}: index one.",
-                shape=tuple(logits.shape),
-            )
+            "top_k needs the logits of one position, but this has shape {shape}: index one.", shape=tuple(logits.shape)
         )
     if number is None or not 1 <= number <= logits.shape[-1]:
         raise errors.BadValue(
-            say("k = {k!r} cannot be used: choose a whole number from 1 to {highest}.", k=k, highest=logits.shape[-1])
+            "k = {k!r} cannot be used: choose a whole number from 1 to {highest}.", k=k, highest=logits.shape[-1]
         )
     if lm.tokenizer is None:
         raise errors.BadValue(
-            say("this model was wrapped without a tokenizer, so its tokens have no text: wrap(model, tokenizer).")
+            "this model was wrapped without a tokenizer, so its tokens have no text: wrap(model, tokenizer)."
         )
     probabilities, ids = logits.flatten().softmax(-1).topk(number)
     return [(lm.tokenizer.decode([i]), p) for i, p in zip(ids.tolist(), probabilities.tolist(), strict=True)]
@@ -248,27 +224,25 @@ def bootstrap_interval(
     """
     values = torch.as_tensor(values, dtype=torch.float64).flatten()
     if not values.isfinite().all():
-        raise errors.BadValue(say("the values hold NaN or infinity: an interval needs finite numbers only."))
+        raise errors.BadValue("the values hold NaN or infinity: an interval needs finite numbers only.")
     if values.numel() < 2:
         raise errors.BadValue(
-            say("an interval needs two values or more, but there is {values}: measure more.", values=values.numel())
+            "an interval needs two values or more, but there is {values}: measure more.", values=values.numel()
         )
     if not isinstance(level, Real) or not 0 < level < 1:
         raise errors.BadValue(
-            say("level {level!r} cannot be used: choose a number between 0 and 1, for example 0.95.", level=level)
+            "level {level!r} cannot be used: choose a number between 0 and 1, for example 0.95.", level=level
         )
     number = whole(draws)
     if number is None or number < 1:
         raise errors.BadValue(
-            say("draws = {draws!r} cannot be used: give a whole number, 1 or more, for example 2000.", draws=draws)
+            "draws = {draws!r} cannot be used: give a whole number, 1 or more, for example 2000.", draws=draws
         )
     if not isinstance(generator, torch.Generator):
         raise errors.BadValue(
-            say(
-                "generator must be a torch.Generator, for example torch.Generator().manual_seed(0), but this is "
-                "{generator!r}.",
-                generator=generator,
-            )
+            "generator must be a torch.Generator, for example torch.Generator().manual_seed(0), but this is "
+            "{generator!r}.",
+            generator=generator,
         )
     values = values.to(generator.device)
     picks = torch.randint(values.numel(), (number, values.numel()), generator=generator, device=generator.device)

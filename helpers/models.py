@@ -23,7 +23,7 @@ from .encoding import Encoder
 from .encoding import Tokens as Tokens
 from .families import Family, row_of
 from .layout import check_parts, features, inside_peft
-from .say import say, translatable
+from .say import translatable
 
 
 class LanguageModel(Encoder):
@@ -56,13 +56,11 @@ class LanguageModel(Encoder):
             self.d_mlp = features(self.part(0, self.parts.neurons_out), 0) if self.parts.neurons_out else 0
         except (AttributeError, IndexError, TypeError) as error:
             raise errors.UnsupportedFamily(
-                say(
-                    "this {family!r} model does not keep its parts where its row says ({error}); pass the language "
-                    "model with its head, for example AutoModelForCausalLM, or a row of its own: wrap(model, "
-                    "tokenizer, family=Family(...)).",
-                    family=self.family,
-                    error=error,
-                )
+                "this {family!r} model does not keep its parts where its row says ({error}); pass the language "
+                "model with its head, for example AutoModelForCausalLM, or a row of its own: wrap(model, "
+                "tokenizer, family=Family(...)).",
+                family=self.family,
+                error=error,
             ) from None
 
     def __repr__(self) -> str:
@@ -152,14 +150,12 @@ class LanguageModel(Encoder):
         hidden = self.model.training and bool(self.setting(self.parts.hidden_dropout))
         if hidden and not self.parts.before_mlp:
             raise errors.BadValue(
-                say(
-                    "in train mode the blocks of {family} models drop out the deltas where no hook sees it "
-                    "({setting}={value}), and attention and MLP side by side, so that what each adds to the stream "
-                    "cannot be told apart: call lm.model.eval() first.",
-                    family=self.family,
-                    setting=self.parts.hidden_dropout,
-                    value=self.setting(self.parts.hidden_dropout),
-                )
+                "in train mode the blocks of {family} models drop out the deltas where no hook sees it "
+                "({setting}={value}), and attention and MLP side by side, so that what each adds to the stream "
+                "cannot be told apart: call lm.model.eval() first.",
+                family=self.family,
+                setting=self.parts.hidden_dropout,
+                value=self.setting(self.parts.hidden_dropout),
             )
         return hidden
 
@@ -184,21 +180,17 @@ class LanguageModel(Encoder):
         found = whole(block)
         if found is None:
             raise errors.BlockOutOfRange(
-                say(
-                    "block {value} is not a whole number: choose one from 0 to {last_block}.",
-                    value=kind_of(block),
-                    last_block=self.n_blocks - 1,
-                )
+                "block {value} is not a whole number: choose one from 0 to {last_block}.",
+                value=kind_of(block),
+                last_block=self.n_blocks - 1,
             )
         if not 0 <= found < self.n_blocks:
             raise errors.BlockOutOfRange(
-                say(
-                    "block {found} does not exist: this model has blocks 0 to {last_block}; choose one of them "
-                    "(hidden state {n_blocks} is the output of block {last_block}).",
-                    found=found,
-                    last_block=self.n_blocks - 1,
-                    n_blocks=self.n_blocks,
-                )
+                "block {found} does not exist: this model has blocks 0 to {last_block}; choose one of them "
+                "(hidden state {n_blocks} is the output of block {last_block}).",
+                found=found,
+                last_block=self.n_blocks - 1,
+                n_blocks=self.n_blocks,
             )
         return found
 
@@ -219,12 +211,10 @@ class LanguageModel(Encoder):
         """
         if not (right_padding or bool(tokens.mask[:, -1].all())):
             raise errors.BadValue(
-                say(
-                    "these prompts are padded on the right, and generate would go on after the padding: for "
-                    "generate, encode them with padding='left' and give it tokens.ids and "
-                    "attention_mask=tokens.mask.long(); for a pass of which you read real tokens alone, say "
-                    "lm.inputs(tokens, right_padding=True)."
-                )
+                "these prompts are padded on the right, and generate would go on after the padding: for "
+                "generate, encode them with padding='left' and give it tokens.ids and "
+                "attention_mask=tokens.mask.long(); for a pass of which you read real tokens alone, say "
+                "lm.inputs(tokens, right_padding=True)."
             )
         found: dict[str, Tensor | bool] = {"input_ids": tokens.ids, "use_cache": False}
         if bool((tokens.mask[:, 1:] & ~tokens.mask[:, :-1]).any()):  # a real token after padding
@@ -232,11 +222,9 @@ class LanguageModel(Encoder):
             if eager and self.dtype == torch.float64 and not self.parts.exact_softmax:
                 # Their softmax runs in float32, where the mask's lowest float64 number is minus infinity: rows of NaN.
                 raise errors.BadValue(
-                    say(
-                        "padding on the left gives NaN in float64 with eager attention in this family (transformers "
-                        "computes the softmax in float32): pad on the right, or load the model with "
-                        "attn_implementation='sdpa'."
-                    )
+                    "padding on the left gives NaN in float64 with eager attention in this family (transformers "
+                    "computes the softmax in float32): pad on the right, or load the model with "
+                    "attn_implementation='sdpa'."
                 )
             found["attention_mask"] = tokens.mask.long()
             # Without these, padding on the left would shift the positions of the real tokens.
@@ -255,9 +243,6 @@ def check_model(lm: object) -> None:
     """Raises BadValue unless this is a LanguageModel."""
     if not isinstance(lm, LanguageModel):
         raise errors.BadValue(
-            say(
-                "the first argument must be a model of the helpers, not {kind}: make one with load_model() or "
-                "wrap(model).",
-                kind=kind_of(lm),
-            )
+            "the first argument must be a model of the helpers, not {kind}: make one with load_model() or wrap(model).",
+            kind=kind_of(lm),
         )

@@ -88,10 +88,8 @@ def single_pass(lm: LanguageModel) -> Iterator[None]:
         yield
         if len(groups) != len(lm.live_edits) or any(a is not b for a, b in zip(groups, lm.live_edits, strict=True)):
             raise errors.BadEdit(
-                say(
-                    "edits were put on or taken off while this pass ran, so it is edited in part: another thread "
-                    "uses the same model. Give each thread its own copy, or take turns."
-                )
+                "edits were put on or taken off while this pass ran, so it is edited in part: another thread "
+                "uses the same model. Give each thread its own copy, or take turns."
             )
     finally:
         del running[depth:]
@@ -169,8 +167,10 @@ def not_run(lm: LanguageModel, now: Pass, blocks: int | None = None) -> errors.D
         for index, one in enumerate(group):
             number = now.fired.get((id(group), index), 0)
             if group.on and number != 1 and (blocks is None or one.block < blocks):
-                said = "did nothing" if number == 0 else f"was done {number} times"
-                return errors.DidNotRun(f"{one!r} {said} in this pass: {why(lm, one.site, one.block, number)}")
+                said = say("did nothing") if number == 0 else say("was done {number} times", number=number)
+                return errors.DidNotRun(
+                    "{one!r} {said} in this pass: {why}", one=one, said=said, why=why(lm, one.site, one.block, number)
+                )
     return None
 
 

@@ -8,7 +8,6 @@ from typing import Any
 from . import errors
 from .checks import whole_numbers
 from .passes import Live, Pass, Waiting
-from .say import say
 
 Positions = int | Sequence[int] | slice | None  # of tokens, as the factories take them
 
@@ -21,20 +20,16 @@ def check_positions(positions: Positions) -> Positions:
             range(1)[positions]
         except (TypeError, ValueError):
             raise errors.PositionOutOfRange(
-                say(
-                    "{positions} cannot be used: give a slice of whole numbers, for example slice(1, None).",
-                    positions=positions,
-                )
+                "{positions} cannot be used: give a slice of whole numbers, for example slice(1, None).",
+                positions=positions,
             ) from None
         return positions
     try:
         return whole_numbers(positions, errors.PositionOutOfRange, "position")
     except errors.PositionOutOfRange:
         raise errors.PositionOutOfRange(
-            say(
-                "positions {positions!r} cannot be used: give None for all, one position, a list of them, or a slice.",
-                positions=positions,
-            )
+            "positions {positions!r} cannot be used: give None for all, one position, a list of them, or a slice.",
+            positions=positions,
         ) from None
 
 
@@ -44,25 +39,21 @@ def chosen_columns(positions: Positions, length: int) -> list[int]:
         columns = list(range(length)[positions or slice(None)])
         if not columns:
             raise errors.PositionOutOfRange(
-                say(
-                    "{positions} chooses none of the {length} positions of this prompt: choose from 0 to {last}.",
-                    positions=positions,
-                    length=length,
-                    last=length - 1,
-                )
+                "{positions} chooses none of the {length} positions of this prompt: choose from 0 to {last}.",
+                positions=positions,
+                length=length,
+                last=length - 1,
             )
         return columns
     columns = list(whole_numbers(positions, errors.PositionOutOfRange, "position"))
     for p in columns:
         if not -length <= p < length:
             raise errors.PositionOutOfRange(
-                say(
-                    "position {p} does not exist: this prompt has {length} tokens, at positions 0 to {last}; choose "
-                    "from them, or count from the end with -1, -2, …",
-                    p=p,
-                    length=length,
-                    last=length - 1,
-                )
+                "position {p} does not exist: this prompt has {length} tokens, at positions 0 to {last}; choose "
+                "from them, or count from the end with -1, -2, …",
+                p=p,
+                length=length,
+                last=length - 1,
             )
     return [p % length for p in columns]
 
@@ -76,12 +67,10 @@ def columns_now(one: Any, group: Live, index: int, now: Pass, length: int) -> li
     end = now.start + length
     if now.start and _from_the_end(one.positions):
         raise errors.PositionOutOfRange(
-            say(
-                "{one!r} counts from the end of the text, which moves while text is generated with a cache: "
-                "count from its start, for example slice({end}, None) for all that comes after {end} tokens.",
-                one=one,
-                end=end,
-            )
+            "{one!r} counts from the end of the text, which moves while text is generated with a cache: "
+            "count from its start, for example slice({end}, None) for all that comes after {end} tokens.",
+            one=one,
+            end=end,
         )
     found: list[int] = []
     parts = [one.positions] if isinstance(one.positions, slice) else whole_numbers(one.positions, errors.BadEdit, "")
@@ -99,12 +88,10 @@ def columns_now(one: Any, group: Live, index: int, now: Pass, length: int) -> li
             group.waiting[key] = Waiting(end, error)
     if any(column < now.start for column in found) and not now.knows(group):
         raise errors.PositionOutOfRange(
-            say(
-                "{one!r} means tokens that are in the cache already, which was filled without this edit: begin "
-                "the `with` before the first pass of the text, or choose positions from {start} on.",
-                one=one,
-                start=now.start,
-            )
+            "{one!r} means tokens that are in the cache already, which was filled without this edit: begin "
+            "the `with` before the first pass of the text, or choose positions from {start} on.",
+            one=one,
+            start=now.start,
         )
     return [column - now.start for column in found if column >= now.start]
 

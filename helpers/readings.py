@@ -17,7 +17,6 @@ from torch import Tensor
 from . import causes, errors, passes
 from .hooks import on_site, only_here, remove
 from .models import LanguageModel, Tokens
-from .say import say
 from .sites import check_site
 
 Prompt = str | Sequence[str] | Tensor | Tokens
@@ -36,20 +35,16 @@ def attention_patterns(lm: LanguageModel, prompt: Prompt) -> Tensor:
         attentions = lm.model(**lm.inputs(tokens, right_padding=True), output_attentions=True).attentions
     if not attentions or any(weights is None for weights in attentions):
         raise errors.BadValue(
-            say(
-                "this model's attention does not write its patterns down: load it with "
-                "attn_implementation='eager', as load_model does."
-            )
+            "this model's attention does not write its patterns down: load it with "
+            "attn_implementation='eager', as load_model does."
         )
     if len(attentions) != lm.n_blocks:
         missing = causes.why(lm, "block", min(len(attentions), lm.n_blocks - 1), int(len(attentions) > lm.n_blocks) * 2)
         raise errors.DidNotRun(
-            say(
-                "this pass wrote {n_patterns} patterns for {n_blocks} blocks: {missing}",
-                n_patterns=len(attentions),
-                n_blocks=lm.n_blocks,
-                missing=missing,
-            )
+            "this pass wrote {n_patterns} patterns for {n_blocks} blocks: {missing}",
+            n_patterns=len(attentions),
+            n_blocks=lm.n_blocks,
+            missing=missing,
         )
     return torch.stack(list(attentions))
 
@@ -73,12 +68,10 @@ def read_site(lm: LanguageModel, prompt: Prompt, site: str, block: int) -> Tenso
         remove(handles)
     if len(found) != 1:
         raise errors.DidNotRun(
-            say(
-                "{site!r} of block {block} was to be read, but {reason}",
-                site=site,
-                block=block,
-                reason=causes.why(lm, site, block, len(found)),
-            )
+            "{site!r} of block {block} was to be read, but {reason}",
+            site=site,
+            block=block,
+            reason=causes.why(lm, site, block, len(found)),
         )
     return found[0]
 
@@ -91,9 +84,9 @@ def spread(resid: Tensor, include_first: bool = True) -> Tensor:
     """
     if resid.ndim != 4:
         raise errors.BadValue(
-            say("expected (points, batch, pos, d_model), but this has shape {shape}.", shape=tuple(resid.shape))
+            "expected (points, batch, pos, d_model), but this has shape {shape}.", shape=tuple(resid.shape)
         )
     kept = resid if include_first else resid[:, :, 1:]
     if kept.shape[2] == 0:
-        raise errors.BadValue(say("the prompt has one token: nothing is left without the first."))
+        raise errors.BadValue("the prompt has one token: nothing is left without the first.")
     return kept.flatten(1).std(dim=1)

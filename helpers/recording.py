@@ -114,23 +114,18 @@ def record(lm: LanguageModel, ids: Tensor, to_the_end: bool = False) -> Clean:
         hooks.remove(handles)
     if len(calls) != lm.n_blocks or len(streams) != lm.n_blocks + 1:
         raise errors.BadValue(
-            say(
-                "{n_called} of {n_blocks} blocks ran in a plain pass: a sweep needs all of them, put replaced "
-                "ones back.",
-                n_called=len(calls),
-                n_blocks=lm.n_blocks,
-            )
+            "{n_called} of {n_blocks} blocks ran in a plain pass: a sweep needs all of them, put replaced ones back.",
+            n_called=len(calls),
+            n_blocks=lm.n_blocks,
         )
     if changed:
         place = say("block {block}", block=changed[0]) if changed[0] < lm.n_blocks else say("the final norm")
         raise errors.BadValue(
-            say(
-                "what enters {place} is not what block {changed} returned, and a sweep calls the blocks one by "
-                "one: take off what changes the stream in between (a replaced forward?), or do it in a hook on "
-                "the block.",
-                place=place,
-                changed=changed[0] - 1,
-            )
+            "what enters {place} is not what block {changed} returned, and a sweep calls the blocks one by "
+            "one: take off what changes the stream in between (a replaced forward?), or do it in a hook on "
+            "the block.",
+            place=place,
+            changed=changed[0] - 1,
         )
     if to_the_end:
         _check_read_out(lm, streams[-1], output.logits)
@@ -143,11 +138,9 @@ def _check_read_out(lm: LanguageModel, last: Tensor, logits: Tensor) -> None:
     eps = max(torch.finfo(lm.dtype).eps, torch.finfo(logits.dtype).eps)  # some families give float32 logits always
     if apart.max() > 1000 * eps * scale:
         raise errors.BadValue(
-            say(
-                "the model's logits are not its final norm and unembedding of the last block's output: they "
-                "differ by {apart}, so a sweep would measure something else. Put back what replaces its forward.",
-                apart=f"{apart.max():.2g}",
-            )
+            "the model's logits are not its final norm and unembedding of the last block's output: they "
+            "differ by {apart}, so a sweep would measure something else. Put back what replaces its forward.",
+            apart=f"{apart.max():.2g}",
         )
 
 
@@ -171,28 +164,21 @@ def refuse_what_a_walk_cannot_do(lm: LanguageModel) -> None:
     """Raises BadValue in train mode, for hooks on the whole model, and for weights that are not there."""
     if lm.model.training:
         raise errors.BadValue(
-            say(
-                "the model is in train mode, where dropout makes every copy another experiment: call "
-                "lm.model.eval() first."
-            )
+            "the model is in train mode, where dropout makes every copy another experiment: call lm.model.eval() first."
         )
     steps = lm.parts.blocks.split(".")
     for name in [".".join(steps[:n]) for n in range(len(steps) + 1)]:
         if passes.has_other_hooks(lm.model.get_submodule(name), lm.edit_handles, inside=False):
             raise errors.BadValue(
-                say(
-                    "a hook hangs on {name} as a whole, and a sweep calls the blocks one by one: take it off first, "
-                    "or hang it on a block.",
-                    name=f"lm.model.{name}" if name else "lm.model",
-                )
+                "a hook hangs on {name} as a whole, and a sweep calls the blocks one by one: take it off first, "
+                "or hang it on a block.",
+                name=f"lm.model.{name}" if name else "lm.model",
             )
     for name in _weights_nowhere(lm.model):
         raise errors.BadValue(
-            say(
-                "the weight {name} is on the meta device and nothing brings it back for a pass, so its numbers "
-                "do not exist: load the model whole, or let accelerate offload it.",
-                name=name,
-            )
+            "the weight {name} is on the meta device and nothing brings it back for a pass, so its numbers "
+            "do not exist: load the model whole, or let accelerate offload it.",
+            name=name,
         )
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from . import errors, staircase
 from .models import LanguageModel, Tokens
-from .say import say
 from .tracing import trace
 
 Prompts = str | Sequence[str] | Tensor | Tokens
@@ -65,10 +64,8 @@ def head_values(
         return _resampled(lm, rows, reference, generator)
     if isinstance(replacement, str) and replacement == "mean" and reference is None and len(rows) < 2:
         raise errors.BadValue(
-            say(
-                "the mean per position over one prompt is that prompt's own output, and nothing would change: "
-                "sweep two or more prompts, pass some as reference=, or use replacement='pooled mean'."
-            )
+            "the mean per position over one prompt is that prompt's own output, and nothing would change: "
+            "sweep two or more prompts, pass some as reference=, or use replacement='pooled mean'."
         )
     pool = padded(rows if reference is None else reference)
     if isinstance(replacement, str) and replacement in ("mean", "pooled mean"):
@@ -99,11 +96,8 @@ def _heads_tensor(lm: LanguageModel, replacement: object) -> Tensor:
         replacement = torch.zeros(())
     if not isinstance(replacement, Tensor):
         raise errors.BadValue(
-            say(
-                "replacement {replacement!r} is unknown: choose 'zero', 'mean', 'pooled mean', 'resample', or a "
-                "tensor.",
-                replacement=replacement,
-            )
+            "replacement {replacement!r} is unknown: choose 'zero', 'mean', 'pooled mean', 'resample', or a tensor.",
+            replacement=replacement,
         )
     if replacement.ndim == 4:
         shape = (lm.n_blocks, replacement.shape[1], lm.n_heads, lm.d_head)
@@ -111,12 +105,10 @@ def _heads_tensor(lm: LanguageModel, replacement: object) -> Tensor:
         return replacement.to(device=lm.device, dtype=lm.dtype).broadcast_to(shape)
     except RuntimeError:
         raise errors.BadValue(
-            say(
-                "the replacement has shape {shape}, which does not broadcast to (n_blocks, n_heads, d_head) = "
-                "{right_shape}, nor to (n_blocks, pos, n_heads, d_head).",
-                shape=tuple(replacement.shape),
-                right_shape=(lm.n_blocks, lm.n_heads, lm.d_head),
-            )
+            "the replacement has shape {shape}, which does not broadcast to (n_blocks, n_heads, d_head) = "
+            "{right_shape}, nor to (n_blocks, pos, n_heads, d_head).",
+            shape=tuple(replacement.shape),
+            right_shape=(lm.n_blocks, lm.n_heads, lm.d_head),
         ) from None
 
 
@@ -126,14 +118,11 @@ def _resampled(
     """Each prompt's partner is drawn now, once: never itself, if the partners are the swept prompts."""
     if not isinstance(generator, torch.Generator):
         raise errors.BadValue(
-            say(
-                "resample draws other prompts: pass generator=torch.Generator().manual_seed(0), so that it can "
-                "be repeated."
-            )
+            "resample draws other prompts: pass generator=torch.Generator().manual_seed(0), so that it can be repeated."
         )
     same, pool = reference is None, rows if reference is None else reference
     if same and len(pool) < 2:
-        raise errors.BadValue(say("resample needs other prompts: sweep two or more, or pass some as reference=."))
+        raise errors.BadValue("resample needs other prompts: sweep two or more, or pass some as reference=.")
     drawn = torch.randint(int(same), len(pool), (len(rows),), generator=generator)
     partner = ((torch.arange(len(rows)) + drawn) % len(pool) if same else drawn).tolist()
 

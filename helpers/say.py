@@ -4,6 +4,7 @@
     title: str = translatable("Repair it")                          # marked where it is written, said where it is shown:
     say(title)
 
+The exceptions of helpers/errors.py say their sentences themselves; helpers/language.py chooses the language.
 Numbers are formatted before, so they are the same in each language. Without a catalogue the text itself is what is said.
 docs/translating.md tells how to add a language. Source: Python's gettext; the catalogues are made by Babel.
 """
@@ -14,8 +15,6 @@ import os
 from functools import cache
 from gettext import NullTranslations, translation
 from pathlib import Path
-
-from .errors import BadValue
 
 DOMAIN = "helpers"
 CATALOGUES = Path(__file__).resolve().parent / "locale"
@@ -40,24 +39,6 @@ def say(text: str, /, **values: object) -> str:
 def translatable(text: str) -> str:
     """Mark a text that is written in one place and said in another. It comes back as it is."""
     return text
-
-
-def set_language(name: str) -> None:
-    """Say everything in this language from now on: "en", or a folder of helpers/locale. Raises BadValue for another one."""
-    if name not in languages():
-        raise BadValue(
-            say(
-                "there is no language {name!r}: choose one of {known}, or add a catalogue.",
-                name=name,
-                known=", ".join(languages()),
-            )
-        )
-    os.environ[VARIABLE] = name
-
-
-def languages() -> list[str]:
-    """The languages that can be said: English, and each that has a compiled catalogue."""
-    return [ENGLISH, *sorted(path.parts[-3] for path in CATALOGUES.glob(f"*/LC_MESSAGES/{DOMAIN}.mo"))]
 
 
 @cache

@@ -73,14 +73,12 @@ def short_pass(lm: LanguageModel) -> Seen:
         raise
     except Exception as error:
         raise errors.UnsupportedFamily(
-            say(
-                "this {family!r} model cannot run a pass of {size} prompts of {size} tokens ({error_kind}: "
-                "{error}): mend that first, or give the model that can.",
-                family=lm.family,
-                size=SIZE,
-                error_kind=type(error).__name__,
-                error=str(error).splitlines()[0] if str(error) else say("no message"),
-            )
+            "this {family!r} model cannot run a pass of {size} prompts of {size} tokens ({error_kind}: "
+            "{error}): mend that first, or give the model that can.",
+            family=lm.family,
+            size=SIZE,
+            error_kind=type(error).__name__,
+            error=str(error).splitlines()[0] if str(error) else say("no message"),
         ) from error
     finally:
         hooks.remove(handles)

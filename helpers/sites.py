@@ -16,7 +16,6 @@ from torch import Tensor
 
 from . import errors
 from .models import LanguageModel
-from .say import say
 
 SITES = ("block", "attention", "mlp", "heads", "keys", "neurons", "preactivation")
 
@@ -36,7 +35,7 @@ def check_site(site: object) -> None:
     """Raises BadEdit unless blocks have such a site."""
     if site not in SITES:
         raise errors.BadEdit(
-            say("there is no site {site!r} in a block: choose one of {sites}.", site=site, sites=", ".join(SITES))
+            "there is no site {site!r} in a block: choose one of {sites}.", site=site, sites=", ".join(SITES)
         )
 
 
@@ -47,7 +46,7 @@ def site_of(lm: LanguageModel, site: str) -> Site:
     lacking = parts.lacks(site)
     if lacking is not None:
         raise errors.BadEdit(
-            say("{family} models have no site {site!r}: {lacking}.", family=lm.family, site=site, lacking=lacking)
+            "{family} models have no site {site!r}: {lacking}.", family=lm.family, site=site, lacking=lacking
         )
     if site == "block":
         return Site("", "output")

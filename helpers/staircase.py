@@ -257,11 +257,9 @@ def _measure(
             if isinstance(value, Tensor):
                 got = say("one of shape {shape}", shape=tuple(value.shape))
             raise errors.BadValue(
-                say(
-                    "a measure must return a tensor with a row for each of {n_copies} copies, not {got}.",
-                    n_copies=len(found),
-                    got=got,
-                )
+                "a measure must return a tensor with a row for each of {n_copies} copies, not {got}.",
+                n_copies=len(found),
+                got=got,
             )
         yield value
 

@@ -35,7 +35,6 @@ from .loading import load_model, quiet
 from .measures import Measure, Targets
 from .models import LanguageModel
 from .progress import Progress
-from .say import say
 from .shards import AXES, cut, labelled, measured, write_whole
 
 if TYPE_CHECKING:
@@ -121,10 +120,8 @@ def _need_packages() -> None:
     lacking = [name for name in ("joblib", "cloudpickle", "xarray", "h5netcdf", "h5py") if find_spec(name) is None]
     if lacking:
         raise errors.BadValue(
-            say(
-                "a study needs {lacking}, which is not installed: pip install 'causal-interventions-course[study]'.",
-                lacking=", ".join(lacking),
-            )
+            "a study needs {lacking}, which is not installed: pip install 'causal-interventions-course[study]'.",
+            lacking=", ".join(lacking),
         )
 
 
@@ -134,55 +131,43 @@ def _check(
     """Checks what needs no model, takes the measure out of the options and returns it, and puts the edits into one form."""
     if getattr(sweeps, getattr(sweep, "__name__", ""), None) is not sweep or sweep.__name__ not in AXES:
         raise errors.BadValue(
-            say(
-                "a study runs one of {axes}, and not {value}: name one of these first.",
-                axes=", ".join(AXES),
-                value=kind_of(sweep),
-            )
+            "a study runs one of {axes}, and not {value}: name one of these first.",
+            axes=", ".join(AXES),
+            value=kind_of(sweep),
         )
     if isinstance(prompts, str) or getattr(prompts, "ndim", 2) != 2:
-        raise errors.BadPrompt(
-            say("a study takes several prompts: give a list of texts, or ids of shape (n_prompts, pos).")
-        )
+        raise errors.BadPrompt("a study takes several prompts: give a list of texts, or ids of shape (n_prompts, pos).")
     if (whole(shard) or 0) < 1:
         raise errors.BadValue(
-            say(
-                "shard {shard!r} cannot be used: give a number of prompts, 1 or more, for example {example}.",
-                shard=shard,
-                example=SHARD,
-            )
+            "shard {shard!r} cannot be used: give a number of prompts, 1 or more, for example {example}.",
+            shard=shard,
+            example=SHARD,
         )
     parameters = inspect.signature(sweep).parameters
     allowed = [name for name in parameters if name not in ("lm", "prompts", "target", "progress", "generator")]
     unknown = [name for name in options if name not in allowed]
     if unknown:
         raise errors.BadValue(
-            say(
-                "a study of {sweep} has no option {unknown!r}: choose from {allowed}.",
-                sweep=sweep.__name__,
-                unknown=unknown[0],
-                allowed=", ".join(allowed),
-            )
+            "a study of {sweep} has no option {unknown!r}: choose from {allowed}.",
+            sweep=sweep.__name__,
+            unknown=unknown[0],
+            allowed=", ".join(allowed),
         )
     needed = [name for name in allowed if parameters[name].default is inspect.Parameter.empty and name not in options]
     if needed:
         raise errors.BadValue(
-            say(
-                "{sweep} needs {needed}: pass {first}=… by name.",
-                sweep=sweep.__name__,
-                needed=" and ".join(needed),
-                first=needed[0],
-            )
+            "{sweep} needs {needed}: pass {first}=… by name.",
+            sweep=sweep.__name__,
+            needed=" and ".join(needed),
+            first=needed[0],
         )
     measure = options.pop("measure", None)
     if (target is None) == (measure is None):
-        raise errors.BadValue(say("give a target, for example ' Germany', or a measure, and not both."))
+        raise errors.BadValue("give a target, for example ' Germany', or a measure, and not both.")
     if isinstance(options.get("replacement"), str) and options["replacement"] == "resample":
         raise errors.BadValue(
-            say(
-                "resample draws from one stream of random numbers over the whole list, which shards cannot "
-                "share: use a plain sweep_heads, or a tensor, a mean or zero as replacement."
-            )
+            "resample draws from one stream of random numbers over the whole list, which shards cannot "
+            "share: use a plain sweep_heads, or a tensor, a mean or zero as replacement."
         )
     if "edits" in options:
         options["edits"] = [_together(one) for one in options["edits"]]
@@ -194,20 +179,16 @@ def _together(edits: object) -> tuple[Edit, ...]:
     found = (edits,) if isinstance(edits, Edit) else tuple(edits) if isinstance(edits, Sequence) else ()
     if not found or not all(isinstance(one, Edit) for one in found):
         raise errors.BadEdit(
-            say(
-                "{edits!r} is not an edit: give edits such as skip_block(0), each alone or in a list with others.",
-                edits=edits,
-            )
+            "{edits!r} is not an edit: give edits such as skip_block(0), each alone or in a list with others.",
+            edits=edits,
         )
     for one in found:
         given = one.given if isinstance(one.given, tuple) else (one.given,)
         if any(isinstance(part, torch.Generator) for part in given):
             raise errors.BadEdit(
-                say(
-                    "{one!r} draws from one stream of random numbers over the whole list, which shards cannot share: "
-                    "use a plain sweep_edits.",
-                    one=one,
-                )
+                "{one!r} draws from one stream of random numbers over the whole list, which shards cannot share: "
+                "use a plain sweep_edits.",
+                one=one,
             )
     return tuple(sorted(found, key=lambda one: one.block))
 
@@ -218,12 +199,9 @@ def _place(folder: str | Path) -> Path:
         (place / "shards").mkdir(parents=True, exist_ok=True)
     except (TypeError, OSError) as error:
         raise errors.BadValue(
-            say(
-                "folder {folder!r} cannot be made ({error}): name a folder that you can write to, for example "
-                "'capitals'.",
-                folder=folder,
-                error=error,
-            )
+            "folder {folder!r} cannot be made ({error}): name a folder that you can write to, for example 'capitals'.",
+            folder=folder,
+            error=error,
         ) from None
     return place
 
@@ -238,10 +216,8 @@ def _checked(lm: LanguageModel) -> LanguageModel:
     recording.refuse_what_a_walk_cannot_do(lm)
     if lm.live_edits or passes.has_other_hooks(lm.model, lm.edit_handles):
         raise errors.BadValue(
-            say(
-                "edits or hooks are on this model, which neither other processes nor a later day would have: "
-                "take them off, or give a function without arguments that loads the model and hangs them on it."
-            )
+            "edits or hooks are on this model, which neither other processes nor a later day would have: "
+            "take them off, or give a function without arguments that loads the model and hangs them on it."
         )
     return lm
 
@@ -256,11 +232,8 @@ def _loader(model: Model, place: Path, fingerprint: str | None) -> Callable[[], 
     if not isinstance(model, LanguageModel):
         if not callable(model):
             raise errors.BadValue(
-                say(
-                    "the model must be a name, a folder, a LanguageModel, or a function that loads one, and not "
-                    "{value}.",
-                    value=kind_of(model),
-                )
+                "the model must be a name, a folder, a LanguageModel, or a function that loads one, and not {value}.",
+                value=kind_of(model),
             )
         return model
     if fingerprint is None:
@@ -269,12 +242,10 @@ def _loader(model: Model, place: Path, fingerprint: str | None) -> Callable[[], 
     plain = not getattr(model.model, "is_quantized", False) and all(one.device.type == "cpu" for one in weights)
     if not plain or not kind.__module__.startswith("transformers."):
         raise errors.BadValue(
-            say(
-                "this {kind} cannot be saved for other processes, since it is quantised, wrapped, or not on the "
-                "CPU: give a function without arguments that loads it, or run the study in this process with "
-                "jobs=1.",
-                kind=kind.__name__,
-            )
+            "this {kind} cannot be saved for other processes, since it is quantised, wrapped, or not on the "
+            "CPU: give a function without arguments that loads it, or run the study in this process with "
+            "jobs=1.",
+            kind=kind.__name__,
         )
     saved = place / f"model-{fingerprint[:16]}"
     if not saved.is_dir():

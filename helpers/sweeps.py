@@ -32,7 +32,6 @@ from .measures import Measure, Outcome, Targets, log_prob_change, predictions, t
 from .models import LanguageModel
 from .progress import Progress, bar
 from .replacements import CHUNK, Prompts, Replacement, head_values, mean_heads, prompt_rows
-from .say import say
 from .staircase import Copy, Plan, for_prompts
 
 __all__ = [
@@ -90,7 +89,7 @@ def sweep_edits(
     """
     if isinstance(edits, Edit) or not isinstance(edits, Sequence) or not edits:
         raise errors.BadEdit(
-            say("give a list of edits, for example [skip_block(0), skip_block(1)]; each may be a list itself.")
+            "give a list of edits, for example [skip_block(0), skip_block(1)]; each may be a list itself."
         )
     copies = [copy_of(lm, one) for one in edits]
     rows = prompt_rows(lm, prompts)
@@ -209,22 +208,18 @@ def windows(lm: LanguageModel, text: str, length: int, most: int | None = None) 
     """
     if length > lm.context:
         raise errors.PromptTooLong(
-            say(
-                "windows of {length} tokens do not fit: this model has {context} positions.",
-                length=length,
-                context=lm.context,
-            )
+            "windows of {length} tokens do not fit: this model has {context} positions.",
+            length=length,
+            context=lm.context,
         )
     ids = lm.token_ids(text)
     number = len(ids) // length if length > 0 else 0
     number = number if most is None else min(number, most)
     if number < 1:
         raise errors.BadPrompt(
-            say(
-                "a text of {n_tokens} tokens makes no window of {length}: give more text or shorter windows.",
-                n_tokens=len(ids),
-                length=length,
-            )
+            "a text of {n_tokens} tokens makes no window of {length}: give more text or shorter windows.",
+            n_tokens=len(ids),
+            length=length,
         )
     return torch.tensor(ids[: number * length], device=lm.device).view(number, length)
 
@@ -244,9 +239,9 @@ def _sweep(
 ) -> Tensor:
     """(n_prompts, *shape, ...). The door where what all sweeps share is checked; behind it the plan is right."""
     if (target is None) == (measure is None):
-        raise errors.BadValue(say("give a target, for example ' Germany', or a measure, and not both."))
+        raise errors.BadValue("give a target, for example ' Germany', or a measure, and not both.")
     if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
-        raise errors.BadValue(say("chunk {chunk!r} cannot be used: give a number of tokens, 1 or more.", chunk=chunk))
+        raise errors.BadValue("chunk {chunk!r} cannot be used: give a number of tokens, 1 or more.", chunk=chunk)
     if measure is None:
         assert target is not None
         measure = log_prob_change(lm, target)
@@ -265,7 +260,7 @@ def _single(prompts: Prompts) -> bool:
 def copy_of(lm: LanguageModel, one: Edit | Sequence[Edit]) -> Copy:
     copy = tuple(one) if isinstance(one, Sequence) and not isinstance(one, str) else (one,)
     if not copy:
-        raise errors.BadEdit(say("one of the interventions is an empty list: give an edit or several."))
+        raise errors.BadEdit("one of the interventions is an empty list: give an edit or several.")
     edit(lm, *copy)  # raises if one does not fit
     return tuple(sorted(copy, key=lambda e: e.block))
 
@@ -274,13 +269,11 @@ def check_values_per_prompt(copies: Sequence[Copy], prompts: int) -> None:
     for one in (one for copy in copies for one in copy):
         if one.prompts not in (None, prompts):
             raise errors.BadValue(
-                say(
-                    "{one!r} has values for {n_rows} prompts, and {n_prompts} are swept: give one row for each, or "
-                    "one for all.",
-                    one=one,
-                    n_rows=one.prompts,
-                    n_prompts=prompts,
-                )
+                "{one!r} has values for {n_rows} prompts, and {n_prompts} are swept: give one row for each, or "
+                "one for all.",
+                one=one,
+                n_rows=one.prompts,
+                n_prompts=prompts,
             )
 
 
@@ -289,12 +282,12 @@ def _blocks(lm: LanguageModel, blocks: Sequence[int] | None) -> list[int]:
         return list(range(lm.n_blocks))
     if isinstance(blocks, str | int) or not isinstance(blocks, Iterable) or not (found := list(blocks)):
         raise errors.BadValue(
-            say("blocks {blocks!r} cannot be used: give a list of block numbers, for example [5].", blocks=blocks)
+            "blocks {blocks!r} cannot be used: give a list of block numbers, for example [5].", blocks=blocks
         )
     return [lm.check_block(block) for block in found]
 
 
 def _of_part(table: dict[str, Callable[..., Edit]], part: str) -> Callable[..., Edit]:
     if part not in table:
-        raise errors.BadValue(say("part {part!r} is unknown: choose 'block', 'attention' or 'mlp'.", part=part))
+        raise errors.BadValue("part {part!r} is unknown: choose 'block', 'attention' or 'mlp'.", part=part)
     return table[part]

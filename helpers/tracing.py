@@ -62,9 +62,7 @@ class Trace:
     def last_logits(self) -> Tensor:
         """(batch, vocabulary) logits at each prompt's last real token. Raises BadValue if the pass stopped before."""
         if self.logits is None:
-            raise errors.BadValue(
-                say("this trace stopped at a block and has no logits: trace again without stop_after.")
-            )
+            raise errors.BadValue("this trace stopped at a block and has no logits: trace again without stop_after.")
         rows = torch.arange(len(self.tokens), device=self.tokens.device)
         return self.logits[rows, Tokens(self.tokens, self.mask).last]
 
@@ -105,14 +103,12 @@ def trace(
             return _Recorder(lm, tokens, n, learning=False).run(stop_after is not None)
     if not callable(gradients):
         raise errors.BadValue(
-            say(
-                "gradients must be a function that makes one number from a trace, not {gradients!r}: for example "
-                "lambda found: found.last_logits[0, 5].",
-                gradients=gradients,
-            )
+            "gradients must be a function that makes one number from a trace, not {gradients!r}: for example "
+            "lambda found: found.last_logits[0, 5].",
+            gradients=gradients,
         )
     if torch.is_inference_mode_enabled():
-        raise errors.BadValue(say("inside torch.inference_mode() nothing has a gradient: trace outside of it."))
+        raise errors.BadValue("inside torch.inference_mode() nothing has a gradient: trace outside of it.")
     with torch.enable_grad():
         causes.refuse_checkpointing(lm)
         recorder = _Recorder(lm, tokens, n, learning=True)
@@ -218,29 +214,25 @@ class _Recorder:
                 continue
             if block == self.lm.n_blocks:
                 raise errors.DidNotRun(
-                    say(
-                        "the final norm ran {number} times in this pass and not once, so the stream's last point is not "
-                        "known: something calls the model's parts in another way (a wrapper, a replaced forward); undo "
-                        "that.",
-                        number=number,
-                    )
+                    "the final norm ran {number} times in this pass and not once, so the stream's last point is not "
+                    "known: something calls the model's parts in another way (a wrapper, a replaced forward); undo "
+                    "that.",
+                    number=number,
                 )
             if number == 0 and block == self.n and name == "resid":
                 said = say("the pass was to stop before block {block}", block=block)
             else:
                 said = say("a trace reads {site!r} of block {block}", site=sites[name], block=block)
             raise errors.DidNotRun(
-                say("{said}, but {reason}", said=said, reason=causes.why(self.lm, sites[name], block, number))
+                "{said}, but {reason}", said=said, reason=causes.why(self.lm, sites[name], block, number)
             )
 
     def _differences(self, block: int, handles: list[RemovableHandle]) -> None:
         """Where dropout is no module, what is added to the stream is only visible as a difference of the stream itself."""
         if self.learning:
             raise errors.BadValue(
-                say(
-                    "in train mode this family's dropout is a function that no hook can see, so its deltas have no "
-                    "gradients of their own: call lm.model.eval() first."
-                )
+                "in train mode this family's dropout is a function that no hook can see, so its deltas have no "
+                "gradients of their own: call lm.model.eval() first."
             )
         lm, resid, times = self.lm, self.rooms["resid"][block], self.times
         attn, mlp = self.rooms["attn"][block], self.rooms["mlp"][block]
@@ -267,14 +259,12 @@ class _Recorder:
                 f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             )
             raise errors.BadValue(
-                say("gradients must make one number from a trace, but its function made {got}: sum it.", got=got)
+                "gradients must make one number from a trace, but its function made {got}: sum it.", got=got
             )
         if not value.requires_grad:
             raise errors.BadValue(
-                say(
-                    "the number that gradients made does not depend on the pass: make it from the trace it is given, "
-                    "without .detach(), .item() or torch.no_grad()."
-                )
+                "the number that gradients made does not depend on the pass: make it from the trace it is given, "
+                "without .detach(), .item() or torch.no_grad()."
             )
         places = list(self.kept)
         slopes = torch.autograd.grad(value.reshape(()), [self.kept[place] for place in places], allow_unused=True)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from . import errors
-from .say import say
 
 
 def real_number(value: object, name: str, least: float = -math.inf) -> float:
@@ -22,12 +21,7 @@ def real_number(value: object, name: str, least: float = -math.inf) -> float:
     if not math.isfinite(number) or number < least:
         allowed = "a finite number" if least == -math.inf else f"a finite number, {least:g} or more"
         raise errors.BadFactor(
-            say(
-                "{name} {value!r} cannot be used: give {allowed}, for example 0.5.",
-                name=name,
-                value=value,
-                allowed=allowed,
-            )
+            "{name} {value!r} cannot be used: give {allowed}, for example 0.5.", name=name, value=value, allowed=allowed
         )
     return number
 
@@ -35,15 +29,13 @@ def real_number(value: object, name: str, least: float = -math.inf) -> float:
 def finite_tensor(value: object, name: str) -> Tensor:
     if not isinstance(value, Tensor):
         raise errors.BadValue(
-            say(
-                "{name} must be a tensor, but this is a {kind}: make one with torch.tensor(...).",
-                name=name,
-                kind=type(value).__name__,
-            )
+            "{name} must be a tensor, but this is a {kind}: make one with torch.tensor(...).",
+            name=name,
+            kind=type(value).__name__,
         )
     if value.is_complex() or not torch.isfinite(value).all():
         raise errors.BadValue(
-            say("{name} holds complex numbers, NaN or infinity: every number must be real and finite.", name=name)
+            "{name} holds complex numbers, NaN or infinity: every number must be real and finite.", name=name
         )
     # What its owner does to it later must not change the edit; but one that is being learned is used as it is then.
     return value if value.requires_grad else value.detach().clone()
@@ -71,11 +63,9 @@ def fitted(value: Tensor, like: Tensor, what: str) -> Tensor:
         return value.to(like).broadcast_to(like.shape)
     except RuntimeError:
         raise errors.BadValue(
-            say(
-                "{what} has shape {shape}, which does not fit {right_shape} at this place: give that shape, or "
-                "one that broadcasts to it.",
-                what=what,
-                shape=tuple(value.shape),
-                right_shape=tuple(like.shape),
-            )
+            "{what} has shape {shape}, which does not fit {right_shape} at this place: give that shape, or "
+            "one that broadcasts to it.",
+            what=what,
+            shape=tuple(value.shape),
+            right_shape=tuple(like.shape),
         ) from None

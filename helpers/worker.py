@@ -25,7 +25,6 @@ from .loading import quiet
 from .measures import Measure, Outcome, log_prob_change, token_ids
 from .models import LanguageModel
 from .replacements import CHUNK, mean_heads, padded, prompt_rows
-from .say import say
 from .staircase import for_prompts
 from .sweeps import check_values_per_prompt, copy_of
 from .wrapping import wrap
@@ -94,11 +93,9 @@ def loaded(load: Callable[[], LanguageModel]) -> tuple[LanguageModel, str]:
     lm = load()
     if not isinstance(lm, LanguageModel):
         raise errors.BadValue(
-            say(
-                "the function that loads the model must return a model of the helpers, not a {kind}: end it with "
-                "return load_model(...) or return wrap(model, tokenizer).",
-                kind=type(lm).__name__,
-            )
+            "the function that loads the model must return a model of the helpers, not a {kind}: end it with "
+            "return load_model(...) or return wrap(model, tokenizer).",
+            kind=type(lm).__name__,
         )
     return lm, of_model(lm)
 
@@ -147,11 +144,9 @@ def run(lm: LanguageModel, model: str, work: Work, shard: Shard) -> tuple[list[i
     """The shard's numbers, and the (prompts, ...) that the sweep measures on them."""
     if model != shard.model:
         raise errors.BadValue(
-            say(
-                "the model in a worker process is not the one that the study began with (other files, other "
-                "versions of the libraries, or a live model that its saved weights do not make again): give all "
-                "workers the same, or give a function that loads it, or use jobs=1."
-            )
+            "the model in a worker process is not the one that the study began with (other files, other "
+            "versions of the libraries, or a live model that its saved weights do not make again): give all "
+            "workers the same, or give a function that loads it, or use jobs=1."
         )
     options = dict(work.options)
     if "edits" in options:

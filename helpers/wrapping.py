@@ -19,7 +19,6 @@ from .certificate import verify
 from .checks import kind_of
 from .families import Family
 from .models import LanguageModel
-from .say import say
 
 
 def wrap(
@@ -37,19 +36,15 @@ def wrap(
     """
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         raise errors.BadValue(
-            say(
-                "wrap needs a transformers model, for example AutoModelForCausalLM.from_pretrained(...), not {value}.",
-                value=kind_of(model),
-            )
+            "wrap needs a transformers model, for example AutoModelForCausalLM.from_pretrained(...), not {value}.",
+            value=kind_of(model),
         )
     causes.refuse_compiled(model)
     causes.refuse_split(model)
     if tokenizer is not None and not callable(tokenizer):
         raise errors.BadValue(
-            say(
-                "the tokenizer must be a tokenizer and not {value}: make one with AutoTokenizer.from_pretrained(...).",
-                value=kind_of(tokenizer),
-            )
+            "the tokenizer must be a tokenizer and not {value}: make one with AutoTokenizer.from_pretrained(...).",
+            value=kind_of(tokenizer),
         )
     lm = LanguageModel(model, tokenizer, family)
     training = [module for module in model.modules() if module.training]

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 from babel.messages.catalog import Catalog
 
+import helpers.language
 import helpers.say
 from helpers import errors, set_language
-from helpers.say import catalogue, languages, say, translatable
+from helpers.language import languages
+from helpers.say import catalogue, say, translatable
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "helpers"
@@ -39,7 +41,8 @@ def in_french(tool, tmp_path, monkeypatch):
             catalog.add(text, translation)
         tool.write(catalog, place / "helpers.po")
         assert tool.compile_all(tmp_path) == ([place / "helpers.mo"], [])
-        monkeypatch.setattr(helpers.say, "CATALOGUES", tmp_path / "locale")
+        for module in (helpers.say, helpers.language):
+            monkeypatch.setattr(module, "CATALOGUES", tmp_path / "locale")
         monkeypatch.setenv("HELPERS_LANGUAGE", "en")  # so that the choice ends with the test
         catalogue.cache_clear()
         set_language("fr")
@@ -111,11 +114,18 @@ def test_saying_imports_nothing_but_the_standard_library():
 
 # ---- every call
 
+MISTAKES = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, ValueError)}
+
 
 def calls():
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("say", "translatable"):
+            if not isinstance(node, ast.Call) or not node.args:
+                continue
+            if (
+                getattr(node.func, "id", "") in {"say", "translatable"} | MISTAKES
+                or getattr(node.func, "attr", "") in MISTAKES
+            ):
                 yield f"{path.relative_to(ROOT)}:{node.lineno}", node
 
 

@@ -18,13 +18,18 @@ from babel.messages.extract import extract_from_dir
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po, write_po
 
+from helpers import errors
+
 PACKAGE = Path(__file__).resolve().parent.parent / "helpers"
-KEYWORDS = {"say": None, "translatable": None}
+MISTAKES = [
+    name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, errors.HelpersError)
+]
+KEYWORDS = dict.fromkeys(["say", "translatable", *MISTAKES])
 COMMENT = "Translators:"  # how a comment in the code begins that a translator should read
 
 
 def extracted(package: Path = PACKAGE) -> Catalog:
-    """Every text in a call of `say` or `translatable`, with the files that it stands in."""
+    """Every text in a call of `say` or `translatable`, or of an exception, with the files that it stands in."""
     about = "# What the package says to people, for translators: docs/translating.md. Written by make messages."
     found = Catalog(project="causal-interventions-course", header_comment=about, charset="utf-8", fuzzy=False)
     for file, _, text, comments, context in extract_from_dir(

@@ -26,11 +26,9 @@ class Guess:
     def __init__(self, question: str, *options: str) -> None:
         if not question.strip() or len(options) < 2 or len(set(options)) < len(options):
             raise BadValue(
-                say(
-                    "a guess needs a question and two options or more, each once; got {question!r} and {options}.",
-                    question=question,
-                    options=list(options),
-                )
+                "a guess needs a question and two options or more, each once; got {question!r} and {options}.",
+                question=question,
+                options=list(options),
             )
         self.question, self.options = question, options
         self.right: str | None = None
@@ -55,7 +53,7 @@ class Guess:
     def guessed(self, option: str | None) -> None:
         if option is not None and option not in self.options:
             raise BadValue(
-                say("{option!r} is not among the options: {options}.", option=option, options=", ".join(self.options))
+                "{option!r} is not among the options: {options}.", option=option, options=", ".join(self.options)
             )
         self._choice.value = option
 
@@ -63,7 +61,7 @@ class Guess:
         """Print what was found, beside the guess if there is one. right: one of the options; found: a sentence with its numbers."""
         if right not in self.options:
             raise BadValue(
-                say("{right!r} is not among the options: {options}.", right=right, options=", ".join(self.options))
+                "{right!r} is not among the options: {options}.", right=right, options=", ".join(self.options)
             )
         self.right = right
         if self.guessed is None:

@@ -241,7 +241,7 @@ def committed(lesson: int) -> Table:
                 here = rows.setdefault(row["claim"], [row["claim"], say(row["the report says"])])
                 here.append(say(row["verdict"]) + over)
     if not rows:
-        raise BadValue(say("lesson {lesson!r} has no claims: lessons are 1 to 5.", lesson=lesson))
+        raise BadValue("lesson {lesson!r} has no claims: lessons are 1 to 5.", lesson=lesson)
     header = (say("claim"), say("the report says"), say("the pocket model"), "SmolLM2-135M")
     return Table(
         say("Verdicts on lesson {lesson}'s claims, measured beforehand", lesson=lesson),

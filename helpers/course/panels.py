@@ -72,7 +72,7 @@ class Panel:
         self.text = ""
         self._sources: dict[str, Source] = dict(models) if isinstance(models, Mapping) else {ONE: models}
         if not self._sources:
-            raise BadValue(say("a panel needs a model: pass one, or names with models, for example {'pocket': lm}."))
+            raise BadValue("a panel needs a model: pass one, or names with models, for example {'pocket': lm}.")
         for source in self._sources.values():
             if isinstance(source, nn.Module) or not callable(source):  # a bare transformers model is no loader
                 check_model(source)
@@ -116,7 +116,7 @@ class Panel:
             source = self._sources[name]
             try:
                 if callable(source):
-                    self.say(f"Loading {name} …")
+                    self.say(say("Loading {name} …", name=name))
                     source = source()
                 self._loaded[name] = Replay(source)
             except HelpersError as mistake:

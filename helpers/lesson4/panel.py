@@ -67,11 +67,9 @@ def _values(lm: LanguageModel, prompt: str, replacement: str) -> Tensor:
         return torch.zeros(lm.n_blocks, 1, lm.n_heads, lm.d_head, dtype=lm.dtype, device=lm.device)
     if replacement not in REPLACEMENTS:
         raise BadValue(
-            say(
-                "replacement {replacement!r} is unknown: choose {replacements}.",
-                replacement=replacement,
-                replacements=", ".join(REPLACEMENTS),
-            )
+            "replacement {replacement!r} is unknown: choose {replacements}.",
+            replacement=replacement,
+            replacements=", ".join(REPLACEMENTS),
         )
     others = _others(lm, prompt)
     if replacement == "mean":
