@@ -127,9 +127,9 @@ page/node_modules/.tested: page/node_modules/.installed $(shell find page -path 
 	@npm --silent --prefix page test
 	@touch $@
 
-# The hub's folder is COURSE_HUB_FOLDER; both copies of the real model are brought into it once, for all students.
+# The hub's folder is COURSE_HUB_FOLDER; what all students' kernels map is prepared in it once.
 hub: .venv/.hub deploy/node_modules/.installed
-	@CAUSAL_INTERVENTIONS_CACHE=$${COURSE_HUB_FOLDER:-/srv/course-hub}/models $(PY) -c "from helpers.smollm2 import bring_double; bring_double()" \
+	@CAUSAL_INTERVENTIONS_CACHE=$${COURSE_HUB_FOLDER:-/srv/course-hub}/models $(PY) -m helpers.classroom \
 	    || echo "Going on without the real model: the lessons' cells that use it will say so."
 	exec $(PY) -m jupyterhub -f deploy/jupyterhub_config.py
 

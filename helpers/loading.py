@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from . import errors, exact, smollm2
+from .cache import place_in_float64
 from .families import family_named
-from .memory import need_memory
+from .memory import give_back, need_memory
 from .models import LanguageModel
 from .say import say, translatable
 from .wrapping import wrap
@@ -64,14 +65,18 @@ def load_model(
         source: str | Path = _real(dtype)
     else:
         source = _find(name)
+    if source == POCKET_FOLDER and dtype in (None, torch.float64):
+        dtype, shared = torch.float64, place_in_float64(POCKET_FOLDER)
+        source = shared if os.path.isdir(shared) else source  # a class holds it once: helpers/classroom.py
     with _explained(str(name), source), quiet(download=not isinstance(source, Path)):
-        model, tokenizer = _read(str(name), source, dtype or (torch.float64 if source == POCKET_FOLDER else "auto"))
+        model, tokenizer = _read(str(name), source, dtype or "auto")
         if name == "smollm2" and dtype == torch.float64:
             exact.own_dtype(model)
     if threads is not None:
         torch.set_num_threads(threads)
     elif model.num_parameters() < ONE_THREAD_BELOW and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
+    give_back()
     return wrap(model, tokenizer)
 
 

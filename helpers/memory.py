@@ -1,7 +1,9 @@
-"""How much memory is left, before it is taken."""
+"""How much memory is left before it is taken, and what is given back after it was used."""
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from pathlib import Path
 
 from . import errors
@@ -36,3 +38,10 @@ def need_memory(amount: float, what: str) -> None:
             amount=f"{amount / 1e9:.1f}",
             left=f"{max(left, 0) / 1e9:.1f}",
         )
+
+
+def give_back() -> None:
+    """Return to the system what this process has freed: reading a tokenizer leaves some 25 MB. Linux's C library alone can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

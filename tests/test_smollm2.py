@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 
 import helpers.memory
 import helpers.smollm2 as smollm2
-from helpers import errors, held_out_passages, load_model, top_k
+from helpers import classroom, errors, held_out_passages, load_model, top_k
 
 ROOT = Path(smollm2.__file__).parent.parent
 needs_model = pytest.mark.skipif(
@@ -474,3 +474,34 @@ def test_import_and_a_cached_model_need_neither_gguf_nor_accelerate_nor_a_networ
         [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
     assert ran.returncode == 0 and ran.stdout.startswith("LanguageModel(llama"), ran.stderr
+
+
+# ---- a class on one machine
+
+
+def test_a_class_is_prepared_once_and_its_kernels_map_the_pocket_model_too(tmp_path, monkeypatch):
+    """With the copy in the cache the same model comes from a file, to the last bit; without it from the package."""
+    monkeypatch.setenv("CAUSAL_INTERVENTIONS_CACHE", str(tmp_path))
+    plain = load_model()
+    for there in (smollm2.place(), smollm2.place(double=True)):
+        (tmp_path / there.name).mkdir()  # what is there already is not brought again
+    classroom.prepare()
+    (copy,) = tmp_path.glob("pocket-*-float64")
+    assert {path.name for path in copy.iterdir()} >= {"model.safetensors", "config.json", "tokenizer.json"}
+    assert not left_over_work(tmp_path)
+    mapped = load_model()
+    for (name, a), (_, b) in zip(plain.model.state_dict().items(), mapped.model.state_dict().items(), strict=True):
+        assert a.dtype == b.dtype == torch.float64 and torch.equal(a, b), name
+    if Path("/proc/self/maps").exists():
+        assert str(copy) in Path("/proc/self/maps").read_text()
+    assert torch.equal(plain.logits("Berlin is the capital of"), mapped.logits("Berlin is the capital of"))
+    assert load_model(dtype=torch.float32).dtype == torch.float32
+    begun = copy.stat().st_mtime_ns
+    classroom.prepare()
+    assert copy.stat().st_mtime_ns == begun
+    os.rename(copy, tmp_path / "pocket-00000000-float64")  # of other weights: not taken
+    assert torch.equal(load_model().logits("Berlin is"), plain.logits("Berlin is"))
+
+
+def left_over_work(cache):
+    return [path.name for path in cache.iterdir() if path.name.startswith(".")]
