@@ -8,6 +8,7 @@ import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
+import jsonschema
 import nbformat
 import pytest
 import yaml
@@ -170,9 +171,42 @@ def test_the_chart_hands_out_the_lessons_of_the_image():
     assert (ROOT / Path(command[1]).relative_to("/opt/course")).is_file()
     names = values["hub"]["config"]["Authenticator"]["allowed_users"]
     assert len(set(names)) == 30
-    assert set(values) <= {"hub", "singleuser", "cull", "proxy"}
     for copied in re.findall(r"cp (\S+)", image):
         assert (ROOT / copied).is_file()
+
+
+# What the chart's own schema (jupyterhub/values.schema.yaml of Zero to JupyterHub, at 02dd73df) says of the keys that we set: it
+# refuses any other key beside them, and lets hub.config and the hooks hold what they like.
+_NUMBER, _SIZE, _WHOLE = {"type": "number"}, {"type": ["number", "string"]}, {"type": "integer"}
+CHART = {
+    "hub": {"config": {"type": "object"}},
+    "singleuser": {
+        "defaultUrl": {"type": "string"},
+        "memory": {"guarantee": _SIZE, "limit": _SIZE},
+        "cpu": {"guarantee": _NUMBER, "limit": _NUMBER},
+        "storage": {"capacity": {"type": "string"}},
+        "startTimeout": _WHOLE,
+        "lifecycleHooks": {"postStart": {"type": "object"}},
+    },
+    "cull": {"enabled": {"type": "boolean"}, "every": _WHOLE, "timeout": _WHOLE},
+    "proxy": {"service": {"type": {"enum": ["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"]}}},
+}
+
+
+def schema(keys):
+    """A JSON schema of nested keys; a dict that says a type or an enum is one already."""
+    if isinstance(keys.get("type"), str | list) or "enum" in keys:
+        return keys
+    inner = {key: schema(value) for key, value in keys.items()}
+    return {"type": "object", "properties": inner, "additionalProperties": False}
+
+
+def test_the_charts_schema_takes_our_values():
+    values = yaml.safe_load((ROOT / "deploy/values.yaml").read_text())
+    jsonschema.validate(values, schema(CHART))
+    for wrong in ({"singleuser": {"memory": {"max": "1G"}}}, {"cull": {"every": "10m"}}, {"singleusr": {}}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(wrong, schema(CHART))
 
 
 # ---- how many students
