@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import helpers
 
 _SHARED = {
-    "helpers.course.exercise": ["hint", "show_solution"],
+    "helpers.course.exercise": ["hint", "own_or_solution", "show_solution"],
     "helpers.course.guess": ["predict", "show_guesses"],
     "helpers.course.ledger": ["show_committed", "show_ledger"],
     "helpers.hooks": ["first", "with_first"],

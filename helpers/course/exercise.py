@@ -181,6 +181,12 @@ def show_solution(number: str) -> None:
     print(solution_source(find(number)))
 
 
+def own_or_solution(number: str, answer: Any) -> Any:
+    """Return the learner's answer if its check passes, else the course's: what a later cell goes on with."""
+    exercise = find(number)
+    return answer if judge(exercise, answer).state == "right" else exercise.solution
+
+
 def solution_source(exercise: Exercise) -> str:
     """Return the source of a solution function, or an assignment for a solution that is a value."""
     if callable(exercise.solution):

@@ -16,6 +16,7 @@ _OWN = {
         "worst_pairs",
         "plot_prices",
         "price_finding",
+        "price_orders",
         "strongest_head",
         "plot_crossing",
     ],

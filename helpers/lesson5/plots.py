@@ -330,8 +330,7 @@ def removal_finding(found: Mapping[str, Measured]) -> str:
         summed, together, greedy = (_two(one[CURVES[label]][-1]) for label in list(CURVES)[:3])
         lines.append(
             say(
-                "{name}, {count} cheapest blocks: {summed} nats added up, {together} removed together; {greedy} "
-                "if chosen greedily",
+                "{name}: the {count} cheapest blocks {summed} nats added up, {together} together; the greedy {count}: {greedy}",
                 name=name,
                 count=count,
                 summed=summed,
@@ -434,6 +433,22 @@ def price_finding(name: str, found: Measured) -> str:
         size=f"{size:.0f}",
         block=block,
         head=head,
+    )
+
+
+def price_orders(found: Measured) -> str:
+    """Say in two lines which is dearer per parameter, a block or a head: by the medians of all, and of each block beside its own
+    heads.
+
+    found: a stored part "prices".
+    """
+    price = prices(found)[1]
+    heads = price["head"].view(len(price["block"]), -1)
+    return say(
+        "Medians of all blocks and all heads: a head costs {of_medians} times what a block costs.\n"
+        "Each block beside its own heads (median): the block costs {of_pairs} times what the head costs.",
+        of_medians=_two(heads.quantile(0.5) / price["block"].quantile(0.5)),
+        of_pairs=_two((price["block"][:, None] / heads.clamp(min=1e-12)).quantile(0.5)),
     )
 
 

@@ -115,8 +115,8 @@ def pairs_of(**more):
 def test_removal_compares_the_sum_with_what_it_costs_together():
     figure = plots.plot_removal({"big": pairs_of(), "small": pairs_of(best=[0.1, 0.4])})
     assert suptitle(figure) == (
-        "big, 2 cheapest blocks: 0.30 nats added up, 0.90 removed together; 0.50 if chosen greedily "
-        "small, 2 cheapest blocks: 0.30 nats added up, 0.90 removed together; 0.50 if chosen greedily"
+        "big: the 2 cheapest blocks 0.30 nats added up, 0.90 together; the greedy 2: 0.50 "
+        "small: the 2 cheapest blocks 0.30 nats added up, 0.90 together; the greedy 2: 0.50"
     )
     assert [len(ax.lines) for ax in figure.axes] == [3, 4]
     assert figure.axes[0].get_ylim()[1] > 0.9, "nothing is cut off"
@@ -154,6 +154,10 @@ def test_prices_are_damage_over_parameters():
         "big: without a block the KL is 10 times that without one of its heads (median), and a block has 6 times the "
         "parameters: 0.054 nats for a million parameters in a block, 0.032 in a head"
     )
+    assert plots.price_orders(prices_of()).splitlines() == [
+        "Medians of all blocks and all heads: a head costs 0.60 times what a block costs.",
+        "Each block beside its own heads (median): the block costs 1.67 times what the head costs.",
+    ]
     assert plots.strongest_head(prices_of()) == "Head 0.1 alone: KL 0.40, more than 1 of the 2 whole blocks."
 
 
