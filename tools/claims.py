@@ -44,8 +44,8 @@ CELLS = {  # where a lesson measures or discusses each claim
     "2.1": "l2-every-block", "2.2": "l2-likeness", "2.3": "l2-mask", "2.4": "l2-modes", "2.5": "l2-modes",
     "3.1": "l3-exercise-1", "3.2": "l3-noise", "3.3": "l3-scale", "3.4": "l3-scale", "3.5": "l3-scale", "3.6": "l3-forms",
     "3.7": "l3-look-finding", "3.8": "l3-rest", "3.9": "l3-noise-finding",
-    "4.1": "l4-maps", "4.2": "l4-swap", "4.3": "l4-top-one", "4.4": "l4-top-one", "4.5": "l4-together", "4.6": "l4-maps",
-    "4.7": "l4-swap", "4.8": "l4-together",
+    "4.1": "l4-maps", "4.2": "l4-top-one", "4.3": "l4-top-one", "4.4": "l4-top-one", "4.5": "l4-together", "4.6": "l4-maps",
+    "4.7": "l4-top-one", "4.8": "l4-together",
     "5.1": "l5-hook", "5.2": "l5-hook-text", "5.3": "l5-hook", "5.4": "l5-price", "5.5": "l5-damage", "5.6": "l5-work-text",
 }  # fmt: skip
 BEGIN, END = "<!-- claims: begin (make claims writes this part) -->", "<!-- claims: end -->"

@@ -770,7 +770,7 @@ EXERCISES = (
         payoff=_payoff_4_2,
     ),
     Exercise(
-        "4.3", translatable("The mean at each position"), 2, 6, _stub_4_3, _check_4_3,
+        "4.3", translatable("The mean at each position"), 2, 8, _stub_4_3, _check_4_3,
         translatable("row[-1] is a prompt's last token, row[-2] the one before. Go through the positions from "
 "`length` to 1 back, and average over the prompts that are long enough."),
         solution_4_3,
@@ -780,7 +780,7 @@ EXERCISES = (
         payoff=_payoff_4_3,
     ),
     Exercise(
-        "4.4", translatable("What does a head write?"), 2, 6, _stub_4_4, _check_4_4,
+        "4.4", translatable("What does a head write?"), 2, 8, _stub_4_4, _check_4_4,
         translatable("weight.unflatten(0, (n_heads, d_head)) gives each head its rows of W_O. z_h times these rows is "
 "what the head adds to the stream; a dot product with the direction makes one number of it."),
         solution_4_4,
@@ -791,7 +791,7 @@ EXERCISES = (
         payoff=_payoff_4_4,
     ),
     Exercise(
-        "4.5", translatable("Do two heads cover for each other?"), 3, 10, _stub_4_5, _check_4_5,
+        "4.5", translatable("Do two heads cover for each other?"), 3, 14, _stub_4_5, _check_4_5,
         translatable("effect(S) is log p(target) with the heads S off, minus the clean log p(target). Fill a matrix "
 "with effect({i, j}); its diagonal is effect({i}). Then subtract the diagonal along both axes "
 "and set the diagonal to 0."),

@@ -333,7 +333,7 @@ def plot_phrasings(agreement: Mapping[str, Mapping[str, float]], main: str, ax: 
     low = {name: min(values.values()) for name, values in agreement.items()}
     (one, a), *_, (two, b) = low.items()
     finding = say(
-        "{initial}{rest}: maps of other phrasings agree (r at least {b}); {one}: r falls to {a}",
+        "{initial}{rest}: r at least {b}; {one}: r down to {a}",
         initial=two[0].upper(),
         rest=two[1:],
         b=_r(b),

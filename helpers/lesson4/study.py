@@ -86,6 +86,28 @@ def show_words(lm: LanguageModel, prompt: str, runs: Mapping[str, Edit | Sequenc
     display(words_table(lm, prompt, runs, **more))
 
 
+def show_leads(
+    lm: LanguageModel, prompt: str, runs: Mapping[str, Edit | Sequence[Edit]], target: str, contrast: str
+) -> None:
+    """Print what each run's edits do to log p(target) of one prompt, and the logit difference to the contrast then."""
+    ids = [lm.token_id(target), lm.token_id(contrast)]
+    clean = trace(lm, prompt).last_logits[0]
+    for name, edits in runs.items():
+        with edit(lm, *([edits] if isinstance(edits, Edit) else edits)):
+            last = trace(lm, prompt).last_logits[0]
+        change = (last.log_softmax(-1) - clean.log_softmax(-1))[ids[0]]
+        print(
+            say(
+                "{name}: log p({target!r}) {change}, logit difference to {contrast!r} {lead} nats",
+                name=name,
+                target=target,
+                change=f"{float(change):+.2f}",
+                contrast=contrast,
+                lead=f"{float(last[ids[0]] - last[ids[1]]):.2f}",
+            )
+        )
+
+
 # ---- what a head writes
 
 
@@ -153,8 +175,9 @@ def who_gains(
     """What takes the target's place when heads of one block say at each position what they say there in the mean over these
     prompts, which all have one length.
 
-    clean: their trace. top: how often each word is the most probable one then. near, far: mean change of log p of the wrong
-    countries of the target's region, and of the countries of other regions, (n_prompts,) each.
+    clean: their trace. top: how often each word is the most probable one then. right: on how many prompts it is the target.
+    near, far: mean change of log p of the wrong countries of the target's region, and of the countries of other regions,
+    (n_prompts,) each.
     """
     prompts = [fact.prompt for fact in facts]
     with edit(lm, replace_heads(block, heads, clean.heads[block].mean(0, keepdim=True)[:, :, list(heads)])):
@@ -167,7 +190,7 @@ def who_gains(
             known[name] = lm.token_id(" " + name)
         except TargetIsNotOneToken:
             continue
-    near, far, top = [], [], {}  # type: ignore[var-annotated]
+    near, far, top, right = [], [], {}, 0  # type: ignore[var-annotated]
     for row, fact in enumerate(facts):
         mine = fact.target.strip()
         same = [i for name, i in known.items() if region[name] == region[mine] and name != mine]
@@ -176,14 +199,22 @@ def who_gains(
         far.append(change[row, other].mean())
         word = lm.tokenizer.decode([int(after[row].argmax())])
         top[word] = top.get(word, 0) + 1
+        right += word == fact.target
     ordered = dict(sorted(top.items(), key=lambda item: -item[1]))
-    return {"top": ordered, "near": torch.stack(near), "far": torch.stack(far)}
+    return {"top": ordered, "right": right, "near": torch.stack(near), "far": torch.stack(far)}
 
 
 def show_gains(gain: Mapping[str, Any]) -> None:
     """Print what `who_gains` found, means over the prompts."""
     near, far = (float(gain[where].mean()) for where in ("near", "far"))
-    print(say("Means instead, first words: {gain}", gain=gain["top"]))
+    print(
+        say(
+            "Means instead, first words: {gain}; the right country on {right} of {prompts}.",
+            gain=gain["top"],
+            right=gain["right"],
+            prompts=len(gain["near"]),
+        )
+    )
     print(
         say(
             "Wrong countries of the region gain {near} nats, countries of other regions {far}.",

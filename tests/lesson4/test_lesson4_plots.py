@@ -79,9 +79,7 @@ def test_the_first_place_and_the_shift_are_counted():
 def test_phrasings_name_the_lowest_agreement():
     agreement = {"a model, zeros": {"x": 0.3, "y": -0.2}, "a model, means": {"x": 0.97, "y": 0.9}}
     ax = heads.plot_phrasings(agreement, "main")
-    assert (
-        words(ax) == "A model, means: maps of other phrasings agree (r at least 0.90); a model, zeros: r falls to -0.20"
-    )
+    assert words(ax) == "A model, means: r at least 0.90; a model, zeros: r down to -0.20"
     assert "a model, zeros: x 0.30, y -0.20" in description(ax)
     low, high = ax.get_xlim()
     assert low < -0.2 and high > 0.97

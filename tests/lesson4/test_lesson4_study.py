@@ -1,13 +1,16 @@
 """Lesson 4's live measurements against plain hooks, weight surgery and a look at the stored numbers."""
 
+from importlib import import_module
+
 import pytest
 import torch
 
 from helpers import CapitalPrompt, capital_prompts, load_model, trace, zero_heads
 from helpers.countries import read_countries
 from helpers.course.exercise import tiny_model
-from helpers.lesson4 import study
 from helpers.measurements import measured
+
+study = import_module("helpers.lesson4.study")  # the room itself offers the function `study` under this name
 
 PROMPT = "Berlin is the capital of"
 
@@ -151,13 +154,37 @@ def test_who_gains_compares_neighbours_with_all_other_countries(lm, facts):
         assert found["near"][row].item() == pytest.approx(sum(gains[True]) / len(gains[True]), abs=1e-8)
         assert found["far"][row].item() == pytest.approx(sum(gains[False]) / len(gains[False]), abs=1e-8)
     assert found["top"] == {word: words.count(word) for word in words}
+    assert found["right"] == sum(word == fact.target for word, fact in zip(words, facts, strict=True))
     assert list(found["top"].values()) == sorted(found["top"].values(), reverse=True)
 
 
+def test_leads_are_told_for_each_run(lm, capsys):
+    silence = zero_heads(8, 4, positions=-1)
+    study.show_leads(lm, PROMPT, {"clean": [], "silence": silence}, " Germany", " Greece")
+    said = capsys.readouterr().out.splitlines()
+    germany, greece = lm.token_id(" Germany"), lm.token_id(" Greece")
+
+    def quiet(x):
+        x[0, -1, columns(lm, 4)] = 0
+        return x
+
+    before, after = (plain(lm, PROMPT, edit) for edit in ({}, {8: quiet}))
+    change = float((after.log_softmax(-1) - before.log_softmax(-1))[germany])
+    for line, name, moved, last in zip(said, ("clean", "silence"), (0.0, change), (before, after), strict=True):
+        lead = float(last[germany] - last[greece])
+        assert line == f"{name}: log p(' Germany') {moved:+.2f}, logit difference to ' Greece' {lead:.2f} nats"
+    assert said[0] != said[1].replace("silence", "clean")
+
+
 def test_gains_and_agreement_are_told_with_their_numbers(capsys):
-    study.show_gains({"top": {" the": 2}, "near": torch.tensor([1.0, 2.0]), "far": torch.tensor([3.0, 5.0])})
+    study.show_gains(
+        {"top": {" the": 2}, "right": 0, "near": torch.tensor([1.0, 2.0]), "far": torch.tensor([3.0, 5.0])}
+    )
     said = capsys.readouterr().out
-    assert "{' the': 2}" in said and "the region gain 1.5 nats, countries of other regions 4.0." in said
+    assert (
+        "{' the': 2}; the right country on 0 of 2." in said
+        and "the region gain 1.5 nats, countries of other regions 4.0." in said
+    )
     zero, mean = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[3.0, 2.0, 1.0]])
     study.show_agreement({"zero": zero, "mean": mean, "resample": mean}, -4.577, -4.582)
     assert capsys.readouterr().out == (
