@@ -7,7 +7,7 @@ import helpers
 _SHARED = {
     "helpers.course.exercise": ["hint", "own_or_solution", "show_solution"],
     "helpers.course.guess": ["predict", "show_guesses"],
-    "helpers.course.ledger": ["show_committed", "show_ledger"],
+    "helpers.course.ledger": ["show_committed", "show_ledger", "show_parts"],
     "helpers.hooks": ["first", "with_first"],
     "helpers.plots.diagram": ["Mark", "stream_diagram"],
     "helpers.plots.style": ["point_names", "show_figure"],

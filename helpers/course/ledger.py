@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -255,3 +256,22 @@ def show_committed(lesson: int) -> None:
     from IPython.display import display
 
     display(committed(lesson))
+
+
+def show_parts(*numbers: str, model: str = "smollm2") -> None:
+    """Print the parts of stored claims, "1.3" and so on, and on how many prompts each part is true.
+
+    It tells which part keeps a claim from holding. Raises BadValue for a claim that is not stored or was not judged in parts.
+    """
+    with STORED.open(encoding="utf-8", newline="") as file:
+        stored = {row["claim"]: row for row in csv.DictReader(file) if row["model"] == model}
+    name = {"pocket": say("The pocket model"), "smollm2": "SmolLM2-135M"}.get(model, model)
+    for number in numbers:
+        parts = re.findall(r"(?:^|; )([^;]+?): (\d+) of (\d+)", stored[number]["why"] if number in stored else "")
+        if not parts:
+            raise BadValue(
+                say("claim {number!r} has no parts that were counted on {model}.", number=number, model=name)
+            )
+        print(say("{model}, claim {number}, part by part:", model=name, number=number))
+        for what, true, tried in parts:
+            print("  " + say("{what}: {true} of {n}", what=say(what), true=true, n=tried))

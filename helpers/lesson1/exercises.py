@@ -846,7 +846,7 @@ EXERCISES = (
         "1.1",
         translatable("Where can it change?"),
         1,
-        3,
+        4,
         changed_states,
         _check_1_1,
         translatable(
@@ -862,7 +862,7 @@ EXERCISES = (
         "1.2",
         translatable("A hook that is right everywhere"),
         2,
-        7,
+        9,
         make_hook,
         _check_1_2,
         translatable(
@@ -878,7 +878,7 @@ EXERCISES = (
         "1.3",
         translatable("How much survives?"),
         2,
-        8,
+        10,
         survival,
         _check_1_3,
         translatable(
@@ -894,7 +894,7 @@ EXERCISES = (
         "1.4",
         translatable("Who carries the difference?"),
         2,
-        7,
+        9,
         top_dimensions,
         _check_1_4,
         translatable(
@@ -910,7 +910,7 @@ EXERCISES = (
         "1.5",
         translatable("Repair it"),
         3,
-        10,
+        13,
         repair_factor,
         _check_1_5,
         translatable(

@@ -309,7 +309,11 @@ def plot_attention(looks: Mapping[str, Tensor], ax: Axes | None = None) -> Axes:
         other=other,
     )
     set_title(ax, finding)
-    describe(ax, say("Two lines over the blocks. {finding}.", finding=finding))
+    each = "; ".join(
+        say("{name}: {values}", name=one, values=", ".join(f"{value:.2f}" for value in series.tolist()))
+        for one, series in looks.items()
+    )
+    describe(ax, say("Two lines over the blocks. {finding}. From block 0 on, {each}.", finding=finding, each=each))
     return ax
 
 

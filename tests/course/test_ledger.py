@@ -157,3 +157,19 @@ def test_the_stored_verdicts_stand_side_by_side():
         assert ("of" in real) == bool(stored[number, "smollm2"]["of prompts"])
     with pytest.raises(BadValue, match="lessons are 1 to 5"):
         core.committed(6)
+
+
+def test_the_parts_of_a_stored_claim_are_counted(capsys):
+    core.show_parts("1.4", "1.5")
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "SmolLM2-135M, claim 1.4, part by part:" and said[3] == "SmolLM2-135M, claim 1.5, part by part:"
+    with core.STORED.open(encoding="utf-8") as file:
+        stored = {(row["claim"], row["model"]): row["why"] for row in csv.DictReader(file)}
+    for line in said[1:3]:
+        assert line.startswith("  ") and line.strip() in stored["1.4", "smollm2"]
+    assert len(said) == 6, "a note that follows the parts is no part"
+    core.show_parts("1.3", model="pocket")
+    assert capsys.readouterr().out.startswith("The pocket model, claim 1.3, part by part:\n  Δ ends higher")
+    for number in ("1.1", "9.9"):
+        with pytest.raises(BadValue, match="no parts"):
+            core.show_parts(number)

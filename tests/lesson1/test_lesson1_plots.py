@@ -108,4 +108,5 @@ def test_attention_is_told_where_it_is_highest():
     ax = streams.plot_attention({"as it is": torch.tensor([0.1, 0.9, 0.5]), "it silent": torch.tensor([0.1, 0.2, 0.6])})
     title = ax.get_title(loc="left").replace("\n", " ")
     assert title == "Block 1 gives the first token 0.90 of its attention as it is, 0.20 with it silent"
+    assert description(ax).endswith("From block 0 on, as it is: 0.10, 0.90, 0.50; it silent: 0.10, 0.20, 0.60.")
     assert to_png(ax).startswith(b"\x89PNG")

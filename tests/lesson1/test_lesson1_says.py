@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 
-from helpers import edit, scale_block, smollm2, trace
+from helpers import edit, load_model, scale_block, smollm2, trace
 from helpers.course import exercise as core
 from helpers.course.exercise import tiny_model
 from helpers.course.words import Words
-from helpers.lesson1.exercises import EXERCISES
+from helpers.lesson1.exercises import EXERCISES, PROMPT, WORD
 from helpers.lesson1.words import probability, show_next_words, word_finding
 
 
@@ -82,3 +82,29 @@ def test_a_machine_without_the_real_model_sees_a_finding_too(exercise, monkeypat
 @pytest.mark.parametrize("exercise", EXERCISES, ids=lambda exercise: exercise.number)
 def test_each_exercise_knows_three_other_ways_and_five_mistakes(exercise):
     assert len(exercise.right) >= 3 and len(exercise.wrong) >= 5
+
+
+def after_scaling(lm, factor):
+    """For each block: the probability of the right word when this block is scaled, and the first choice then."""
+    found = []
+    for block in range(lm.n_blocks):
+        with edit(lm, scale_block(block, factor)):
+            run = trace(lm, PROMPT)
+        found.append((probability(lm, run, WORD), lm.tokenizer.decode([int(run.last_logits[0].argmax())])))
+    return found
+
+
+def test_the_folded_answer_about_the_pocket_model_is_right(pocket):
+    """l1-exercise-5-text: no output of the notebook shows these numbers."""
+    found = after_scaling(pocket, 1.5)
+    block = min(range(pocket.n_blocks), key=lambda one: found[one][0])
+    chance, first = found[block]
+    assert (block, round(chance, 2), first) == (7, 0.11, " a")
+    assert round(probability(pocket, trace(pocket, PROMPT), WORD), 2) == 0.43
+
+
+@pytest.mark.skipif(not smollm2.is_here(), reason="the real model has not been brought")
+def test_the_folded_answer_about_the_real_model_is_right():
+    real = load_model("smollm2")
+    kept = [block for block, (_, first) in enumerate(after_scaling(real, 0.5)) if first == WORD]
+    assert kept == [0, 1, 12, 13, 18, 19, 20, 21, *range(23, 30)]
