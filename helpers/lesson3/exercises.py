@@ -19,7 +19,7 @@ from helpers.hooks import first, with_first
 from helpers.lesson3.claims import find_keys
 from helpers.lesson3.runs import EXAMPLE, FACT, TARGET, WATER, some_prompts
 from helpers.loading import load_model
-from helpers.metrics import kl, top_k
+from helpers.metrics import top_k
 from helpers.readings import read_site
 from helpers.say import say, translatable
 from helpers.tables import format_number
@@ -1130,32 +1130,31 @@ def _neuron_by_neuron(neurons, generator):
 
 def _payoff_3_5(fair_noise: Callable[..., Any]) -> str:
     lm, name = a_model()
-    text, target, block = _fact(name), lm.token_id(TARGET), 17 if name == "SmolLM2" else 7
-    clean = lm.logits(text)
+    text, target = _fact(name), lm.token_id(TARGET)
+    block, other = (17, 28) if name == "SmolLM2" else (7, 0)
 
-    def run(seed: int) -> tuple[float, float]:
+    def kept(at: int, seed: int) -> float:
         def even(value: Tensor) -> Tensor:
             value[..., ::2] = fair_noise(value.clone(), torch.Generator().manual_seed(seed))[..., ::2].to(value)
             return value
 
-        with edit(lm, change("neurons", block, even)):
-            logits = lm.logits(text)
-        return float(kl(clean, logits).mean()), _probability(logits, target)
+        with edit(lm, change("neurons", at, even)):
+            return _probability(lm.logits(text), target)
 
-    costs, kept = zip(*(run(seed) for seed in range(5)), strict=True)
-    with edit(lm, noise_neurons(block, slice(0, None, 2), 10, 1, torch.Generator().manual_seed(0))):
-        push = float(kl(clean, lm.logits(text)).mean())
+    found = {at: [kept(at, seed) for seed in range(5)] for at in (block, other)}
     return say(
-        "In the even neurons of block {block} of {name} your noise leaves {target!r} at {kept} to "
-        "{kept_2} over five seeds. It costs {costs} nats a token, the report's noise {push}: the exact "
-        "values of these neurons matter little.",
-        block=block,
+        "In {name} {target!r} has {before} without an edit. Over five seeds your noise in block {block} leaves "
+        "it {lowest} to {highest}, but in block {other} {other_lowest} to {other_highest}: not every block bears "
+        "fair noise.",
         name=name,
         target=TARGET,
-        kept=_n(min(kept)),
-        kept_2=_n(max(kept)),
-        costs=_n(sum(costs) / 5),
-        push=_n(push),
+        before=_n(_probability(lm.logits(text), target)),
+        block=block,
+        lowest=_n(min(found[block])),
+        highest=_n(max(found[block])),
+        other=other,
+        other_lowest=_n(min(found[other])),
+        other_highest=_n(max(found[other])),
     )
 
 

@@ -18,7 +18,7 @@ from helpers.metrics import kl, top_k
 from helpers.models import LanguageModel
 from helpers.readings import read_site, spread
 from helpers.say import say
-from helpers.tracing import Trace, trace
+from helpers.tracing import Prompt, Trace, trace
 
 WATER = "There is a lot of liquid water on planet Earth"
 FACT = "Berlin is the capital of"
@@ -65,6 +65,19 @@ def what_heads_write(
             float(kl(clean.last_logits, run.last_logits)),
         ]
     return rows
+
+
+@torch.no_grad()
+def value_lengths(lm: LanguageModel, prompt: Prompt, block: int, key_head: int) -> Tensor:
+    """The length of each token's value in one key head, (pos,), from the model's own cache."""
+    cache: Any = lm.model(**(lm.inputs(lm.encode(prompt)) | {"use_cache": True})).past_key_values
+    return cache.layers[block].values[0, key_head].norm(dim=-1)
+
+
+def logits_with(lm: LanguageModel, prompt: Prompt, *edits: Edit) -> Tensor:
+    """The logits of the next word while these edits are on, (batch, vocabulary)."""
+    with edit(lm, *edits):
+        return lm.logits(prompt)[:, -1]
 
 
 def top_word(lm: LanguageModel, prompt: str, *edits: Edit) -> str:

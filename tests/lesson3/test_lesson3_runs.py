@@ -222,3 +222,19 @@ def test_the_form_of_a_block_is_what_a_hook_sees():
     with plain(lm.blocks[0].register_forward_hook(lambda m, a, out: seen.append(out))):
         lm.logits(runs.WATER)
     assert runs.block_form(lm) == (f"a tuple of {len(seen[0])}" if isinstance(seen[0], tuple) else "a tensor")
+
+
+def test_the_lengths_of_values_are_those_of_the_fused_projection(lm):
+    seen = []
+    with plain(lm.blocks[1].attn.c_attn.register_forward_hook(lambda module, args, output: seen.append(output))):
+        logits(lm)
+    values = seen[0][0, :, 2 * lm.d_model :].unflatten(-1, (lm.n_heads, lm.d_head))[:, 1]
+    assert torch.allclose(runs.value_lengths(lm, IDS, 1, 1), values.norm(dim=-1))
+
+
+def test_logits_are_those_of_the_last_token_while_the_edits_are_on(lm):
+    one, other = zero_keys(0, [1]), zero_keys(1, [0])
+    with edit(lm, one, other):
+        expected = lm.logits(IDS)[:, -1]
+    assert torch.equal(runs.logits_with(lm, IDS, one, other), expected)
+    assert not torch.equal(runs.logits_with(lm, IDS), expected)
