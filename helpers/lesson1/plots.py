@@ -144,9 +144,13 @@ def plot_factors(found: Mapping[str, Measured], block: int, ax: Axes | None = No
         change = stored.at("mean", **where).tolist()
         error = [1.96 * one for one in stored.at("standard error", **where).tolist()]
         kept = stored.at("flags", scaled=block, factor=factors, flag="top-1 kept").float().mean(dim=1).tolist()
-        ax.errorbar(factors, change, error, label=name, capsize=3, **series_style(index))
+        style = series_style(index)
+        points = sorted([*zip(factors, change, strict=True), (1.0, 0.0)])  # × 1 is no edit: the curve goes through 0
+        marked = [at for at, (factor, _) in enumerate(points) if factor != 1]
+        ax.plot(*zip(*points, strict=True), label=name, markevery=marked, **style)
+        ax.errorbar(factors, change, error, capsize=3, color=style["color"], linestyle="none")
         unsure = [i for i, (one, wide) in enumerate(zip(change, error, strict=True)) if abs(one) <= wide]
-        hollow = {**series_style(index), "linestyle": "none", "markerfacecolor": "white", "zorder": 3}
+        hollow = {**style, "linestyle": "none", "markerfacecolor": "white", "zorder": 3}
         ax.plot([factors[i] for i in unsure], [change[i] for i in unsure], **hollow)
         ends.append((name, *(change[factors.index(factor)] for factor in (0.5, 1.5))))
         told.append(
