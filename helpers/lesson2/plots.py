@@ -40,7 +40,6 @@ from helpers.say import say, translatable
 from helpers.tables import format_number
 
 ANATOMY_SIZE = (8.6, 3.4)
-FULL = 0.95  # r from here on counts as "near 1", as in the claims ledger
 PERFECT = 0.999  # r from here on looks like no change at all
 PARTS = (translatable("attention"), translatable("MLP"))
 
@@ -227,22 +226,21 @@ def filled_axis(before: Tensor, after: Tensor, keep: Tensor) -> float:
 
 
 def plot_likeness(series: Mapping[str, Tensor], ax: Axes | None = None) -> Axes:
-    """Draw 1 − r between the input and the output of each block, one line per way to count, on a logarithmic axis.
+    """Draw r between the input and the output of each block, one line per way to count; the axis stretches what is near 1.
 
     series: what was compared -> r, (n_blocks,). The first and the last make the title.
     """
     ax = new_axes(ax, (7.0, 3.8))
     for index, (name, values) in enumerate(series.items()):
         style = series_style(index) | ({"markerfacecolor": "white", "markersize": 8} if index == 1 else {})
-        ax.plot(range(len(values)), (1 - values).tolist(), label=name, **style)
+        ax.plot(range(len(values)), (1 - values).tolist(), label=name, **style)  # 1 − r, read as r
     block_axis(ax, len(next(iter(series.values()))))
     ax.set_yscale("log")
-    ax.axhline(1 - FULL, color=QUIET, linewidth=1, linestyle=":")
-    ax.annotate(
-        f"r = {FULL}", (1, 1 - FULL), xycoords=("axes fraction", "data"), xytext=(4, -3), textcoords="offset points",
-        ha="left", color=QUIET, fontsize=9,
-    )  # fmt: skip
-    ax.set_ylabel(say("1 − r (lower: more alike)"))
+    ax.invert_yaxis()
+    ax.yaxis.set_major_formatter(lambda miss, _: f"{1 - miss:.9g}")
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.axhline(1 - PERFECT, color=EDIT, linewidth=1, linestyle=":")
+    ax.set_ylabel(say("r (higher: more alike)"))
     ax.legend(frameon=False, fontsize=9)
     finding = likeness_finding(series)
     set_title(ax, finding)
@@ -253,7 +251,10 @@ def plot_likeness(series: Mapping[str, Tensor], ax: Axes | None = None) -> Axes:
     describe(
         ax,
         say(
-            "1 minus r for each block, one line per way to count. {finding}. {lowest}.", finding=finding, lowest=lowest
+            "r for each block, one line per way to count; a dotted line marks {perfect}. {finding}. {lowest}.",
+            perfect=PERFECT,
+            finding=finding,
+            lowest=lowest,
         ),
     )
     return ax

@@ -1,4 +1,4 @@
-"""What stands in for a block's step in this lesson: random steps, values set to zero, parts left out.
+"""What stands in for a block's step in this lesson: random steps, values set to zero, parts left out; and what is then read.
 
     after = random_steps(clean.resid[23], clean.resid[24], 20)      # 20 states, as far from the one before
     length, cost, first = part_costs(real, prompt, " Germany")      # one number for each part of each block
@@ -8,17 +8,24 @@ States are (batch, pos, d_model), as in `Trace.resid[l]`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from helpers.correlations import within_percentile
+from helpers.correlations import (
+    correlation,
+    correlation_per_dimension,
+    random_step_correlation,
+    within_percentile,
+)
 from helpers.countries import capital_prompts
-from helpers.edits import patch_block
+from helpers.edits import Edit, edit, patch_block
 from helpers.lesson2.plots import filled_axis
 from helpers.measures import Measure, Outcome, predictions
 from helpers.models import LanguageModel
+from helpers.readings import attention_patterns
 from helpers.say import say, translatable
 from helpers.sweeps import sweep_blocks, sweep_edits
 from helpers.tracing import trace
@@ -59,6 +66,38 @@ def part_costs(lm: LanguageModel, prompt: str, word: str) -> tuple[Tensor, Tenso
     swept = torch.stack([sweep_blocks(lm, prompt, part=p, measure=predictions(lm, word)) for p in ("attention", "mlp")])
     columns = predictions(lm, word).columns
     return length, swept[..., columns.index("kl")], swept[..., columns.index("target is top-1")]
+
+
+def four_correlations(before: Tensor, after: Tensor, keep: Tensor) -> list[float]:
+    """r of two states (batch, pos, d_model) in four ways: over all values, without the first token, over the values that `keep`
+    leaves, and for each coordinate alone (the median). Raises BadValue for fewer than three tokens.
+    """
+    pairs = ((before, after), (before[:, 1:], after[:, 1:]), (before[keep], after[keep]))
+    return [*(correlation(*pair) for pair in pairs), float(correlation_per_dimension(before, after).median())]
+
+
+def block_correlations(resid: Tensor) -> dict[str, Tensor]:
+    """r between the input and the output of each block, (n_blocks,), counted in three ways: what `plot_likeness` draws.
+
+    resid: as `Trace.resid`.
+    """
+    pairs = list(itertools.pairwise(resid))
+    return {
+        say("all values"): torch.tensor([correlation(a, b) for a, b in pairs]),
+        say("a random step"): torch.tensor([random_step_correlation(a, b) for a, b in pairs]),
+        say("without the first token"): torch.tensor([correlation(a[:, 1:], b[:, 1:]) for a, b in pairs]),
+    }
+
+
+def attention_on_first(lm: LanguageModel, prompt: str, block: int, edits: Sequence[Edit]) -> Tensor:
+    """(len(edits),): how much of their attention the later tokens give to the first one in `block`, under each edit alone; the
+    mean over tokens and heads. Raises BadPrompt, BlockOutOfRange.
+    """
+    number, found = lm.check_block(block), []
+    for one in edits:
+        with edit(lm, one):
+            found.append(attention_patterns(lm, prompt)[number, 0, :, 1:, 0].mean())
+    return torch.stack(found)
 
 
 MASK_FACTS = (

@@ -107,7 +107,11 @@ def test_likeness_counts_the_blocks_that_look_perfect_and_marks_the_threshold():
     assert "r is 0.999 or more at 2 of 3 blocks; without: at none" in drawn(ax)
     assert ax.get_yscale() == "log"
     assert ax.lines[0].get_ydata() == pytest.approx([0.8, 0.0005, 0.0001], rel=1e-3)
-    assert list(ax.lines[2].get_ydata()) == pytest.approx([0.05, 0.05])
+    assert list(ax.lines[2].get_ydata()) == pytest.approx([0.001, 0.001])
+    low, high = ax.get_ylim()
+    assert low > high, "the more alike, the higher"
+    labels = [ax.yaxis.get_major_formatter()(miss, None) for miss in (1, 0.1, 0.001, 1e-5)]
+    assert labels == ["0", "0.9", "0.999", "0.99999"]
 
 
 def test_words_draw_the_probability_and_name_who_comes_first():

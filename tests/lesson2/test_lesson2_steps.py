@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from helpers import capital_prompts, load_model, trace
+from helpers import attention_patterns, capital_prompts, correlation, load_model, trace
 from helpers.course.exercise import hooks_on
 from helpers.edits import patch_block
 from helpers.lesson2 import modes, steps
@@ -83,6 +83,39 @@ def test_the_cost_of_a_part_is_that_of_a_plain_hook(lm, run):
             assert bool(first[part, block]) == (int(without.argmax()) == lm.token_id(" Germany"))
             added = (run.attn, run.mlp)[part][block]
             assert float(length[part, block]) == pytest.approx(float(added.pow(2).sum().sqrt()))
+
+
+def test_four_ways_to_count_r():
+    generator = torch.Generator().manual_seed(2)
+    before, noise = (torch.randn(1, 6, 20, generator=generator, dtype=torch.float64) for _ in range(2))
+    after = before + 0.5 * noise
+    before[0, 0], after[0, 0] = 50 * before[0, 0], 50 * before[0, 0]
+    keep = before.abs() < 3
+
+    def plain(a, b):
+        return float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1])
+
+    every, later, kept, single = steps.four_correlations(before, after, keep)
+    assert every == pytest.approx(plain(before, after)) and later == pytest.approx(plain(before[0, 1:], after[0, 1:]))
+    assert kept == pytest.approx(plain(before[keep], after[keep]))
+    columns = torch.tensor([plain(before[0, :, i], after[0, :, i]) for i in range(20)])
+    assert single == pytest.approx(float(columns.median()))
+
+
+def test_every_block_gets_its_three_correlations(run):
+    every, chance, later = steps.block_correlations(run.resid).values()
+    assert every.shape == chance.shape == later.shape == (12,)
+    assert float(every[10]) == pytest.approx(correlation(run.resid[10], run.resid[11]))
+    assert float(later[3]) == pytest.approx(correlation(run.resid[3][:, 1:], run.resid[4][:, 1:]))
+    assert 0 < float(chance[10]) < 1
+
+
+def test_attention_on_the_first_token_is_read_under_each_edit_alone(lm, run):
+    clean = float(attention_patterns(lm, PROMPT)[6, 0, :, 1:, 0].mean())
+    found = steps.attention_on_first(lm, PROMPT, 6, [patch_block(3, run.resid[4]), patch_block(3, 0 * run.resid[4])])
+    assert float(found[0]) == pytest.approx(clean)
+    assert abs(float(found[1]) - clean) > 1e-3
+    assert float(attention_patterns(lm, PROMPT)[6, 0, :, 1:, 0].mean()) == pytest.approx(clean)
 
 
 def test_mask_facts_are_counted():
