@@ -35,9 +35,10 @@ CLOSE = {"rtol": 2e-3, "atol": 2e-4}
 
 @pytest.fixture(scope="module")
 def tool():
+    """`tool("measure")` is the command, `tool("measuring.steps")` one of the files behind it."""
     sys.path.insert(0, str(TOOLS))
     try:
-        yield importlib.import_module("measure")
+        yield importlib.import_module
     finally:
         sys.path.remove(str(TOOLS))
 
@@ -91,13 +92,13 @@ def test_the_origin_is_told(model, part, tool):
     assert about["model"] == model and about["seed"] == 0
     assert about["dtype"] == {"pocket": "float64", "smollm2": "float32"}[model]
     assert set(about["versions"]) == {"torch", "transformers", "causal-interventions-course"}
-    assert about["sha256"]["prompts"] == tool.sha256_of(about["prompts"])
+    assert about["sha256"]["prompts"] == tool("measuring.steps").sha256_of(about["prompts"])
     assert len(about["sha256"]["helpers and tool"]) == 64
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_the_weights_are_those_that_were_measured(model, models, tool):
-    now = tool.weights_of(models(model))
+    now = tool("measuring.steps").weights_of(models(model))
     assert {measured(model, part).about["sha256"]["weights"] for part in PARTS} == {now}
 
 
@@ -418,8 +419,7 @@ def test_prompts_in_one_row_give_what_each_gives_alone(tool):
     lm = tiny("llama")
     ids = torch.randint(0, 97, (5, 9), generator=torch.Generator().manual_seed(3))
     ids[:, :4] = ids[0, :4]
-    packed = importlib.import_module("packed")
-    row = packed.Packed(lm, ids.tolist())
+    row = tool("measuring.packed").Packed(lm, ids.tolist())
     assert len(row.ids) == 4 + 5 * 5
     measure = predictions(lm, [1, 2, 3, 4, 5], [9, 8, 7, 6, 10])
     values = trace(lm, ids).heads.transpose(0, 1).roll(1, 0)  # each prompt's heads from the one before it
@@ -438,18 +438,19 @@ def test_prompts_in_one_row_give_what_each_gives_alone(tool):
 def test_zero_and_resample_are_those_of_sweep_heads(tool, models):
     lm = models("pocket")
     facts = [CapitalPrompt(**fact) for fact in measured("pocket", "heads").about["prompts"][:4]]
-    measure, columns = tool.changes(lm, facts)
+    capitals, heads = tool("measuring.capitals"), tool("measuring.heads")
+    measure, columns = capitals.changes(lm, facts)
     for kind in ("zero", "resample"):
         expected = columns(
             sweep_heads(
                 lm,
-                tool.ids_of(lm, facts),
+                capitals.ids_of(lm, facts),
                 measure=measure,
                 replacement=kind,
                 generator=torch.Generator().manual_seed(0),
             )
         )
-        torch.testing.assert_close(tool.head_map(lm, facts, kind), expected)
+        torch.testing.assert_close(heads.head_map(lm, facts, kind), expected)
 
 
 def test_a_finished_step_is_not_computed_again_and_another_input_is_another_step(tool, tmp_path):
@@ -460,7 +461,7 @@ def test_a_finished_step_is_not_computed_again_and_another_input_is_another_step
         return torch.tensor([value])
 
     for key in ({"weights": "a"}, {"weights": "a"}, {"weights": "b"}):
-        steps = tool.Steps(tmp_path, key, lambda name: None)
+        steps = tool("measuring.steps").Steps(tmp_path, key, lambda name: None)
         assert steps.one("one", [1], work, 1.0).tolist() == [1.0]
         assert steps.one("one", [2], work, 2.0).tolist() == [2.0]
     assert calls == [1.0, 2.0, 1.0, 2.0]
@@ -471,7 +472,7 @@ def test_a_killed_step_leaves_nothing_that_counts_as_finished(tool, tmp_path):
     def killed():
         raise KeyboardInterrupt
 
-    steps = tool.Steps(tmp_path, {}, lambda name: None)
+    steps = tool("measuring.steps").Steps(tmp_path, {}, lambda name: None)
     with pytest.raises(KeyboardInterrupt):
         steps("one", [], killed)
     assert steps.one("one", [], lambda: torch.ones(1)).tolist() == [1.0]
@@ -479,25 +480,34 @@ def test_a_killed_step_leaves_nothing_that_counts_as_finished(tool, tmp_path):
 
 def test_the_same_results_make_the_same_bytes(tool, tmp_path):
     lm = tiny("gpt2")
-    job = tool.Job("tiny", lm, tool.POCKET, tool.Steps(tmp_path, {}, lambda name: None), {"weights": "w"})
+    steps = tool("measuring.steps").Steps(tmp_path, {}, lambda name: None)
+    job = tool("measuring.job").Job("tiny", lm, tool("measuring.job").POCKET, steps, {"weights": "w"})
     table = {"a": (torch.ones(4), ["block"], "ones"), "b": (torch.zeros(4, 4), ["block", "head"], "zeros")}
     for folder in (tmp_path / "1", tmp_path / "2"):
-        tool.write(job, "part", "what", table, {}, folder, prompts=["x"])
+        tool("measuring.files").write(job, "part", "what", table, {}, folder, prompts=["x"])
     first, second = (tmp_path / name / "tiny-part.safetensors" for name in "12")
     assert first.read_bytes() == second.read_bytes()
     assert read(tmp_path / "1", "tiny", "part")["b"].shape == (4, 4)
 
 
+def test_the_hash_of_the_code_covers_every_file_of_the_tool_in_one_order(tool, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Path, "read_bytes", lambda path: seen.append(path.name) or b"")
+    assert len(tool("measuring.steps").code_of()) == 64
+    of_the_tool = ["measure.py", *sorted(path.name for path in (TOOLS / "measuring").glob("*.py"))]
+    assert seen[-len(of_the_tool) :] == of_the_tool and "heads.py" in of_the_tool
+
+
 def test_the_findings_of_the_stored_files_are_printed(tool, capsys):
     for model in MODELS:
-        assert tool.main(["--model", model, "--show"]) == 0
+        assert tool("measure").main(["--model", model, "--show"]) == 0
     said = capsys.readouterr().out
     assert said.count("\n- ") > 60 and "nan" not in said
 
 
 def test_an_unknown_model_is_told_in_one_sentence(tool, capsys, tmp_path):
     (tmp_path / "empty").mkdir()
-    assert tool.main(["--model", str(tmp_path / "empty"), "--out", str(tmp_path)]) == 1
+    assert tool("measure").main(["--model", str(tmp_path / "empty"), "--out", str(tmp_path)]) == 1
     assert "Traceback" not in capsys.readouterr().err
 
 
