@@ -4,11 +4,12 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import tiny_gguf
 import torch
 from hypothesis.configuration import set_hypothesis_home_dir
 from tiny import tiny
 
-from helpers import load_model
+from helpers import load_model, smollm2
 from helpers.course import ledger as core
 from helpers.course.ledger import FAILS, HOLDS, PARTLY, Claim, Verdict
 
@@ -82,3 +83,12 @@ def llama(pocket):
     lm = tiny("llama", vocab_size=pocket.vocabulary, max_position_embeddings=128)
     lm.tokenizer = pocket.tokenizer
     return lm
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """A small file with known numbers, converted: (folder of the file, folder of the model, the numbers)."""
+    folder = tmp_path_factory.mktemp("made")
+    known = tiny_gguf.write_gguf(folder / "tiny.gguf")
+    smollm2._convert_apart(folder / "tiny.gguf", folder / "model")
+    return folder, folder / "model", known
