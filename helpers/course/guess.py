@@ -5,7 +5,7 @@
     early.answer("grows", "Δ goes from 67 to 134.")       # You said "shrinks". The answer is "grows": Δ goes from 67 to 134.
 
 Nobody has to guess: without one, `answer` prints the finding alone, so a run of all cells gives the same text each time.
-The guess lives in the control, and the control in the learner's own notebook run.
+The guess lives in the control, and the control in the learner's own notebook run: a cell that asks again keeps what was said.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Guess:
         print("\n".join(textwrap.wrap(said, 96, break_long_words=False, break_on_hyphens=False)))
 
     def _on_choice(self, change: Any) -> None:
-        said = say("You said “{guessed}”. Run on.", guessed=self.guessed) if self.guessed else ""
+        said = say("You said “{guessed}”. Now run the next cell.", guessed=self.guessed) if self.guessed else ""
         self._said.value = said and f'<p role="status" aria-live="polite">{escape(said)}</p>'
 
     def __repr__(self) -> str:
@@ -85,10 +85,18 @@ class Guess:
 
 
 def predict(question: str, *options: str) -> Guess:
-    """Ask for a guess, here and now, by mouse, keyboard or screen reader. Returns what answers it later. Raises BadValue."""
+    """Ask for a guess, here and now, by mouse, keyboard or screen reader. Returns what answers it later. Raises BadValue.
+
+    A click makes this cell the one that runs next: where it runs again, the guess that was made stays.
+    """
+    from IPython import get_ipython
     from IPython.display import display
 
     guess = Guess(question, *options)
+    shell = get_ipython()
+    for earlier in list(shell.user_ns.values()) if shell else []:
+        if isinstance(earlier, Guess) and (earlier.question, earlier.options) == (question, options):
+            guess.guessed = earlier.guessed or guess.guessed
     display(guess)
     return guess
 

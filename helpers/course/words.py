@@ -62,9 +62,8 @@ def words_table(words: Words, change: bool = False) -> str:
         if change:
             moved = format_number(math.log(after / before), 2) if before > 0 and after > 0 else "–"
             cells += f'<td style="text-align: right; {CELL}">{moved}</td>'
-        rows.append(
-            f'<tr><th scope="row" style="text-align: left; font-weight: normal; {CELL}">{escape(repr(name))}</th>{cells}</tr>'
-        )
+        label = f'<th scope="row" style="text-align: left; font-weight: normal; {CELL}">{escape(repr(name))}</th>'
+        rows.append(f'<tr style="border-top: 1px solid #ddd">{label}{cells}</tr>')
     corner = escape(say("next token"))
     return (
         '<table style="border-collapse: collapse; line-height: 1.3"><thead><tr>'

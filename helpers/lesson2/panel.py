@@ -62,10 +62,10 @@ def describe_view(view: BlockView) -> str:
         "would give {random_step_correlation}. These values fill {filled_axis} % of the axis. The "
         "block's attention adds a length of {attention}, its MLP {mlp}.",
         block=view.block,
-        correlation=_n(correlation(*kept)),
+        correlation=f"{float(correlation(*kept)):.4f}",
         n_kept=int(view.keep.sum()),
         n_values=view.keep.numel(),
-        random_step_correlation=_n(random_step_correlation(*kept)),
+        random_step_correlation=f"{float(random_step_correlation(*kept)):.4f}",
         filled_axis=_n(100 * filled_axis(view.before, view.after, view.keep)),
         attention=_n(attention),
         mlp=_n(mlp),

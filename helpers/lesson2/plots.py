@@ -563,7 +563,9 @@ def _points(
     ax.set_ylabel(say("value in {name}", name=names[1]))
     if legend:
         ax.legend(frameon=False, fontsize=8, loc="upper left", handletextpad=0.2)
-    if by_token and colorbar is not None and bool(rest.any()):
+    if colorbar is not None and not bool(rest.any()):
+        colorbar.set_axis_off()
+    elif by_token and colorbar is not None:
         bar = ax.figure.colorbar(dots, ticks=MaxNLocator(4, integer=True), cax=colorbar)
         bar.set_label(say("token position") if legend else say("token position (×: the first)"), fontsize=8)
 

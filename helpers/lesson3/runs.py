@@ -95,7 +95,7 @@ def noise_facts(lm: LanguageModel, prompt: str, block: int, mean: float = 10.0) 
     below = 100 * float((natural <= 0).double().mean())
     far = float((mean - natural.mean()) / natural.std())
     return say(
-        "{below} % of the natural values are 0 or below; {mean} is {far} standard deviations away; "
+        "{below} % of the natural values are 0 or below; {mean} is {far} standard deviations away;\n"
         "{share} % of the change is one vector, the same at every token",
         below=f"{below:.0f}",
         mean=f"{mean:g}",

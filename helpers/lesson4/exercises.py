@@ -79,7 +79,9 @@ def _check_4_1(answer: Any) -> str | None:
         return say('give a set of letters, for example {"a", "c"}.')
     guess = {str(letter).strip().lower() for letter in answer}
     if not guess <= set("abcdef"):
-        return say("{guess} is not in the list: the letters go from a to f.", guess=sorted(guess - set("abcdef")))
+        return say(
+            "{guess} is not in the list: the letters go from a to f.", guess=", ".join(sorted(guess - set("abcdef")))
+        )
     truth = what_changes(tiny_model(4), TOKENS, 1, 2)
     too_much = {
         "a": say("a is computed before the edit; nothing flows back to the left."),
@@ -580,16 +582,18 @@ def _payoff_4_4(answer: Any) -> str:
     run = trace(lm, _prompt(model))
     towards = direction_of(lm, run, lm.token_id(TARGET), lm.token_id(CONTRAST))
     found = torch.stack([answer(run.heads[b, 0, -1], output_weight(lm, b), towards) for b in range(lm.n_blocks)])
-    best, worst = (divmod(int(i), lm.n_heads) for i in (found.argmax(), found.argmin()))
+    worst, second, best = (divmod(int(i), lm.n_heads) for i in found.flatten().argsort()[[0, -2, -1]])
     return say(
-        "On {model} your function finds that head {best} writes most towards{target} against{contrast}: "
-        "{found_best} of the {found} nats of all {found_2} heads. Most against the answer writes head "
-        "{worst}, {found_worst}.",
+        "On {model}, on this one prompt, your function finds that head {worst} writes most against the answer, {found_worst} "
+        "nats. Most towards{target} against{contrast} writes head {best}, {found_best}, then {second}, {found_second}. All "
+        "{found_2} heads together write {found}.",
         model=model,
         best=name_of(*best),
         target=TARGET,
         contrast=CONTRAST,
         found_best=f"{float(found[best]):+.2f}",
+        second=name_of(*second),
+        found_second=f"{float(found[second]):+.2f}",
         found=f"{float(found.sum()):.2f}",
         found_2=found.numel(),
         worst=name_of(*worst),
@@ -730,13 +734,10 @@ def _payoff_4_5(answer: Any) -> str:
         with edit(lm, *(zero_heads(block, h) for h in heads)):
             runs.append(log_prob(lm.logits(_prompt(model))[0, -1], lm.token_id(TARGET)))
     extra = float(runs[3] - runs[1] - runs[2] + runs[0])
-    return said + say(
-        " The same sum for {head} and {sister} of {model} is {extra} nats.",
-        head=name_of(block, head),
-        sister=name_of(block, SISTER),
-        model=model,
-        extra=f"{extra:+.2f}",
-    )
+    more = translatable(" For {head} and {sister} of {model} it falls by {extra} nats more.")
+    less = translatable(" For {head} and {sister} of {model} it falls by {extra} nats less.")
+    names = {"head": name_of(block, head), "sister": name_of(block, SISTER), "model": model}
+    return said + say(more if extra < 0 else less, **names, extra=f"{abs(extra):.2f}")
 
 
 def _wrong_4_5(index: int) -> Callable[..., Tensor]:

@@ -112,7 +112,9 @@ def summarize(effect: HeadEffect) -> str:
     looks = (
         ""
         if effect.pattern is None
-        else say(" In it {attention_finding}.", attention_finding=attention_finding(effect.pattern, effect.tokens))
+        else say(
+            " In this head {attention_finding}.", attention_finding=attention_finding(effect.pattern, effect.tokens)
+        )
     )
     return say(
         "{replacement} head {head} of block {block}: log p({target!r}) changes by {on_target} nats, log "

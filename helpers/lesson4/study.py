@@ -98,7 +98,7 @@ def show_leads(
         change = (last.log_softmax(-1) - clean.log_softmax(-1))[ids[0]]
         print(
             say(
-                "{name}: log p({target!r}) {change}, logit difference to {contrast!r} {lead} nats",
+                "{name}: log p({target!r}) changes by {change}, logit difference to {contrast!r} {lead} nats",
                 name=name,
                 target=target,
                 change=f"{float(change):+.2f}",
@@ -210,7 +210,7 @@ def show_gains(gain: Mapping[str, Any]) -> None:
     print(
         say(
             "Means instead, first words: {gain}; the right country on {right} of {prompts}.",
-            gain=gain["top"],
+            gain=", ".join(say("{word!r} on {times}", word=word, times=times) for word, times in gain["top"].items()),
             right=gain["right"],
             prompts=len(gain["near"]),
         )

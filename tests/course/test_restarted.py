@@ -1,9 +1,12 @@
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from helpers.course.restarted import ABOVE, NEW, advice
+from helpers.course import restarted
+from helpers.course.restarted import ABOVE, NEW, advice, made_in_lessons
 
 
 @pytest.mark.parametrize(
@@ -20,6 +23,18 @@ from helpers.course.restarted import ABOVE, NEW, advice
 )
 def test_only_names_of_the_lessons_are_explained(name, known, said):
     assert advice(name, known) == said
+
+
+def test_names_that_cells_make_are_known_from_the_notebooks_in_the_kernels_folder(monkeypatch, tmp_path):
+    lessons = Path(restarted.__file__).parents[2] / "notebooks"
+    assert {"rest_guess", "pairs", "fact", "in_place"} <= made_in_lessons(lessons)
+    assert not {"module", "output", "i", "kl"} & made_in_lessons(lessons)  # of functions and of the package
+    monkeypatch.chdir(lessons)
+    assert advice("rest_guess", {}) == NEW and advice("pairs", {"load_model": 1}) == ABOVE.format(name="pairs")
+    cells = [{"cell_type": "code", "source": source} for source in (["%%time"], "mine = 1")]
+    (tmp_path / "01_mine.ipynb").write_text(json.dumps({"cells": cells}))
+    (tmp_path / "02_broken.ipynb").write_text("{")
+    assert "mine" in made_in_lessons(tmp_path)
 
 
 def run(*cells):
