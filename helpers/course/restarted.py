@@ -61,10 +61,13 @@ def _made_by(statement: ast.stmt) -> Iterator[str]:
     if isinstance(statement, ast.FunctionDef | ast.ClassDef):
         yield statement.name
         return
+    of_comprehensions = {
+        name for inner in ast.walk(statement) if isinstance(inner, ast.comprehension) for name in ast.walk(inner.target)
+    }
     for node in ast.walk(statement):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node not in of_comprehensions:
             yield node.id
-        elif isinstance(node, ast.alias):
+        elif isinstance(node, ast.alias) and node.name != "*":
             yield node.asname or node.name
 
 

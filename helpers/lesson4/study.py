@@ -207,10 +207,11 @@ def who_gains(
 def show_gains(gain: Mapping[str, Any]) -> None:
     """Print what `who_gains` found, means over the prompts."""
     near, far = (float(gain[where].mean()) for where in ("near", "far"))
+    first = ", ".join(say("{word!r} on {times}", word=word, times=times) for word, times in gain["top"].items())
     print(
         say(
             "Means instead, first words: {gain}; the right country on {right} of {prompts}.",
-            gain=", ".join(say("{word!r} on {times}", word=word, times=times) for word, times in gain["top"].items()),
+            gain=first,
             right=gain["right"],
             prompts=len(gain["near"]),
         )

@@ -110,7 +110,7 @@ def test_the_notebook_says_how_many_exercises_and_how_long_they_take(lesson):
     mine = [e for e in EXERCISES if e.number.startswith(lesson.removeprefix("lesson") + ".")]
     title = "".join(_notebook(mine[0])[0]["source"])
     words = {4: "four", 5: "five", 6: "six", 7: "seven"}
-    assert f"{sum(e.minutes for e in mine)} of them for {words[len(mine)]} exercises" in title
+    assert f"{sum(e.minutes for e in mine)} minutes of them for {words[len(mine)]} exercises" in title
 
 
 @each

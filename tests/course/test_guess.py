@@ -1,5 +1,7 @@
 """A guess: asked, kept, answered; and the same text for all who make none."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from helpers.course.guess import Guess, predict, show_guesses
@@ -75,3 +77,17 @@ def test_an_option_that_is_none_is_refused():
         guess.answer("falls", "")
     with pytest.raises(BadValue, match="'falls' is not among"):
         guess.guessed = "falls"
+
+
+def test_a_cell_that_asks_again_keeps_the_guess(monkeypatch):
+    """A click on an option makes its cell the one that runs next: whoever presses Shift+Enter then asks again."""
+    asked = predict("Up or down?", "up", "down")
+    asked.guessed = "down"
+    shell = SimpleNamespace(user_ns={"asked": asked, "other": 3})
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+    again = predict("Up or down?", "up", "down")
+    assert again is not asked and again.guessed == "down"
+    assert predict("Up or down?", "up", "sideways").guessed is None  # another question
+    again.guessed = "up"
+    shell.user_ns["asked"] = again
+    assert predict("Up or down?", "up", "down").guessed == "up"

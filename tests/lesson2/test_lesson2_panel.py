@@ -38,7 +38,7 @@ def test_the_line_of_numbers_is_the_measured_r(lm):
     panel = hidden_states_panel(lm, PROMPT, block=2)
     panel.controls["percentile"].value = 100
     run = trace(lm, PROMPT)
-    assert panel.text.startswith(f"block 2: r = {correlation(run.resid[2], run.resid[3]):.3g} over")
+    assert panel.text.startswith(f"block 2: r = {correlation(run.resid[2], run.resid[3]):.4f} over")
     assert "fill 100 % of the axis" in panel.text
 
 

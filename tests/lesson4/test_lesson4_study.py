@@ -172,7 +172,9 @@ def test_leads_are_told_for_each_run(lm, capsys):
     change = float((after.log_softmax(-1) - before.log_softmax(-1))[germany])
     for line, name, moved, last in zip(said, ("clean", "silence"), (0.0, change), (before, after), strict=True):
         lead = float(last[germany] - last[greece])
-        assert line == f"{name}: log p(' Germany') {moved:+.2f}, logit difference to ' Greece' {lead:.2f} nats"
+        assert (
+            line == f"{name}: log p(' Germany') changes by {moved:+.2f}, logit difference to ' Greece' {lead:.2f} nats"
+        )
     assert said[0] != said[1].replace("silence", "clean")
 
 
@@ -182,7 +184,7 @@ def test_gains_and_agreement_are_told_with_their_numbers(capsys):
     )
     said = capsys.readouterr().out
     assert (
-        "{' the': 2}; the right country on 0 of 2." in said
+        "' the' on 2; the right country on 0 of 2." in said
         and "the region gain 1.5 nats, countries of other regions 4.0." in said
     )
     zero, mean = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[3.0, 2.0, 1.0]])
