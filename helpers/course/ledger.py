@@ -269,9 +269,7 @@ def show_parts(*numbers: str, model: str = "smollm2") -> None:
     for number in numbers:
         parts = re.findall(r"(?:^|; )([^;]+?): (\d+) of (\d+)", stored[number]["why"] if number in stored else "")
         if not parts:
-            raise BadValue(
-                say("claim {number!r} has no parts that were counted on {model}.", number=number, model=name)
-            )
+            raise BadValue("claim {number!r} has no parts that were counted on {model}.", number=number, model=name)
         print(say("{model}, claim {number}, part by part:", model=name, number=number))
         for what, true, tried in parts:
             print("  " + say("{what}: {true} of {n}", what=say(what), true=true, n=tried))

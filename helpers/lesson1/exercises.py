@@ -725,11 +725,8 @@ _usual_1_5 = {
 
 
 def _check_1_5(answer: Callable[..., Any]) -> str | None:
-    for seed, block, factor, later in (
-        (5, 1, 0.6, 2),
-        (10, 0, 0.5, 1),
-        (9, 3, 0.2, 4),
-    ):  # the last one needs more than 2
+    cases = ((5, 1, 0.6, 2), (10, 0, 0.5, 1), (9, 3, 0.2, 4))  # the last one needs more than 2
+    for seed, block, factor, later in cases:
         lm = tiny_model(seed, n_blocks=5)
         prompt = torch.arange(seed, seed + 9)
         hooks = hooks_on(lm.model)
