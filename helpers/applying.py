@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import errors, passes
-from .causes import refuse_compiled, refuse_own_checkpoint, why
+from .causes import did_not_run, refuse_compiled, refuse_own_checkpoint
 from .hooks import on_pass, on_site, remove
 from .models import LanguageModel, check_model
 from .passes import Live
@@ -106,9 +106,7 @@ class edit:
         group = self.entered[-1]
         for one, number in zip(group, group.fired, strict=True):
             if number == 0:
-                raise errors.DidNotRun(
-                    "{one!r} did nothing: {reason}", one=one, reason=why(self.lm, one.site, one.block)
-                )
+                raise did_not_run(self.lm, say("{one!r} did nothing", one=one), one.site, one.block)
 
     def _leave(self, group: Live) -> None:
         group.on = False

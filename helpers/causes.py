@@ -25,70 +25,78 @@ def missing(lm: LanguageModel, block: int, path: str) -> errors.DidNotRun:
         "block {block} is of class {kind} now and has no {path!r} to edit or read: put the model's own block back, or "
         "choose the site 'block'.",
         block=block,
-        kind=type(lm.part(block, "")).__name__,
+        kind=type(lm.blocks[block]).__name__,
         path=path,
     )
 
 
-def why(lm: LanguageModel, site: str, block: int, number: int = 0) -> str:
-    """A clause that names block and part, the likely cause, and what to do."""
-    from .sites import site_of  # it needs the class of models, which needs nothing of this file
+def did_not_run(lm: LanguageModel, what: str, site: str, block: int, number: int = 0) -> errors.DidNotRun:
+    """What to raise for a place that ran `number` times in a pass and not once. what: how the sentence begins, said already.
 
-    path = site_of(lm, site).path
-    name = say("{path!r} of block {block}", path=path, block=block) if path else say("block {block}", block=block)
+    The sentence goes on with the place's name in code, the likely cause, and what to do.
+    """
+    path = _path(lm, site, block)
+    place = f"lm.model.{lm.parts.blocks}[{block}]{path and '.'}{path}"
     if number > 1:
-        return say(
-            "{name} ran {number} times, since the same module stands at several places of the model, or a pass calls it "
-            "again. Put copies of it there (copy.deepcopy).",
-            name=name,
+        return errors.DidNotRun(
+            "{what}: {place} ran {number} times, since the same module stands at several places of the model, or a pass "
+            "calls it again. Put copies of it there (copy.deepcopy).",
+            what=what,
+            place=place,
             number=number,
         )
-    return say("{name} did not run, {cause}", name=name, cause=_cause(lm, block, path))
+    sentence, values = _cause(lm, block, path)
+    return errors.DidNotRun(sentence, what=what, place=place, **values)
 
 
-def _cause(lm: LanguageModel, block: int, path: str) -> str:
+def _path(lm: LanguageModel, site: str, block: int) -> str:
+    """Of the names that a part has in different versions of transformers, the one that this block knows."""
+    *others, last = lm.parts.module_of(site).split("|")
+    here = lm.blocks[block : block + 1]  # none if the model has fewer blocks now
+    return next((other for other in others if here and hasattr(here[0], other.split(".")[0])), last)
+
+
+def _cause(lm: LanguageModel, block: int, path: str) -> tuple[str, dict[str, Any]]:
+    """The sentence of the likely cause, and its values."""
     compiled = compiled_part(lm.model)
     if compiled is not None:
-        return say(
-            "since {compiled} is compiled, and compiled code calls no hooks. {plain_again}",
-            compiled=compiled,
-            plain_again=say(PLAIN_AGAIN),
-        )
+        return translatable(
+            "{what}: {place} did not run, since {compiled} is compiled, and compiled code calls no hooks. {plain_again}"
+        ), {"compiled": compiled, "plain_again": say(PLAIN_AGAIN)}
     if block >= lm.n_blocks:
-        return say(
-            "since the model has {n_blocks} blocks now: put the others back, or edit one of these.",
-            n_blocks=lm.n_blocks,
-        )
+        return translatable(
+            "{what}: {place} did not run, since the model has {n_blocks} blocks now: put the others back, or edit one of "
+            "these."
+        ), {"n_blocks": lm.n_blocks}
     limit = getattr(_text_config(lm), "num_hidden_layers", None)
     if isinstance(limit, int) and block >= limit:
-        return say(
-            "since lm.model.config.num_hidden_layers is {limit} and the pass leaves there: set it back to {n_blocks}, or "
-            "take the blocks from {limit} on out of {place}.",
-            limit=limit,
-            n_blocks=lm.n_blocks,
-            place=lm.parts.blocks,
-        )
+        return translatable(
+            "{what}: {place} did not run, since lm.model.config.num_hidden_layers is {limit} and the pass leaves there: set "
+            "it back to {n_blocks}, or take the blocks from {limit} on out of {blocks}."
+        ), {"limit": limit, "n_blocks": lm.n_blocks, "blocks": lm.parts.blocks}
     steps = _steps(lm, block, path)
     for name, module in steps:
         forward = vars(module).get("forward")
         # accelerate's offload replaces it, too, and calls the old one
         if forward is not None and not hasattr(module, "_hf_hook"):
-            return say(
-                "since the forward of {name} was replaced by a function of its own: take it off (del {name}.forward).",
-                name=name,
-            )
+            return translatable(
+                "{what}: {place} did not run, since the forward of {name} was replaced by a function of its own: take it off "
+                "(del {name}.forward)."
+            ), {"name": name}
     if getattr(_text_config(lm), "layerdrop", 0) and lm.model.training:
-        return say("since layerdrop leaves out blocks at random in train mode: call lm.model.eval().")
+        return translatable(
+            "{what}: {place} did not run, since layerdrop leaves out blocks at random in train mode: call lm.model.eval()."
+        ), {}
     if any(parameter.device.type == "meta" for _, module in steps[-1:] for parameter in module.parameters()):
-        return say(
-            "and its weights are offloaded to another place: load the model without a device_map to see whether that is why."
-        )
+        return translatable(
+            "{what}: {place} did not run, and its weights are offloaded to another place: load the model without a "
+            "device_map to see whether that is why."
+        ), {}
     owner = steps[-2][1] if path else stack_of(lm)
-    return say(
-        "since it was replaced while the edit or reading hung on the old one, or since {owner} does its work in another way "
-        "(another wrapper, a fused kernel): undo that, or begin the `with` after it.",
-        owner=type(owner).__name__,
-    )
+    return translatable(
+        "{what}: {place} did not run, since it was replaced while the edit or reading hung on the old one, or since {owner} "
+        "does its work in another way (another wrapper, a fused kernel): undo that, or begin the `with` after it."
+    ), {"owner": type(owner).__name__}
 
 
 def _text_config(lm: LanguageModel) -> Any:
@@ -99,8 +107,6 @@ def _text_config(lm: LanguageModel) -> Any:
 def _steps(lm: LanguageModel, block: int, path: str) -> list[tuple[str, nn.Module]]:
     """The modules on the way from the model to a part of a block, by their names in code."""
     found: list[tuple[str, nn.Module]] = [("lm.model", lm.model)]
-    others = path.split("|")  # names of the same part in different versions of transformers
-    path = next((one for one in others if hasattr(lm.part(block, ""), one.split(".")[0])), others[-1])
     for step in [*lm.parts.blocks.split("."), str(block), *(path.split(".") if path else [])]:
         name, module = found[-1]
         inner = getattr(module, step, None)

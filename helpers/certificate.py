@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from . import errors, passes
+from . import errors
 from .models import LanguageModel
 from .say import say, translatable
 from .shortpass import SIZE, Seen, run_alone, short_pass, tried_blocks
@@ -116,10 +116,9 @@ class _Judge:
 
     def refuse(self, identity: str, place: str, off: float, bound: float) -> None:
         lm = self.lm
-        watched = passes.has_other_hooks(lm.model, [])
         way_out = (
             say("A hook hangs on the model, which may be the reason: take it off and wrap again.")
-            if watched
+            if lm.hooks_of_others
             else say(_WAY_OUT)
         )
         raise errors.UnsupportedFamily(

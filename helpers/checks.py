@@ -1,11 +1,14 @@
-"""Whole numbers and indices as people write them, checked once, where they come in."""
+"""Numbers and indices as people write them, checked once, where they come in."""
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterable, Sequence
+from numbers import Real
 
 import torch
+from torch import Tensor
 
 from . import errors
 from .say import say, translatable
@@ -77,3 +80,18 @@ def check_indices(
             say("{names} {found} name one more than once: give each only once.", names=_said(name)[1], found=found)
         )
     return found
+
+
+def real_number(value: object, name: str, least: float = -math.inf) -> float:
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    try:
+        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # a whole number with hundreds of digits
+        number = math.nan
+    if not math.isfinite(number) or number < least:
+        allowed = "a finite number" if least == -math.inf else f"a finite number, {least:g} or more"
+        raise errors.BadFactor(
+            "{name} {value!r} cannot be used: give {allowed}, for example 0.5.", name=name, value=value, allowed=allowed
+        )
+    return number

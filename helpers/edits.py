@@ -33,10 +33,9 @@ from . import errors
 from .applying import Edit
 from .applying import applied as applied
 from .applying import edit as edit
-from .checks import check_indices, whole_numbers
+from .checks import check_indices, real_number, whole_numbers
 from .positions import Positions, check_positions
 from .say import translatable
-from .values import Same, finite_tensor, fitted, real_number
 
 
 def change(site: str, block: int, function: Callable[[Tensor], Tensor], positions: Positions = None) -> Edit:
@@ -60,7 +59,7 @@ def _scale(name: str, site: str, block: int, factor: float | Tensor, positions: 
     if isinstance(factor, Tensor) and factor.requires_grad:  # it is being learned: use it as it is in each pass
         learned = factor
         times = lambda value, _: value * learned.to(value).reshape(())  # noqa: E731
-        return Edit(name, site, block, times, check_positions(positions), given=Same(factor))
+        return Edit(name, site, block, times, check_positions(positions), given=_Same(factor))
     return Edit(name, site, block, lambda value, _: value * by, check_positions(positions), given=by)
 
 
@@ -118,7 +117,7 @@ def add_to_block(block: int, vector: Tensor, positions: Positions = None) -> Edi
     vector = finite_tensor(vector, "the vector")
     return Edit(
         f"add_to_block({block}, {tuple(vector.shape)})", "block", block,
-        lambda value, _: value + fitted(vector, value, "the vector"), check_positions(positions), given=Same(vector),
+        lambda value, _: value + _fitted(vector, value, "the vector"), check_positions(positions), given=_Same(vector),
         **_rows_of(vector, 3, lambda some: add_to_block(block, some, positions)),
     )  # fmt: skip
 
@@ -132,7 +131,7 @@ def patch_block(block: int, value: Tensor, positions: Positions = None) -> Edit:
     given = finite_tensor(value, "the patch")
     return Edit(
         f"patch_block({block}, {tuple(given.shape)})", "block", block,
-        lambda old, _: fitted(given, old, "the patch").clone(), check_positions(positions), given=Same(given),
+        lambda old, _: _fitted(given, old, "the patch").clone(), check_positions(positions), given=_Same(given),
         **_rows_of(given, 3, lambda some: patch_block(block, some, positions)),
     )  # fmt: skip
 
@@ -155,16 +154,26 @@ def replace_heads(block: int, heads: Sequence[int] | int, value: Tensor, positio
     """
     given = finite_tensor(value, "the replacement")
     listed = list(whole_numbers(heads, errors.HeadOutOfRange, "head"))
+    return replace(
+        put_heads(block, listed, given),
+        name=f"replace_heads({block}, {heads}, {tuple(given.shape)})",
+        positions=check_positions(positions),
+        check=lambda lm: lm.check_heads(listed),
+        given=(tuple(listed), _Same(given)),
+        **_rows_of(given, 4, lambda some: replace_heads(block, heads, some, positions)),
+    )
+
+
+def put_heads(block: int, heads: list[int], value: Tensor, site: str = "heads") -> Edit:
+    """`replace_heads` for code that knows its block, heads and tensor: nothing is checked. site: "keys" for key heads."""
 
     def put(old: Tensor, _: Tensor) -> Tensor:
         new = old.clone()
-        new[:, :, listed] = fitted(given, old[:, :, listed], "the replacement")
+        new[:, :, heads] = _fitted(value, old[:, :, heads], "the replacement")
         return new
 
-    name = f"replace_heads({block}, {heads}, {tuple(given.shape)})"
-    check = lambda lm: lm.check_heads(listed)  # noqa: E731
-    each = _rows_of(given, 4, lambda some: replace_heads(block, heads, some, positions))
-    return Edit(name, "heads", block, put, check_positions(positions), check, (tuple(listed), Same(given)), **each)
+    each = _rows_of(value, 4, lambda some: put_heads(block, heads, some, site))
+    return Edit(f"put_heads({block}, {heads})", site, block, put, **each)
 
 
 def zero_keys(block: int, heads: Sequence[int] | int, positions: Positions = None) -> Edit:
@@ -173,15 +182,13 @@ def zero_keys(block: int, heads: Sequence[int] | int, positions: Positions = Non
     With grouped-query attention several heads share one key head; `heads` then counts key heads. Raises HeadOutOfRange.
     """
     listed = list(whole_numbers(heads, errors.HeadOutOfRange, "key head"))
-
-    def zero(old: Tensor, _: Tensor) -> Tensor:
-        new = old.clone()
-        new[:, :, listed] = 0
-        return new
-
-    name = f"zero_keys({block}, {heads})"
-    check = lambda lm: lm.check_heads(listed, of_keys=True)  # noqa: E731
-    return Edit(name, "keys", block, zero, check_positions(positions), check, tuple(listed))
+    return replace(
+        put_heads(block, listed, torch.zeros(()), "keys"),
+        name=f"zero_keys({block}, {heads})",
+        positions=check_positions(positions),
+        check=lambda lm: lm.check_heads(listed, of_keys=True),
+        given=tuple(listed),
+    )
 
 
 def noise_neurons(
@@ -237,8 +244,56 @@ def noise_neurons(
     return Edit(name, site, block, noise, check_positions(positions), check, (chosen, mean, std, generator))
 
 
+# ---- the tensors that edits are given
+
+
+def finite_tensor(value: object, name: str) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise errors.BadValue(
+            "{name} must be a tensor, but this is a {kind}: make one with torch.tensor(...).",
+            name=name,
+            kind=type(value).__name__,
+        )
+    if value.is_complex() or not torch.isfinite(value).all():
+        raise errors.BadValue(
+            "{name} holds complex numbers, NaN or infinity: every number must be real and finite.", name=name
+        )
+    # What its owner does to it later must not change the edit; but one that is being learned is used as it is then.
+    return value if value.requires_grad else value.detach().clone()
+
+
+def _fitted(value: Tensor, like: Tensor, what: str) -> Tensor:
+    """`value` in the dtype and on the device of `like`, broadcast to its shape."""
+    try:
+        return value.to(like).broadcast_to(like.shape)
+    except RuntimeError:
+        raise errors.BadValue(
+            "{what} has shape {shape}, which does not fit {right_shape} at this place: give that shape, or "
+            "one that broadcasts to it.",
+            what=what,
+            shape=tuple(value.shape),
+            right_shape=tuple(like.shape),
+        ) from None
+
+
 def _rows_of(value: Tensor, axes: int, make: Callable[[Tensor], Edit]) -> dict[str, Any]:
     """What an Edit says of a value whose first axis, of all its `axes`, has one row for each of several prompts."""
     if value.ndim != axes or len(value) < 2:
         return {}
     return {"prompts": len(value), "for_prompts": lambda numbers: make(value[list(numbers)])}
+
+
+class _Same:
+    """A tensor that is equal to another of the same numbers, dtype and device; one that is being learned, only to itself."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Same):
+            return NotImplemented
+        a, b = self.tensor, other.tensor
+        same_kind = (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
+        return a is b or (same_kind and not a.requires_grad and not b.requires_grad and torch.equal(a, b))
+
+    __hash__ = None  # type: ignore[assignment]

@@ -72,6 +72,18 @@ class Family:
             )
         return None
 
+    def module_of(self, site: str) -> str:
+        """The path inside a block of the module whose input or output is a site; "" is the block itself."""
+        return {
+            "block": "",
+            "attention": self.attention_delta,
+            "mlp": self.mlp_delta,
+            "heads": self.heads_out,
+            "keys": self.keys,
+            "neurons": self.neurons_out,
+            "preactivation": self.preactivation,
+        }[site]
+
 
 _LLAMA = Family(
     "model.layers", "model.norm", "self_attn", "mlp", "self_attn", "mlp", "self_attn.o_proj",

@@ -72,10 +72,14 @@ class LanguageModel(Encoder):
         )
 
     def _others(self) -> str:
-        """Hooks of others that may change what the model computes, by the names of their modules."""
-        ours = {handle.id for handle in self.edit_handles}
-        found = [name or "the model" for name, module in self.model.named_modules() if passes.other_hooks(module, ours)]
+        found = [name or "the model" for name in self.hooks_of_others]
         return f"; hooks of others: {', '.join(found[:5])}{', …' if len(found) > 5 else ''}" if found else ""
+
+    @property
+    def hooks_of_others(self) -> dict[str, nn.Module]:
+        """By name, the modules with hooks that are not the live edits' and may change what the model computes; "" is all of it."""
+        ours = {handle.id for handle in self.edit_handles}
+        return {name: module for name, module in self.model.named_modules() if _has_other_hooks(module, ours)}
 
     # ---- parts
 
@@ -234,9 +238,18 @@ class LanguageModel(Encoder):
     @torch.no_grad()
     def logits(self, prompt: str | Sequence[str] | Tensor | Tokens) -> Tensor:
         """(batch, pos, vocabulary) logits of a plain pass, in the mode and with the hooks that the model has now."""
-        tokens = self.encode(prompt)
-        with passes.single_pass(self):
-            return self.model(**self.inputs(tokens, right_padding=True)).logits
+        return passes.run(self, self.inputs(self.encode(prompt), right_padding=True)).logits
+
+
+def _has_other_hooks(module: nn.Module, ours: set[int]) -> bool:
+    """Besides `ours`, by their handles' ids, and those that only look: transformers' recorders, and the marks of a pass."""
+    hooks = (*module._forward_hooks.items(), *module._forward_pre_hooks.items())
+    return any(
+        key not in ours
+        and not hasattr(hook, "only_looks")
+        and not str(getattr(hook, "__module__", "")).startswith("transformers.")
+        for key, hook in hooks
+    )
 
 
 def check_model(lm: object) -> None:

@@ -9,18 +9,16 @@ where in the text it begins, too: with a cache, its first column is the first ne
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from . import errors
-from .causes import refuse_checkpointing, refuse_compiled, stack_of, why
+from .causes import did_not_run, refuse_checkpointing, refuse_compiled, stack_of
 from .say import say
 
 if TYPE_CHECKING:
@@ -78,19 +76,33 @@ def current(lm: LanguageModel) -> Pass | None:
     return running[-1] if running and isinstance(running[-1], Pass) else None
 
 
-@contextmanager
-def single_pass(lm: LanguageModel) -> Iterator[None]:
-    """Around one pass of ours over whole prompts. Raises BadEdit if another thread's `with` began or ended meanwhile."""
+class Left(Exception):
+    """A recorder raises it to leave a pass of ours once all that was asked for is there."""
+
+
+def run(lm: LanguageModel, inputs: dict[str, Any], blocks: int | None = None) -> Any:
+    """The model's output in one pass of ours over whole prompts; None if a recorder left it, after its first `blocks` blocks.
+
+    inputs: what the model is called with, from `lm.inputs`. Raises DidNotRun, and BadEdit if another thread's `with` began or
+    ended meanwhile.
+    """
     running = lm.passes.setdefault(get_ident(), [])
     depth, groups = len(running), list(lm.live_edits)
     try:
         running.append(None)  # marks the pass that comes next as ours
-        yield
+        try:
+            output = lm.model(**inputs)
+        except Left:
+            output = None
+            missing = _not_run(lm, running[-1], blocks) if running[-1] else None
+            if missing:
+                raise missing from None
         if len(groups) != len(lm.live_edits) or any(a is not b for a, b in zip(groups, lm.live_edits, strict=True)):
             raise errors.BadEdit(
                 "edits were put on or taken off while this pass ran, so it is edited in part: another thread "
                 "uses the same model. Give each thread its own copy, or take turns."
             )
+        return output
     finally:
         del running[depth:]
         if not running:
@@ -120,13 +132,13 @@ def end(lm: LanguageModel, module: nn.Module, output: Any) -> None:
     if not numbers:
         return  # the first edit was put on while this pass ran
     now = running[numbers[-1]]
-    if output is None:  # an exception; a pass of ours that stops early is looked at by check_stopped
+    if output is None:  # an exception; at a pass of ours that a recorder left, `run` looks
         if not now.single:
             del running[numbers[-1] :]
         if not running:
             lm.passes.pop(get_ident(), None)
         return
-    missing = None if now.checked else not_run(lm, now)
+    missing = None if now.checked else _not_run(lm, now)
     now.checked = True
     if missing or now.model is module:
         del running[numbers[-1] :]
@@ -154,41 +166,13 @@ def _cached(values: Iterable[Any]) -> tuple[Any, int]:
     return None, 0
 
 
-def check_stopped(lm: LanguageModel, blocks: int) -> None:
-    """After a pass of ours that was left early: every edit in its first `blocks` blocks has run. Raises DidNotRun."""
-    now = current(lm)
-    missing = now and not_run(lm, now, blocks)
-    if missing:
-        raise missing
-
-
-def not_run(lm: LanguageModel, now: Pass, blocks: int | None = None) -> errors.DidNotRun | None:
+def _not_run(lm: LanguageModel, now: Pass, blocks: int | None = None) -> errors.DidNotRun | None:
+    """What to raise if an edit (in the first `blocks` blocks, of a pass that was left there) did not run just once."""
     for group in now.groups:
         for index, one in enumerate(group):
             number = now.fired.get((id(group), index), 0)
             if group.on and number != 1 and (blocks is None or one.block < blocks):
-                said = say("did nothing") if number == 0 else say("was done {number} times", number=number)
-                return errors.DidNotRun(
-                    "{one!r} {said} in this pass: {why}", one=one, said=said, why=why(lm, one.site, one.block, number)
-                )
+                did = say("did nothing") if number == 0 else say("was done {number} times", number=number)
+                what = say("{one!r} {did} in this pass", one=one, did=did)
+                return did_not_run(lm, what, one.site, one.block, number)
     return None
-
-
-# ---- hooks of others
-
-
-def only_looks(hook: Any) -> bool:
-    """Whether this hook is one of those that change nothing: transformers' recorders, and the marks of a pass."""
-    return hasattr(hook, "only_looks") or str(getattr(hook, "__module__", "")).startswith("transformers.")
-
-
-def other_hooks(module: nn.Module, ours: Container[int]) -> bool:
-    """Whether there hang hooks on this module besides `ours`, by their handles' ids, that may change something."""
-    hooks = (*module._forward_hooks.items(), *module._forward_pre_hooks.items())
-    return any(key not in ours and not only_looks(hook) for key, hook in hooks)
-
-
-def has_other_hooks(module: nn.Module, ours: Iterable[RemovableHandle], inside: bool = True) -> bool:
-    """Whether a module, or one inside it, has hooks besides `ours` and those that only look."""
-    known = {handle.id for handle in ours}
-    return any(other_hooks(one, known) for one in (module.modules() if inside else [module]))

@@ -17,6 +17,7 @@ from torch import Tensor
 from . import causes, errors, passes
 from .hooks import on_site, only_here, remove
 from .models import LanguageModel, Tokens
+from .say import say
 from .sites import check_site
 
 Prompt = str | Sequence[str] | Tensor | Tokens
@@ -30,22 +31,21 @@ def attention_patterns(lm: LanguageModel, prompt: Prompt) -> Tensor:
     transformers then returns an empty tuple without a word. Raises BadValue in that case, DidNotRun if blocks are left out.
     """
     causes.refuse_compiled(lm.model)
-    tokens = lm.encode(prompt)
-    with passes.single_pass(lm):
-        attentions = lm.model(**lm.inputs(tokens, right_padding=True), output_attentions=True).attentions
+    inputs = lm.inputs(lm.encode(prompt), right_padding=True)
+    attentions = passes.run(lm, {**inputs, "output_attentions": True}).attentions
     if not attentions or any(weights is None for weights in attentions):
         raise errors.BadValue(
             "this model's attention does not write its patterns down: load it with "
             "attn_implementation='eager', as load_model does."
         )
     if len(attentions) != lm.n_blocks:
-        missing = causes.why(lm, "block", min(len(attentions), lm.n_blocks - 1), int(len(attentions) > lm.n_blocks) * 2)
-        raise errors.DidNotRun(
-            "this pass wrote {n_patterns} patterns for {n_blocks} blocks: {missing}",
+        what = say(
+            "this pass wrote {n_patterns} patterns for {n_blocks} blocks",
             n_patterns=len(attentions),
             n_blocks=lm.n_blocks,
-            missing=missing,
         )
+        times = 2 if len(attentions) > lm.n_blocks else 0
+        raise causes.did_not_run(lm, what, "block", min(len(attentions), lm.n_blocks - 1), times)
     return torch.stack(list(attentions))
 
 
@@ -62,17 +62,12 @@ def read_site(lm: LanguageModel, prompt: Prompt, site: str, block: int) -> Tenso
     found: list[Tensor] = []
     handles = on_site(lm, site, block, only_here(lambda value, _: found.append(value.clone())))
     try:
-        with passes.single_pass(lm):
-            lm.model(**lm.inputs(tokens, right_padding=True))
+        passes.run(lm, lm.inputs(tokens, right_padding=True))
     finally:
         remove(handles)
     if len(found) != 1:
-        raise errors.DidNotRun(
-            "{site!r} of block {block} was to be read, but {reason}",
-            site=site,
-            block=block,
-            reason=causes.why(lm, site, block, len(found)),
-        )
+        what = say("{site!r} of block {block} could not be read", site=site, block=block)
+        raise causes.did_not_run(lm, what, site, block, len(found))
     return found[0]
 
 

@@ -25,9 +25,11 @@ from .say import say
 class Clean:
     """One pass of some prompts, without logits."""
 
+    prompts: list[int]  # their numbers
     ids: Tensor  # (prompts, pos)
     streams: Tensor  # (n_blocks + 1, prompts, pos, d_model): what enters each block, and what leaves the last
     calls: list[tuple[tuple, dict[str, Any]]]  # the other arguments that each block was called with
+    alone: Alone
 
 
 @dataclass(frozen=True)
@@ -39,22 +41,49 @@ class Alone:
     anywhere: bool
 
 
-class _Stop(Exception):
-    """Leaves the clean pass before the final norm."""
+def clean_passes(lm: LanguageModel, rows: list[Tensor], copies: int, tokens: int) -> Iterator[Clean]:
+    """All prompts, (pos,) ids each, in groups of one length whose `copies` have at most so many tokens together.
+
+    Raises BadValue where a walk over the blocks would not give what the model itself gives.
+    """
+    refuse_what_a_walk_cannot_do(lm)
+    alone = _where_rows_run_alone(lm)
+    for number, prompts in enumerate(groups(rows, copies, 1 if alone.anywhere else tokens)):
+        ids = torch.stack([rows[i] for i in prompts])
+        if number == 0 and len(ids) > 1:  # the logits of a whole group would take too much memory
+            _record(lm, ids[:1], to_the_end=True)
+        streams, calls = _record(lm, ids, to_the_end=number == 0 and len(ids) == 1)
+        yield Clean(prompts, ids, streams, calls, alone)
 
 
-def where_rows_run_alone(lm: LanguageModel) -> Alone:
+def groups(rows: list[Tensor], copies: int, tokens: int) -> Iterator[list[int]]:
+    """Numbers of the prompts that run together: of the same length, and few enough for memory."""
+    group: list[int] = []
+    for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
+        full = (len(group) + 1) * copies * len(rows[i]) > tokens
+        if group and (full or len(rows[i]) != len(rows[group[0]])):
+            yield group
+            group = []
+        group.append(i)
+    yield group
+
+
+def _where_rows_run_alone(lm: LanguageModel) -> Alone:
     live = {one.block for group in lm.live_edits for one in group}
+    hooked = {id(module) for module in lm.hooks_of_others.values()}
     inside = [*lm.blocks, lm.final_norm, lm.unembed, lm.model]
-    *blocks, norm, unembed, anywhere = [_may_mix_rows(module, lm.edit_handles) for module in inside]
+    *blocks, norm, unembed, anywhere = [_may_mix_rows(module, hooked) for module in inside]
     blocks = [mixes or index in live for index, mixes in enumerate(blocks)]
     return Alone(blocks, norm or unembed, anywhere or any(blocks))
 
 
-def _may_mix_rows(module: nn.Module, ours: list[RemovableHandle]) -> bool:
+def _may_mix_rows(module: nn.Module, hooked: set[int]) -> bool:
     """Whether code that is not the library's, or arithmetic that takes its scale from the whole batch, runs in a module."""
-    return passes.has_other_hooks(module, ours) or any(
-        _own_forward(one) or "quantized" in type(one).__module__ or any(map(_odd, one.parameters(recurse=False)))
+    return any(
+        id(one) in hooked
+        or _own_forward(one)
+        or "quantized" in type(one).__module__
+        or any(map(_odd, one.parameters(recurse=False)))
         for one in module.modules()
     )
 
@@ -71,8 +100,8 @@ def _odd(weight: Tensor) -> bool:
     return type(weight) not in (Tensor, nn.Parameter) or not weight.is_floating_point() or weight.itemsize < 2
 
 
-def record(lm: LanguageModel, ids: Tensor, to_the_end: bool = False) -> Clean:
-    """Run the prompts (prompts, pos) once and keep what a walk needs. to_the_end: compare the logits with `lm.read_out` too.
+def _record(lm: LanguageModel, ids: Tensor, to_the_end: bool) -> tuple[Tensor, list[tuple[tuple, dict[str, Any]]]]:
+    """The streams and calls of one pass. to_the_end: compare the logits with `lm.read_out` too.
 
     Raises BadValue where the model does more than its blocks and its read-out.
     """
@@ -97,19 +126,14 @@ def record(lm: LanguageModel, ids: Tensor, to_the_end: bool = False) -> Clean:
     def stop(stream: Tensor) -> None:
         enters(stream)
         if not to_the_end:
-            raise _Stop
+            raise passes.Left
 
     handles: list[RemovableHandle] = []
-    output: Any = None
     try:
         handles += [hooks.on_call(block, keep) for block in lm.blocks]
         handles += [hooks.on_output(block, leave) for block in lm.blocks]
         handles.append(hooks.on_input(lm.final_norm, stop, prepend=True))
-        with passes.single_pass(lm):
-            try:  # without a cache: a filled one would show later calls the old keys
-                output = lm.model(**lm.inputs(lm.encode(ids)))
-            except _Stop:
-                passes.check_stopped(lm, lm.n_blocks)  # live edits are part of the baseline
+        output = passes.run(lm, lm.inputs(lm.encode(ids)), lm.n_blocks)  # live edits are part of the baseline
     finally:
         hooks.remove(handles)
     if len(calls) != lm.n_blocks or len(streams) != lm.n_blocks + 1:
@@ -129,7 +153,7 @@ def record(lm: LanguageModel, ids: Tensor, to_the_end: bool = False) -> Clean:
         )
     if to_the_end:
         _check_read_out(lm, streams[-1], output.logits)
-    return Clean(ids, torch.stack([stream.to(streams[-1].device) for stream in streams]), calls)
+    return torch.stack([stream.to(streams[-1].device) for stream in streams]), calls
 
 
 def _check_read_out(lm: LanguageModel, last: Tensor, logits: Tensor) -> None:
@@ -166,9 +190,10 @@ def refuse_what_a_walk_cannot_do(lm: LanguageModel) -> None:
         raise errors.BadValue(
             "the model is in train mode, where dropout makes every copy another experiment: call lm.model.eval() first."
         )
+    hooked = {id(module) for module in lm.hooks_of_others.values()}
     steps = lm.parts.blocks.split(".")
     for name in [".".join(steps[:n]) for n in range(len(steps) + 1)]:
-        if passes.has_other_hooks(lm.model.get_submodule(name), lm.edit_handles, inside=False):
+        if id(lm.model.get_submodule(name)) in hooked:
             raise errors.BadValue(
                 "a hook hangs on {name} as a whole, and a sweep calls the blocks one by one: take it off first, "
                 "or hang it on a block.",

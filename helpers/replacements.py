@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from . import errors, staircase
+from . import errors
 from .models import LanguageModel, Tokens
 from .tracing import trace
 
@@ -34,10 +34,12 @@ def mean_heads(lm: LanguageModel, prompts: Prompts, *, pooled: bool = False, chu
     longest = max(len(row) for row in rows)
     shape = (lm.n_heads, lm.d_head) if pooled else (longest, lm.n_heads, lm.d_head)
     total = torch.zeros(lm.n_blocks, *shape, device=lm.device, dtype=torch.float64)
-    for chosen in staircase.groups(rows, 1, chunk):
-        heads = trace(lm, torch.stack([rows[i] for i in chosen]), stop_after=lm.n_blocks - 1).heads
-        summed = heads.sum(1, dtype=torch.float64)  # (n_blocks, pos, n_heads, d_head)
-        total += summed.sum(1) if pooled else from_the_end(summed, longest)
+    at_once = max(1, chunk // longest)
+    for some in (rows[k : k + at_once] for k in range(0, len(rows), at_once)):
+        heads = trace(lm, padded(some), stop_after=lm.n_blocks - 1).heads
+        for row, own in zip(some, heads.unbind(1), strict=True):
+            own = own[:, : len(row)].double()  # (n_blocks, pos, n_heads, d_head)
+            total += own.sum(1) if pooled else from_the_end(own, longest)
     return (total / (sum(len(row) for row in rows) if pooled else len(rows))).to(lm.dtype)
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from . import hooks, passes
+from . import hooks
 from .edits import Edit, edit
 from .models import LanguageModel, Tokens, check_model
 from .tracing import Trace, trace
@@ -127,7 +127,7 @@ def _can_restart(lm: LanguageModel) -> bool:
     untouched = not any(one.training or "forward" in vars(one) for one in modules)
     in_place = lm.model.get_submodule(lm.parts.blocks)
     same_blocks = len(in_place) == lm.n_blocks and all(a is b for a, b in zip(in_place, lm.blocks, strict=True))
-    return untouched and same_blocks and not lm.live_edits and not passes.has_other_hooks(lm.model, [])
+    return untouched and same_blocks and not lm.live_edits and not lm.hooks_of_others
 
 
 def _state(lm: LanguageModel) -> tuple[object, ...]:

@@ -48,21 +48,18 @@ def site_of(lm: LanguageModel, site: str) -> Site:
         raise errors.BadEdit(
             "{family} models have no site {site!r}: {lacking}.", family=lm.family, site=site, lacking=lacking
         )
-    if site == "block":
-        return Site("", "output")
-    if site == "attention":
-        return Site(parts.attention_delta, "output", *_scaled(lm.delta_factor))
-    if site == "mlp":
-        return Site(parts.mlp_delta, "output", *_scaled(lm.delta_factor), flat=parts.flat_mlp)
+    path = parts.module_of(site)
+    if site in ("attention", "mlp"):
+        return Site(path, "output", *_scaled(lm.delta_factor), flat=site == "mlp" and parts.flat_mlp)
     if site == "heads":
-        return Site(parts.heads_out, "input", lambda v: v.unflatten(-1, (lm.n_heads, lm.d_head)), _side_by_side)
+        return Site(path, "input", lambda v: v.unflatten(-1, (lm.n_heads, lm.d_head)), _side_by_side)
     if site == "keys":
-        return Site(parts.keys, "output", *_keys(lm))
+        return Site(path, "output", *_keys(lm))
     if site == "neurons":
-        return Site(parts.neurons_out, "input", flat=parts.flat_mlp)
-    if parts.preactivation_layout == "gate|up":
-        return Site(parts.preactivation, "output", _first_half, _with_first_half, flat=parts.flat_mlp)
-    return Site(parts.preactivation, "output", flat=parts.flat_mlp)
+        return Site(path, "input", flat=parts.flat_mlp)
+    if site == "preactivation" and parts.preactivation_layout == "gate|up":
+        return Site(path, "output", _first_half, _with_first_half, flat=parts.flat_mlp)
+    return Site(path, "output", flat=site == "preactivation" and parts.flat_mlp)
 
 
 View = Callable[[Tensor], Tensor]

@@ -27,7 +27,7 @@ from .edits import Edit, applied, edit
 from .measures import Measure, Outcome
 from .models import LanguageModel
 from .products import quick_products
-from .recording import Alone, Clean, record, refuse_what_a_walk_cannot_do, where_rows_run_alone
+from .recording import Alone, Clean
 from .say import say
 
 Copy = tuple[Edit, ...]  # the edits of one edited copy of a prompt, earliest block first
@@ -41,44 +41,34 @@ WAITING = 16
 class Plan:
     """A sweep that has been checked: what to run, and what to read off."""
 
-    rows: list[Tensor]  # (pos,) ids of each prompt
     copies_of: Callable[[list[int]], Sequence[Copy]]  # the numbers of some prompts give their copies, as many each time
-    number: int  # of copies of each prompt
     measure: Measure
     chunk: int  # tokens, copies × positions, in a block at once
+    block_passes: int  # that it takes in all: prompts × copies × n_blocks
 
 
 @torch.no_grad()
-def run(lm: LanguageModel, plan: Plan, done: Callable[[int], object]) -> list[Tensor]:
-    """For each prompt the measured (number, ...) of its copies, on the CPU.
+def run(lm: LanguageModel, plan: Plan, cleans: Iterator[Clean], done: Callable[[int], object]) -> list[Tensor]:
+    """For each prompt the measured (number of copies, ...), on the CPU. cleans: all prompts' clean passes, made one by one here.
 
-    done(block passes) is told how it goes, up to prompts × number × n_blocks. Raises BadValue.
+    done(block passes) is told how it goes. Raises BadValue.
     """
-    refuse_what_a_walk_cannot_do(lm)
-    alone = where_rows_run_alone(lm)
     results: dict[int, Tensor] = {}
-    tokens = 1 if alone.anywhere else WAITING * plan.chunk
-    for prompts in groups(plan.rows, plan.number, tokens):
-        first, single = not results, len(prompts) == 1
-        if first and not single:  # the logits of a whole group would take too much memory
-            record(lm, plan.rows[prompts[0]][None], to_the_end=True)
-        clean = record(lm, torch.stack([plan.rows[i] for i in prompts]), to_the_end=first and single)
-        measured: list[list[Tensor]] = [[] for _ in prompts]
+    for clean in cleans:
+        measured: list[list[Tensor]] = [[] for _ in clean.prompts]
         with quick_products():
-            for copies in _pieces(plan.copies_of(prompts), WAITING * plan.chunk // clean.ids.numel()):
-                streams = _walk(lm, plan, clean, copies, alone, done)
-                for p, prompt in enumerate(prompts):
-                    measured[p] += _measure(lm, plan, clean, streams[:, p], p, prompt, alone)
-        results |= {prompt: torch.cat(found).cpu() for prompt, found in zip(prompts, measured, strict=True)}
-    return [results[prompt] for prompt in range(len(plan.rows))]
+            for copies in _pieces(plan.copies_of(clean.prompts), WAITING * plan.chunk // clean.ids.numel()):
+                streams = _walk(lm, plan, clean, copies, done)
+                for p, found in enumerate(measured):
+                    found += _measure(lm, plan, clean, streams[:, p], p)
+        results |= {prompt: torch.cat(found).cpu() for prompt, found in zip(clean.prompts, measured, strict=True)}
+    return [results[prompt] for prompt in range(len(results))]
 
 
 # ---- the walk
 
 
-def _walk(
-    lm: LanguageModel, plan: Plan, clean: Clean, copies: Sequence[Copy], alone: Alone, done: Callable[[int], object]
-) -> Tensor:
+def _walk(lm: LanguageModel, plan: Plan, clean: Clean, copies: Sequence[Copy], done: Callable[[int], object]) -> Tensor:
     """(copies, prompts, pos, d_model): each copy's stream after the last block; right at last tokens only, if only they count."""
     prompts, length = clean.ids.shape
     stairs = _stairs(copies)
@@ -89,8 +79,8 @@ def _walk(
             for row in range(stairs.before(block), stairs.before(block + 1)):  # the copies that join here
                 parent = stairs.parents[row]
                 streams[row] = clean.streams[block] if parent is None else streams[parent]
-            at_once = 1 if alone.blocks[block] else plan.chunk // (prompts * length)
-            with _shortcuts(lm, plan, block, stairs, edits, alone):
+            at_once = 1 if clean.alone.blocks[block] else plan.chunk // (prompts * length)
+            with _shortcuts(lm, plan, block, stairs, edits, clean.alone):
                 for here in _pieces(range(stairs.before(block + 1)), at_once):
                     edits.here = here
                     some = slice(here[0], here[-1] + 1)
@@ -229,15 +219,13 @@ def _shared_attention(joined: int, edits: _CopyEdits) -> tuple[Callable[[Tensor]
 # ---- what is read off
 
 
-def _measure(
-    lm: LanguageModel, plan: Plan, clean: Clean, edited: Tensor, p: int, prompt: int, alone: Alone
-) -> Iterator[Tensor]:
-    """(copies, ...) in pieces, from the last streams (copies, pos, d_model) of the p-th prompt of the group, the list's `prompt`."""
+def _measure(lm: LanguageModel, plan: Plan, clean: Clean, edited: Tensor, p: int) -> Iterator[Tensor]:
+    """(copies, ...) in pieces, from the last streams (copies, pos, d_model) of the p-th prompt of the group."""
     every = plan.measure.every_position
     at = slice(0 if every else -1, None)
 
     def logits(streams: Tensor) -> Tensor:
-        if alone.read_out:  # whole prompts, one by one, as in a pass
+        if clean.alone.read_out:  # whole prompts, one by one, as in a pass
             found = torch.cat([lm.read_out(one[None])[:, at] for one in streams])
         else:
             found = lm.read_out(streams[:, at])
@@ -251,7 +239,7 @@ def _measure(
         found = logits(some)
         if before is None:
             before, found = found[0], found[1:]
-        value = plan.measure.compute(Outcome(found, before, clean.ids[p], prompt))
+        value = plan.measure.compute(Outcome(found, before, clean.ids[p], clean.prompts[p]))
         if not isinstance(value, Tensor) or value.ndim < 1 or len(value) != len(found):
             got = f"a {type(value).__name__}"
             if isinstance(value, Tensor):
@@ -268,15 +256,3 @@ def _pieces(items: Any, most: int) -> list[Any]:
     """Cut into as few pieces as `most` allows, of like size."""
     number = max(1, -(-len(items) // max(1, most)))
     return [items[len(items) * k // number : len(items) * (k + 1) // number] for k in range(number) if len(items)]
-
-
-def groups(rows: list[Tensor], copies: int, tokens: int) -> Iterator[list[int]]:
-    """Numbers of the prompts that run together: of the same length, and few enough for memory."""
-    group: list[int] = []
-    for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
-        full = (len(group) + 1) * copies * len(rows[i]) > tokens
-        if group and (full or len(rows[i]) != len(rows[group[0]])):
-            yield group
-            group = []
-        group.append(i)
-    yield group

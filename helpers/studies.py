@@ -27,7 +27,7 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
-from . import engines, errors, passes, recording, sweeps
+from . import engines, errors, recording, sweeps
 from .checks import kind_of, whole
 from .edits import Edit
 from .encoding import Tokens
@@ -214,7 +214,7 @@ _BY_FUNCTION = (
 def _checked(lm: LanguageModel) -> LanguageModel:
     """A model that is the same in another process and on a later day. Raises BadValue."""
     recording.refuse_what_a_walk_cannot_do(lm)
-    if lm.live_edits or passes.has_other_hooks(lm.model, lm.edit_handles):
+    if lm.live_edits or lm.hooks_of_others:
         raise errors.BadValue(
             "edits or hooks are on this model, which neither other processes nor a later day would have: "
             "take them off, or give a function without arguments that loads the model and hangs them on it."

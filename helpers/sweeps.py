@@ -20,7 +20,8 @@ from . import errors, staircase
 from .edits import (
     Edit,
     edit,
-    replace_heads,
+    finite_tensor,
+    put_heads,
     scale_attention,
     scale_block,
     scale_mlp,
@@ -31,8 +32,9 @@ from .edits import (
 from .measures import Measure, Outcome, Targets, log_prob_change, predictions, text_damage
 from .models import LanguageModel
 from .progress import Progress, bar
+from .recording import clean_passes
 from .replacements import CHUNK, Prompts, Replacement, head_values, mean_heads, prompt_rows
-from .staircase import Copy, Plan, for_prompts
+from .staircase import WAITING, Copy, Plan, for_prompts
 
 __all__ = [
     "Measure",
@@ -129,8 +131,8 @@ def sweep_heads(
     values_of = head_values(lm, rows, replacement, pool, generator, chunk)
 
     def copies_of(chosen: list[int]) -> list[Copy]:
-        values = values_of(chosen)
-        return [(replace_heads(block, head, values[block, :, :, head : head + 1]),) for block, head in sites]
+        values = finite_tensor(values_of(chosen), "the replacement")
+        return [(put_heads(block, [head], values[block, :, :, head : head + 1]),) for block, head in sites]
 
     found = _sweep(lm, rows, copies_of, (len(chosen_blocks), lm.n_heads), target, measure, chunk, progress)
     return found[0] if _single(prompts) else found
@@ -248,9 +250,11 @@ def _sweep(
     elif not isinstance(measure, Measure):
         measure = Measure(measure)
     measure.check_number(len(rows))
-    plan = Plan(rows, copies_of, torch.Size(shape).numel(), measure, chunk)
-    with bar(len(rows) * plan.number * lm.n_blocks, progress) as done:
-        return torch.stack(staircase.run(lm, plan, done)).unflatten(1, shape)
+    number = torch.Size(shape).numel()
+    cleans = clean_passes(lm, rows, number, WAITING * chunk)
+    plan = Plan(copies_of, measure, chunk, block_passes=len(rows) * number * lm.n_blocks)
+    with bar(plan.block_passes, progress) as done:
+        return torch.stack(staircase.run(lm, plan, cleans, done)).unflatten(1, shape)
 
 
 def _single(prompts: Prompts) -> bool:

@@ -67,10 +67,6 @@ class Trace:
         return self.logits[rows, Tokens(self.tokens, self.mask).last]
 
 
-class _Stop(Exception):
-    """Raised by a recorder to leave the forward pass once all that was asked for is there."""
-
-
 Prompt = str | Sequence[str] | Tensor | Tokens
 
 
@@ -99,7 +95,7 @@ def trace(
     tokens = lm.encode(prompt)
     n = lm.n_blocks if stop_after is None else lm.check_block(stop_after) + 1
     if gradients is None:
-        with torch.no_grad(), passes.single_pass(lm):
+        with torch.no_grad():
             return _Recorder(lm, tokens, n, learning=False).run(stop_after is not None)
     if not callable(gradients):
         raise errors.BadValue(
@@ -112,9 +108,7 @@ def trace(
     with torch.enable_grad():
         causes.refuse_checkpointing(lm)
         recorder = _Recorder(lm, tokens, n, learning=True)
-        with passes.single_pass(lm):
-            found = recorder.run(stop_after is not None)
-        return recorder.differentiated(found, gradients)
+        return recorder.differentiated(recorder.run(stop_after is not None), gradients)
 
 
 class _Recorder:
@@ -160,11 +154,12 @@ class _Recorder:
 
     def run(self, stop: bool) -> Trace:
         lm, n = self.lm, self.n
+        inputs = lm.inputs(self.tokens, right_padding=True)
         handles: list[RemovableHandle] = []
 
         def leave(value: Tensor) -> None:
             self.keep("resid", n)(value)
-            raise _Stop
+            raise passes.Left
 
         try:
             try:
@@ -183,7 +178,7 @@ class _Recorder:
                     handles.append(hooks.on_input(after, self.keep("resid", n)))
                     keep_final = hooks.only_here(lambda value, _: self.final.append(value.clone()))
                     handles.append(hooks.on_output(after, keep_final))
-                logits = self._logits()  # no `try:` here: CPython 3.11 does not guard its line against an interrupt
+                output = passes.run(lm, inputs, n)  # no `try:` here: CPython 3.11 leaves it open to an interrupt
             finally:
                 hooks.remove(handles)
         finally:
@@ -191,14 +186,8 @@ class _Recorder:
         self._check()
         resid, attn, mlp, heads = (self._whole(name) for name in self.shapes)
         final = self.final[0] if self.final else None
+        logits = None if output is None else output.logits
         return Trace(self.tokens.ids, self.tokens.mask, resid, attn, mlp, heads, final, logits)
-
-    def _logits(self) -> Tensor | None:
-        try:
-            return self.lm.model(**self.lm.inputs(self.tokens, right_padding=True)).logits
-        except _Stop:
-            passes.check_stopped(self.lm, self.n)
-            return None
 
     def _whole(self, name: str) -> Tensor:
         if not self.learning:
@@ -220,12 +209,10 @@ class _Recorder:
                     number=number,
                 )
             if number == 0 and block == self.n and name == "resid":
-                said = say("the pass was to stop before block {block}", block=block)
+                what = say("the pass could not stop before block {block}", block=block)
             else:
-                said = say("a trace reads {site!r} of block {block}", site=sites[name], block=block)
-            raise errors.DidNotRun(
-                "{said}, but {reason}", said=said, reason=causes.why(self.lm, sites[name], block, number)
-            )
+                what = say("{site!r} of block {block} could not be traced", site=sites[name], block=block)
+            raise causes.did_not_run(self.lm, what, sites[name], block, number)
 
     def _differences(self, block: int, handles: list[RemovableHandle]) -> None:
         """Where dropout is no module, what is added to the stream is only visible as a difference of the stream itself."""

@@ -36,8 +36,8 @@ from helpers.edits import replace_heads
 from helpers.errors import TargetIsNotOneToken
 from helpers.measures import Measure, Outcome, predictions
 from helpers.models import LanguageModel
+from helpers.recording import groups
 from helpers.say import say, translatable
-from helpers.staircase import groups
 from helpers.sweeps import CHUNK, Replacement, sweep_edits, sweep_heads
 from helpers.tracing import trace
 
