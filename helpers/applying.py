@@ -18,7 +18,7 @@ from .causes import did_not_run, refuse_compiled, refuse_own_checkpoint
 from .hooks import on_pass, on_site, remove
 from .models import LanguageModel, check_model
 from .passes import Live
-from .positions import Positions, chosen_columns, columns_now
+from .positions import Positions, chosen_columns, chosen_tokens, columns_now, marked
 from .say import say
 from .sites import site_of
 
@@ -147,18 +147,22 @@ def _counted(lm: LanguageModel, group: Live, index: int) -> Callable[[Tensor, Te
         if now is None:
             return function(value, stream)
         now.count(group, index)
-        if one.positions is None or (now.single and not now.start):
+        if one.positions is None:
             return function(value, stream)
+        if now.single and not now.start:
+            return function(value, stream, None if now.mask is None else chosen_tokens(one.positions, now.mask))
         columns = columns_now(one, group, index, now, value.shape[1])
-        return function(value, stream, columns) if columns else None
+        return function(value, stream, marked(columns, value.shape[1])) if columns else None
 
     return see
 
 
 def applied(one: Edit) -> Callable[..., Tensor]:
-    """The edit as a function of a site's whole value, the stream, and the columns to change (by default its positions)."""
+    """The edit as a function of a site's whole value, the stream, and where to change it: (batch or 1, pos), by default at
+    its positions, counted in columns.
+    """
 
-    def see(value: Tensor, stream: Tensor, columns: list[int] | None = None) -> Tensor:
+    def see(value: Tensor, stream: Tensor, chosen: Tensor | None = None) -> Tensor:
         new = one.change(value, stream)
         if not isinstance(new, Tensor):
             raise errors.BadEdit(
@@ -176,11 +180,11 @@ def applied(one: Edit) -> Callable[..., Tensor]:
                     got=_short(getattr(new, what)),
                     wanted=_short(getattr(value, what)),
                 )
-        if columns is None and one.positions is None:
+        if chosen is None and one.positions is None:
             return new
-        chosen = torch.zeros(value.shape[1], dtype=torch.bool, device=value.device)
-        chosen[chosen_columns(one.positions, value.shape[1]) if columns is None else columns] = True
-        return torch.where(chosen.view(1, -1, *[1] * (value.ndim - 2)), new, value)
+        if chosen is None:
+            chosen = marked(chosen_columns(one.positions, value.shape[1]), value.shape[1])
+        return torch.where(chosen.to(value.device).view(*chosen.shape, *[1] * (value.ndim - 2)), new, value)
 
     return see
 

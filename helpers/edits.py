@@ -6,11 +6,10 @@
 
 An edit is a small immutable value; making one touches no model. `edit` checks every edit against the model before the
 first hook is registered, so that nothing is ever half applied. Edits at the same place run in the order given, those of
-an outer `with` first. Every factory takes `positions`: None for all tokens, a position, several, or a slice (positions
-count columns of the batch from the start of the text, padding included; negative ones count from the end). With a cache
-they still count from the start of the text, so that edits of a generated text are those of a pass over the whole of it.
-A position that the prompt does not have is only found when the prompt is there: a pass of ours raises PositionOutOfRange,
-and in `generate`, where it may still come, the end of the `with` does.
+an outer `with` first. Every factory takes `positions`: None for all tokens, a position, several, or a slice, counted from
+the start of the text; negative ones from its end (helpers/positions.py: padding, caches). A position that the prompt does not
+have is only found when the prompt is there: a pass of ours raises PositionOutOfRange, and in `generate`, where it may still
+come, the end of the `with` does.
 
 helpers/applying.py puts edits on; each proves that it happened: helpers/passes.py.
 

@@ -238,7 +238,8 @@ class LanguageModel(Encoder):
     @torch.no_grad()
     def logits(self, prompt: str | Sequence[str] | Tensor | Tokens) -> Tensor:
         """(batch, pos, vocabulary) logits of a plain pass, in the mode and with the hooks that the model has now."""
-        return passes.run(self, self.inputs(self.encode(prompt), right_padding=True)).logits
+        tokens = self.encode(prompt)
+        return passes.run(self, self.inputs(tokens, right_padding=True), mask=tokens.mask).logits
 
 
 def _has_other_hooks(module: nn.Module, ours: set[int]) -> bool:

@@ -45,7 +45,8 @@ class Live(list):
         self.thread = get_ident()
         self.fired = [0] * len(self)  # how often each has run
         self.waiting: dict[tuple[int, int | None], Waiting] = {}  # by edit, and position or None for a slice
-        self.known: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # caches that these edits saw filled, up to where
+        # caches that these edits saw filled, from which column of the text to which
+        self.known: WeakKeyDictionary[Any, tuple[int, int]] = WeakKeyDictionary()
 
 
 @dataclass(eq=False)
@@ -54,7 +55,8 @@ class Pass:
 
     model: nn.Module  # whose call this is
     groups: list[Live]  # the edits that were live when it began
-    single: bool  # the helpers' own pass of one whole prompt: no more text will come
+    single: bool  # the helpers' own pass of whole prompts: no more text will come
+    mask: Tensor | None  # (batch, pos) False where the text is padding; None if it is not known, or there is none
     stack: nn.Module | None = None  # the module with the blocks, once it has begun
     start: int = 0  # tokens of the text before the first column: those in the cache
     cache: Any = None
@@ -65,9 +67,10 @@ class Pass:
         key = id(group), index
         self.fired[key] = self.fired.get(key, 0) + 1
 
-    def knows(self, group: Live) -> bool:
-        """Whether all tokens in the cache ran under these edits."""
-        return not self.start or (self.cache is not None and group.known.get(self.cache, 0) >= self.start)
+    def since(self, group: Live) -> int:
+        """From which column of the text on every token, those in the cache included, ran under these edits."""
+        since, end = group.known.get(self.cache, (0, 0)) if self.cache is not None else (0, 0)
+        return since if end >= self.start else self.start
 
 
 def current(lm: LanguageModel) -> Pass | None:
@@ -80,21 +83,28 @@ class Left(Exception):
     """A recorder raises it to leave a pass of ours once all that was asked for is there."""
 
 
-def run(lm: LanguageModel, inputs: dict[str, Any], blocks: int | None = None) -> Any:
+@dataclass(frozen=True)
+class Ours:
+    """Marks the pass that comes next as one of the helpers' own, over whole prompts."""
+
+    mask: Tensor | None  # as in Pass
+
+
+def run(lm: LanguageModel, inputs: dict[str, Any], blocks: int | None = None, mask: Tensor | None = None) -> Any:
     """The model's output in one pass of ours over whole prompts; None if a recorder left it, after its first `blocks` blocks.
 
-    inputs: what the model is called with, from `lm.inputs`. Raises DidNotRun, and BadEdit if another thread's `with` began or
-    ended meanwhile.
+    inputs: what the model is called with, from `lm.inputs`. mask: (batch, pos) False where padded. Raises DidNotRun, and
+    BadEdit if another thread's `with` began or ended meanwhile.
     """
     running = lm.passes.setdefault(get_ident(), [])
     depth, groups = len(running), list(lm.live_edits)
     try:
-        running.append(None)  # marks the pass that comes next as ours
+        running.append(Ours(mask))
         try:
             output = lm.model(**inputs)
         except Left:
             output = None
-            missing = _not_run(lm, running[-1], blocks) if running[-1] else None
+            missing = _not_run(lm, running[-1], blocks) if isinstance(running[-1], Pass) else None
             if missing:
                 raise missing from None
         if len(groups) != len(lm.live_edits) or any(a is not b for a, b in zip(groups, lm.live_edits, strict=True)):
@@ -119,7 +129,8 @@ def begin(lm: LanguageModel, module: nn.Module, args: tuple, kwargs: dict[str, A
     running = lm.passes.setdefault(get_ident(), [])
     now = running[-1] if running else None
     if not (isinstance(now, Pass) and now.model is lm.model and now.stack is None and module is not lm.model):
-        now = Pass(module, list(lm.live_edits), single=bool(running) and now is None)
+        mask = now.mask if isinstance(now, Ours) else _mask_in(kwargs)
+        now = Pass(module, list(lm.live_edits), isinstance(now, Ours), mask)
         running.append(now)
     if module is not lm.model or stack_of(lm) is lm.model:
         now.stack = module
@@ -150,8 +161,12 @@ def end(lm: LanguageModel, module: nn.Module, output: Any) -> None:
     cache, _ = (now.cache, 0) if now.cache is not None else _cached(values)
     if cache is not None and now.stack is module:
         for group in now.groups:
-            if now.knows(group):
-                group.known[cache] = int(cache.get_seq_length())
+            group.known[cache] = now.since(group), int(cache.get_seq_length())
+
+
+def _mask_in(kwargs: dict[str, Any]) -> Tensor | None:
+    found = kwargs.get("attention_mask")
+    return found.bool() if isinstance(found, Tensor) and found.ndim == 2 else None
 
 
 def _cached(values: Iterable[Any]) -> tuple[Any, int]:

@@ -1,13 +1,22 @@
-"""Which tokens an edit is limited to, counted from the start of the text whatever part of it a pass runs over."""
+"""Which tokens an edit is limited to, counted from the start of the text whatever part of it a pass runs over.
+
+With a cache, positions still count from the start of the text, so that edits of a generated text are those of a pass over
+the whole of it. Prompts padded on the right count their own tokens, each for itself. In a batch padded on the left, and in
+one that somebody gives to `lm.model` with a mask, they count the batch's columns, and one that is padding there is refused.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from . import errors
 from .checks import whole_numbers
 from .passes import Live, Pass, Waiting
+from .say import say
 
 Positions = int | Sequence[int] | slice | None  # of tokens, as the factories take them
 
@@ -58,6 +67,44 @@ def chosen_columns(positions: Positions, length: int) -> list[int]:
     return [p % length for p in columns]
 
 
+def marked(columns: Sequence[int], length: int) -> Tensor:
+    """(1, length) True at these columns."""
+    found = torch.zeros(1, length, dtype=torch.bool)
+    found[:, columns] = True
+    return found
+
+
+def chosen_tokens(positions: Positions, mask: Tensor) -> Tensor:
+    """(batch, pos) True at the tokens that are meant in a pass over whole prompts; mask: False where padded.
+
+    Prompts padded on the right count their own tokens, each for itself. Padded on the left, as `generate` needs them, they
+    count columns of the batch, as while text is generated. Raises PositionOutOfRange, also where padding is meant.
+    """
+    if mask[:, -1].all():
+        columns = chosen_columns(positions, mask.shape[1])
+        _refuse_padding(positions, columns, mask)
+        return marked(columns, mask.shape[1])
+    chosen = torch.zeros_like(mask)
+    for row, real in zip(chosen, mask, strict=True):
+        own = real.nonzero().flatten()
+        row[own[chosen_columns(positions, len(own))]] = True
+    return chosen
+
+
+def _refuse_padding(positions: Positions, columns: list[int], mask: Tensor) -> None:
+    """A slice may begin in the padding of a shorter prompt, where an edit changes nothing, but not end there."""
+    real, part = mask[:, columns], isinstance(positions, slice)
+    enough = real.any(1) if part else real.all(1)
+    if not enough.all():
+        raise errors.PositionOutOfRange(
+            "{positions} is padding in prompt {number} of this batch, which is padded on the left or was given to lm.model "
+            "itself, so that positions count its columns: count from the end, or give prompts padded on the right to the "
+            "helpers, where each counts its own tokens.",
+            positions=positions if part else say("position {columns}", columns=", ".join(map(str, columns))),
+            number=int((~enough).nonzero()[0]),
+        )
+
+
 def columns_now(one: Any, group: Live, index: int, now: Pass, length: int) -> list[int]:
     """Which columns of a pass over a part of a text are meant. Positions count from the start of the text.
 
@@ -86,13 +133,16 @@ def columns_now(one: Any, group: Live, index: int, now: Pass, length: int) -> li
             if not _may_come(part, end):
                 raise
             group.waiting[key] = Waiting(end, error)
-    if any(column < now.start for column in found) and not now.knows(group):
+    since = now.since(group)
+    if any(column < since for column in found):
         raise errors.PositionOutOfRange(
-            "{one!r} means tokens that are in the cache already, which was filled without this edit: begin "
-            "the `with` before the first pass of the text, or choose positions from {start} on.",
+            "{one!r} means tokens that are in the cache already and ran without this edit: begin the `with` before the first "
+            "pass of the text, or choose positions from {since} on.",
             one=one,
-            start=now.start,
+            since=since,
         )
+    if found and now.mask is not None and now.mask.shape[1] == end:
+        _refuse_padding(one.positions, found, now.mask)
     return [column - now.start for column in found if column >= now.start]
 
 

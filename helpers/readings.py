@@ -31,8 +31,9 @@ def attention_patterns(lm: LanguageModel, prompt: Prompt) -> Tensor:
     transformers then returns an empty tuple without a word. Raises BadValue in that case, DidNotRun if blocks are left out.
     """
     causes.refuse_compiled(lm.model)
-    inputs = lm.inputs(lm.encode(prompt), right_padding=True)
-    attentions = passes.run(lm, {**inputs, "output_attentions": True}).attentions
+    tokens = lm.encode(prompt)
+    inputs = lm.inputs(tokens, right_padding=True) | {"output_attentions": True}
+    attentions = passes.run(lm, inputs, mask=tokens.mask).attentions
     if not attentions or any(weights is None for weights in attentions):
         raise errors.BadValue(
             "this model's attention does not write its patterns down: load it with "
@@ -62,7 +63,7 @@ def read_site(lm: LanguageModel, prompt: Prompt, site: str, block: int) -> Tenso
     found: list[Tensor] = []
     handles = on_site(lm, site, block, only_here(lambda value, _: found.append(value.clone())))
     try:
-        passes.run(lm, lm.inputs(tokens, right_padding=True))
+        passes.run(lm, lm.inputs(tokens, right_padding=True), mask=tokens.mask)
     finally:
         remove(handles)
     if len(found) != 1:

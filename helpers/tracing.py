@@ -178,7 +178,9 @@ class _Recorder:
                     handles.append(hooks.on_input(after, self.keep("resid", n)))
                     keep_final = hooks.only_here(lambda value, _: self.final.append(value.clone()))
                     handles.append(hooks.on_output(after, keep_final))
-                output = passes.run(lm, inputs, n)  # no `try:` here: CPython 3.11 leaves it open to an interrupt
+                output = passes.run(
+                    lm, inputs, n, self.tokens.mask
+                )  # no `try:` here: CPython 3.11 leaves it open to an interrupt
             finally:
                 hooks.remove(handles)
         finally:
