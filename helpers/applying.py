@@ -6,6 +6,7 @@ helpers/passes.py counts them in each pass, helpers/positions.py knows which tok
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from threading import get_ident
@@ -56,22 +57,25 @@ class edit:
     run exactly once raises DidNotRun; a position that no pass reached raises PositionOutOfRange when the `with` ends.
     """
 
+    forgotten = False  # True between being made and being put on
+
     def __init__(self, lm: LanguageModel, *edits: Edit) -> None:
-        check_model(lm)
-        for one in edits:
-            if not isinstance(one, Edit):
-                raise errors.BadEdit(
-                    "{one!r} is not an edit: pass edits such as scale_block(2, 0.5) or zero_heads(5, [3]), one by one.",
-                    one=one,
-                )
-            lm.check_block(one.block)
-            site_of(lm, one.site)
-            one.check(lm)
+        check_edits(lm, edits)
         self.lm, self.edits = lm, edits
         self.entered: list[Live] = []
+        self.forgotten = True
+
+    def __del__(self) -> None:
+        if self.forgotten:
+            warnings.warn(
+                say("{edits} changed nothing: edits work inside of `with edit(lm, …):`.", edits=list(self.edits)),
+                stacklevel=2,
+            )
 
     def __enter__(self) -> LanguageModel:
+        self.forgotten = False
         refuse_compiled(self.lm.model)
+        self._refuse_another_lm()
         group = Live(self.edits)
         try:
             self.entered.append(group)
@@ -101,6 +105,15 @@ class edit:
             for late in group.waiting.values():
                 raise late.error
 
+    def _refuse_another_lm(self) -> None:
+        """Raises BadEdit if another LanguageModel has edits on this same model: `prepend` would turn their order round."""
+        others = {getattr(hook, "lm", self.lm) for hook in self.lm.model._forward_pre_hooks.values()} - {self.lm}
+        if any(other.model is self.lm.model for other in others):
+            raise errors.BadEdit(
+                "another LanguageModel has edits on this same model, and their order would be turned round: wrap a model "
+                "once, and use that one everywhere."
+            )
+
     def check_ran(self) -> None:
         """For code that calls blocks one by one, inside the `with`: every edit has run since it began. Raises DidNotRun."""
         group = self.entered[-1]
@@ -115,6 +128,20 @@ class edit:
         if any(other is group for other in self.lm.live_edits):
             self.lm.live_edits.remove(group)  # last: until the hooks are off, other threads shall see that they are on
         self.entered = [other for other in self.entered if other is not group]
+
+
+def check_edits(lm: LanguageModel, edits: Sequence[Edit]) -> None:
+    """Raises a HelpersError if one of the edits does not fit the model."""
+    check_model(lm)
+    for one in edits:
+        if not isinstance(one, Edit):
+            raise errors.BadEdit(
+                "{one!r} is not an edit: pass edits such as scale_block(2, 0.5) or zero_heads(5, [3]), one by one.",
+                one=one,
+            )
+        lm.check_block(one.block)
+        site_of(lm, one.site)
+        one.check(lm)
 
 
 def _register(lm: LanguageModel, groups: list[Live]) -> None:

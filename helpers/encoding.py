@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,10 @@ class Encoder:
     @property
     def device(self) -> torch.device:
         """Where ids go."""
+        raise NotImplementedError
+
+    def check_left_padding(self, mask: Tensor) -> bool:
+        """Whether a real token comes after padding. Raises BadValue where the model cannot run with it."""
         raise NotImplementedError
 
     def encode(self, prompt: str | Sequence[str] | Tensor | Tokens, padding: str = "right") -> Tokens:
@@ -87,6 +92,8 @@ class Encoder:
         for i, row in enumerate(rows):
             where = slice(length - len(row), length) if padding == "left" else slice(0, len(row))
             padded[i, where], mask[i, where] = row, True
+        if padding == "left":
+            self.check_left_padding(mask)
         return Tokens(padded, mask)
 
     def _from_ids(self, ids: Tensor) -> Tokens:
@@ -145,14 +152,19 @@ class Encoder:
         A text that already begins with those that go in front, as `apply_chat_template(..., tokenize=False)` gives, does
         not get them twice.
         """
+        ids = list(self._need_tokenizer()(text, verbose=False)["input_ids"])
+        if any(text.startswith(special) for special in getattr(self.tokenizer, "all_special_tokens", ())):
+            front, bare = self.front_and_text(text)
+            if bare[: len(front)] == front:
+                return ids[len(front) :]
+        return ids
+
+    def front_and_text(self, text: str) -> tuple[list[int], list[int]]:
+        """The special tokens that the tokenizer puts in front of a text, and the text's own. Raises BadPrompt."""
         tokenizer = self._need_tokenizer()
         ids = list(tokenizer(text, verbose=False)["input_ids"])
-        if any(text.startswith(special) for special in getattr(tokenizer, "all_special_tokens", ())):
-            bare = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-            front = next((n for n in range(len(ids) - len(bare) + 1) if ids[n : n + len(bare)] == bare), 0)
-            if bare[:front] == ids[:front]:
-                return ids[front:]
-        return ids
+        bare = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return ids[: next((n for n in range(len(ids) - len(bare) + 1) if ids[n : n + len(bare)] == bare), 0)], bare
 
     def token_id(self, text: str) -> int:
         """The id of a text that is exactly one token, as " Germany"; special tokens that a tokenizer adds don't count.
@@ -190,6 +202,19 @@ class Encoder:
                 "its id.",
                 text=text,
                 unknown=unknown,
+            )
+        spaced = split(f" {text}") if text[0].isalpha() else []
+        if len(spaced) == 1 and spaced != ids:
+            warnings.warn(
+                say(
+                    "{text!r} is token {id}, as at the start of a line. Inside a sentence models write it with its space, "
+                    "{spaced!r}, which is token {other}: if you mean that, give it so; if not, give the id.",
+                    text=text,
+                    id=ids[0],
+                    spaced=f" {text}",
+                    other=spaced[0],
+                ),
+                stacklevel=2,
             )
         return ids[0]
 

@@ -96,6 +96,7 @@ def on_pass(lm: LanguageModel, handles: list[RemovableHandle]) -> None:
         passes.end(lm, module, output)
 
     begin.only_looks = end.only_looks = True  # type: ignore[attr-defined]
+    begin.lm = lm  # type: ignore[attr-defined]
     for module in {id(one): one for one in (lm.model, causes.stack_of(lm))}.values():
         handles.append(module.register_forward_pre_hook(begin, prepend=True, with_kwargs=True))
         # also after an exception, then with no output: what is left of that pass must not be taken for another

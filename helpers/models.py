@@ -221,19 +221,25 @@ class LanguageModel(Encoder):
                 "lm.inputs(tokens, right_padding=True)."
             )
         found: dict[str, Tensor | bool] = {"input_ids": tokens.ids, "use_cache": False}
-        if bool((tokens.mask[:, 1:] & ~tokens.mask[:, :-1]).any()):  # a real token after padding
-            eager = self.config._attn_implementation == "eager"
-            if eager and self.dtype == torch.float64 and not self.parts.exact_softmax:
-                # Their softmax runs in float32, where the mask's lowest float64 number is minus infinity: rows of NaN.
-                raise errors.BadValue(
-                    "padding on the left gives NaN in float64 with eager attention in this family (transformers "
-                    "computes the softmax in float32): pad on the right, or load the model with "
-                    "attn_implementation='sdpa'."
-                )
+        if self.check_left_padding(tokens.mask):
             found["attention_mask"] = tokens.mask.long()
             # Without these, padding on the left would shift the positions of the real tokens.
             found["position_ids"] = (tokens.mask.long().cumsum(1) - 1).clamp(min=0)
         return found
+
+    def check_left_padding(self, mask: Tensor) -> bool:
+        """Whether a real token comes after padding. Raises BadValue where the model cannot run with it."""
+        if not bool((mask[:, 1:] & ~mask[:, :-1]).any()):
+            return False
+        eager = self.config._attn_implementation == "eager"
+        if eager and self.dtype == torch.float64 and not self.parts.exact_softmax:
+            # Their softmax runs in float32, where the mask's lowest float64 number is minus infinity: rows of NaN.
+            raise errors.BadValue(
+                "padding on the left gives NaN in float64 with eager attention in this family (transformers computes the "
+                "softmax in float32), and a generated text would be nonsense: pad on the right for a pass, and load the "
+                "model in float32 to generate."
+            )
+        return True
 
     @torch.no_grad()
     def logits(self, prompt: str | Sequence[str] | Tensor | Tokens) -> Tensor:

@@ -72,17 +72,27 @@ def read_site(lm: LanguageModel, prompt: Prompt, site: str, block: int) -> Tenso
     return found[0]
 
 
-def spread(resid: Tensor, include_first: bool = True) -> Tensor:
+def spread(resid: Tensor, include_first: bool = True, mask: Tensor | None = None) -> Tensor:
     """Standard deviation of all coordinates of all tokens at each point of the stream. (n_points,), in the stream's unit.
 
     resid: (n_points, batch, pos, d_model), as in `Trace.resid`. include_first: whether the first token counts; where it
-    carries a massive activation (Sun et al. 2024) it alone decides the result. Raises BadValue.
+    carries a massive activation (Sun et al. 2024) it alone decides the result. mask: (batch, pos), False where padded, as in
+    `Trace.mask`. Raises BadValue.
     """
     if resid.ndim != 4:
         raise errors.BadValue(
             "expected (points, batch, pos, d_model), but this has shape {shape}.", shape=tuple(resid.shape)
         )
-    kept = resid if include_first else resid[:, :, 1:]
-    if kept.shape[2] == 0:
+    tokens = torch.ones(resid.shape[1:3], dtype=torch.bool, device=resid.device) if mask is None else mask
+    if tokens.dtype != torch.bool or tokens.shape != resid.shape[1:3]:
+        raise errors.BadValue(
+            "the mask must be bool of shape {right_shape}, but this is {shape} {dtype}: pass Trace.mask.",
+            right_shape=tuple(resid.shape[1:3]),
+            shape=tuple(tokens.shape),
+            dtype=tokens.dtype,
+        )
+    if not include_first:
+        tokens = tokens & (tokens.cumsum(1) > 1)
+    if not tokens.any():
         raise errors.BadValue("the prompt has one token: nothing is left without the first.")
-    return kept.flatten(1).std(dim=1)
+    return resid[:, tokens].flatten(1).std(dim=1)

@@ -71,8 +71,9 @@ def head_values(
         )
     pool = padded(rows if reference is None else reference)
     if isinstance(replacement, str) and replacement in ("mean", "pooled mean"):
-        replacement = mean_heads(lm, pool, pooled=replacement == "pooled mean", chunk=chunk)
-    value = _heads_tensor(lm, replacement)
+        value = mean_heads(lm, pool, pooled=replacement == "pooled mean", chunk=chunk)
+    else:
+        value = _heads_tensor(lm, replacement, max(len(row) for row in rows))
     if value.ndim == 3:
         return lambda chosen: value[:, None, None]
     return lambda chosen: from_the_end(value, len(rows[chosen[0]])).unsqueeze(1)
@@ -91,8 +92,8 @@ def padded(rows: list[Tensor]) -> Tokens:
     return Tokens(ids, torch.arange(ids.shape[1], device=ids.device) < lengths[:, None])
 
 
-def _heads_tensor(lm: LanguageModel, replacement: object) -> Tensor:
-    """(n_blocks, n_heads, d_head), or (n_blocks, pos, n_heads, d_head) of any number of positions."""
+def _heads_tensor(lm: LanguageModel, replacement: object, longest: int) -> Tensor:
+    """(n_blocks, n_heads, d_head), or (n_blocks, pos, n_heads, d_head) with a position for each of the longest prompt's, or one."""
     shape: tuple[int, ...] = (lm.n_blocks, lm.n_heads, lm.d_head)
     if isinstance(replacement, str) and replacement == "zero":
         replacement = torch.zeros(())
@@ -102,6 +103,14 @@ def _heads_tensor(lm: LanguageModel, replacement: object) -> Tensor:
             replacement=replacement,
         )
     if replacement.ndim == 4:
+        if 1 < replacement.shape[1] < longest:
+            raise errors.BadValue(
+                "the replacement has {n_positions} positions, and the longest prompt has {longest}: give one for each, "
+                "counted from the end, or one for all, of shape {right_shape}.",
+                n_positions=replacement.shape[1],
+                longest=longest,
+                right_shape=shape,
+            )
         shape = (lm.n_blocks, replacement.shape[1], lm.n_heads, lm.d_head)
     try:
         return replacement.to(device=lm.device, dtype=lm.dtype).broadcast_to(shape)

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from . import errors, staircase
+from .applying import check_edits
 from .edits import (
     Edit,
-    edit,
     finite_tensor,
     put_heads,
     scale_attention,
@@ -120,9 +120,9 @@ def sweep_heads(
     becomes (Wang et al. 2022 and Li & Janson 2024 compare them). "zero"; "mean", its mean at each position over the
     reference prompts; "pooled mean", one mean over all their tokens (`mean_heads` gives both); "resample", its output on
     another prompt, drawn once for each prompt with `generator`; or a tensor that broadcasts to (n_blocks, n_heads, d_head)
-    or (n_blocks, pos, n_heads, d_head). Positions are counted back from the last token; where the other prompt is
-    shorter, its first token's output stands in. reference: prompts for means and resample; without it the swept ones,
-    and resample never gives a prompt to itself. All else as in `sweep_edits`.
+    or (n_blocks, pos, n_heads, d_head). Positions are counted back from the last token; where the reference prompts are
+    shorter, their first token's output stands in, while a tensor must be as long as the longest prompt. reference: prompts
+    for means and resample; without it the swept ones, and resample never gives a prompt to itself. All else as in `sweep_edits`.
     """
     chosen_blocks = _blocks(lm, blocks)
     sites = [(block, head) for block in chosen_blocks for head in range(lm.n_heads)]
@@ -206,6 +206,7 @@ def sweep_factors(
 def windows(lm: LanguageModel, text: str, length: int, most: int | None = None) -> Tensor:
     """(n_windows, length) token ids: a text cut into windows that do not overlap; what remains at its end is left out.
 
+    Each begins with the special tokens that the tokenizer puts in front of a text, as the model saw in training.
     most: the number of windows at most. Raises PromptTooLong or BadPrompt.
     """
     if length > lm.context:
@@ -214,8 +215,9 @@ def windows(lm: LanguageModel, text: str, length: int, most: int | None = None) 
             length=length,
             context=lm.context,
         )
-    ids = lm.token_ids(text)
-    number = len(ids) // length if length > 0 else 0
+    front, ids = lm.front_and_text(text)
+    own = length - len(front)
+    number = len(ids) // own if own > 0 else 0
     number = number if most is None else min(number, most)
     if number < 1:
         raise errors.BadPrompt(
@@ -223,7 +225,7 @@ def windows(lm: LanguageModel, text: str, length: int, most: int | None = None) 
             n_tokens=len(ids),
             length=length,
         )
-    return torch.tensor(ids[: number * length], device=lm.device).view(number, length)
+    return torch.tensor([front + ids[k * own : (k + 1) * own] for k in range(number)], device=lm.device)
 
 
 # ---- what the sweeps share
@@ -265,7 +267,7 @@ def copy_of(lm: LanguageModel, one: Edit | Sequence[Edit]) -> Copy:
     copy = tuple(one) if isinstance(one, Sequence) and not isinstance(one, str) else (one,)
     if not copy:
         raise errors.BadEdit("one of the interventions is an empty list: give an edit or several.")
-    edit(lm, *copy)  # raises if one does not fit
+    check_edits(lm, copy)
     return tuple(sorted(copy, key=lambda e: e.block))
 
 

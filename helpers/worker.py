@@ -24,7 +24,7 @@ from .fingerprint import of_model
 from .loading import quiet
 from .measures import Measure, Outcome, log_prob_change, token_ids
 from .models import LanguageModel
-from .replacements import CHUNK, mean_heads, padded, prompt_rows
+from .replacements import CHUNK, from_the_end, mean_heads, padded, prompt_rows
 from .staircase import for_prompts
 from .sweeps import check_values_per_prompt, copy_of
 from .wrapping import wrap
@@ -135,6 +135,8 @@ def look(lm: LanguageModel, model: str, work: Work, given: tuple[Any, Any]) -> L
         pool = rows if reference is None else prompt_rows(lm, reference)
         chunk = work.options.get("chunk", CHUNK)
         means = mean_heads(lm, padded(pool), pooled=replacement == "pooled mean", chunk=chunk)
+        if replacement == "mean":
+            means = from_the_end(means, max(len(row) for row in rows))  # a sweep's own tensor must reach all positions
     ids = [row.cpu().numpy().astype(np.int32) for row in rows]
     said = f"{lm!r}, torch {torch.__version__}, transformers {transformers.__version__}"
     return Looked(model, said, lm.n_blocks, lm.n_heads, ids, targets, means)

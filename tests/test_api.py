@@ -32,7 +32,16 @@ def test_all_is_complete():
         name for name, value in vars(module).items()
         if (inspect.isfunction(value) or inspect.isclass(value)) and value.__module__ == module.__name__ and name[0] != "_"
     }  # fmt: skip
-    inner = {"check_indices", "check_model", "whole", "whole_numbers", "chosen_columns", "applied", "Family"}
+    inner = {
+        "check_indices",
+        "check_model",
+        "whole",
+        "whole_numbers",
+        "applied",
+        "Family",
+        "finite_tensor",
+        "put_heads",
+    }
     for module in ("models", "edits", "tracing", "metrics"):
         missing = public(importlib.import_module(f"helpers.{module}")) - set(helpers._WHERE[module]) - inner
         assert not missing, f"{module} has public names that helpers does not offer: {missing}"

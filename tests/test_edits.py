@@ -1,6 +1,8 @@
 """Every edit on every family against the same change made by hand in tests/reference.py."""
 
+import copy
 import threading
+import warnings
 
 import pytest
 import torch
@@ -26,6 +28,7 @@ from helpers import (
     zero_heads,
     zero_keys,
 )  # fmt: skip
+from helpers.errors import BadEdit, BlockOutOfRange
 from helpers.positions import chosen_columns
 
 
@@ -299,14 +302,28 @@ def test_an_edit_is_on_for_every_thread_as_its_docstring_says():
     assert "another thread" in " ".join(edit.__doc__.split())
 
 
-def test_two_wrappers_of_one_model_take_off_their_own_edits_only():
-    one = tiny("gpt2")
+def test_two_wrappers_cannot_both_edit_one_model():
+    """The inner one's edits would run first, since each wrapper puts its own ahead of all other hooks."""
+    one, another = tiny("gpt2"), tiny("gpt2")
     two = wrap(one.model)
     clean = trace(one, some_ids())
-    outer = edit(one, scale_block(1, 0.5))
+    with edit(one, scale_block(1, 0.5)):
+        with pytest.raises(BadEdit, match=r"another LanguageModel has edits on this same model.*wrap a model once"):
+            edit(two, scale_block(1, 4)).__enter__()
+        with edit(another, scale_block(1, 4)), edit(copy.deepcopy(one), scale_block(1, 4)):
+            assert trace(one, some_ids()).resid[2].equal(clean.resid[2] * 0.5)
     with edit(two, scale_block(1, 4)):
-        outer.__enter__()
-        assert far(trace(two, some_ids()).resid[2], clean.resid[2] * 2) < 1e-15
-    assert trace(two, some_ids()).resid[2].equal(clean.resid[2] * 0.5)
-    outer.__exit__(None, None, None)
+        assert trace(one, some_ids()).resid[2].equal(clean.resid[2] * 4)
     assert trace(two, some_ids()).resid.equal(clean.resid)
+
+
+def test_edits_that_were_made_and_not_put_on_are_told():
+    lm = tiny("gpt2")
+    with pytest.warns(UserWarning, match=r"\[scale_block\(1, 0.5\)\] changed nothing: edits work inside of `with edit"):
+        edit(lm, scale_block(1, 0.5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with edit(lm, scale_block(1, 0.5)):
+            trace(lm, some_ids())
+        with pytest.raises(BlockOutOfRange):
+            edit(lm, scale_block(9, 0.5))

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from tiny import CONFIGS, tiny
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from helpers import errors, load_model, wrap
+from helpers import errors, load_model, trace, wrap
 from helpers.loading import POCKET_FOLDER
 from helpers.models import Tokens
 
@@ -404,3 +405,34 @@ def test_a_tokenizer_that_puts_a_space_in_front_by_itself():
 def test_the_last_real_token_is_found_under_any_padding():
     mask = torch.tensor([[True, True, False], [False, True, True], [True, False, False]])
     assert Tokens(torch.zeros(3, 3, dtype=torch.long), mask).last.tolist() == [1, 2, 0]
+
+
+def test_a_target_without_its_space_is_told_of_the_other_token():
+    class Spaced:
+        unk_token = None
+
+        def __call__(self, text, **_):
+            return {
+                "input_ids": {"Germany": [3], " Germany": [4], "(": [5], " (": [6], "ing": [7], " ing": [8, 9]}[text]
+            }
+
+    lm = tiny("gpt2")
+    lm.tokenizer = Spaced()
+    with pytest.warns(UserWarning, match=r"'Germany' is token 3.*' Germany', which is token 4.*if not, give the id"):
+        assert lm.token_id("Germany") == 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [lm.token_id(text) for text in (" Germany", "(", " (", "ing")] == [4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3"])
+def test_padding_on_the_left_that_would_be_nan_is_refused_where_it_is_made(family):
+    """lm.inputs refuses it too, but generate is called without."""
+    lm = wrap(tiny(family).model, words_tokenizer())
+    texts = ["Berlin is the capital of Germany", "Berlin is"]
+    with pytest.raises(errors.BadValue, match=r"gives NaN in float64.*load the model in float32"):
+        lm.encode(texts, padding="left")
+    assert lm.encode(texts[:1], padding="left").mask.all()
+    lm = wrap(tiny(family, torch.float32).model, words_tokenizer())
+    tokens = lm.encode(texts, padding="left")
+    assert not tokens.mask.all() and trace(lm, tokens).logits.isfinite().all()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import CONFIGS, tiny
 
-from helpers import attention_patterns, change, edit, read_site, scale_block, spread, trace, zero_keys
+from helpers import Tokens, attention_patterns, change, edit, read_site, scale_block, spread, trace, zero_keys
 from helpers.errors import BadEdit, BadValue, BlockOutOfRange
 
 IDS = torch.arange(12).reshape(2, 6)
@@ -76,3 +76,16 @@ def test_spread_is_one_number_per_point():
         spread(resid[:, :, :1], include_first=False)
     with pytest.raises(BadValue, match="shape"):
         spread(resid[0])
+
+
+def test_the_spread_of_padded_prompts_leaves_padding_out():
+    lm = tiny("gpt2")
+    ids, mask = torch.arange(2, 12).reshape(2, 5), torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    resid = trace(lm, Tokens(ids, mask)).resid
+    real = torch.cat([resid[:, 0], resid[:, 1, :3]], 1)
+    assert torch.allclose(spread(resid, mask=mask), real.flatten(1).std(1))
+    later = torch.cat([resid[:, 0, 1:], resid[:, 1, 1:3]], 1)
+    assert torch.allclose(spread(resid, include_first=False, mask=mask), later.flatten(1).std(1))
+    assert not torch.allclose(spread(resid), spread(resid, mask=mask))
+    with pytest.raises(BadValue, match="the mask must be bool of shape"):
+        spread(resid, mask=mask.float())

@@ -290,6 +290,20 @@ def test_mean_ablation_takes_the_mean_of_each_position_from_the_end(family):
     torch.testing.assert_close(given, found, rtol=0, atol=within)
 
 
+def test_a_tensor_of_ones_own_has_a_position_for_each_of_the_longest_prompt_or_one_for_all():
+    lm = tiny("gpt2")
+    prompts = as_tokens(texts(4, 9, 6))
+    for wrong in (4, 8):
+        with pytest.raises(
+            errors.BadValue, match=f"the replacement has {wrong} positions, and the longest prompt has 9"
+        ):
+            sweep_heads(lm, prompts, TARGET, replacement=torch.ones(4, wrong, 4, lm.d_head, dtype=torch.float64))
+    for_all = torch.randn(4, 4, lm.d_head, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    plain = sweep_heads(lm, prompts, TARGET, replacement=for_all)
+    for longer in (for_all[:, None], for_all[:, None].expand(-1, 9, -1, -1), for_all[:, None].expand(-1, 12, -1, -1)):
+        assert torch.equal(sweep_heads(lm, prompts, TARGET, replacement=longer), plain)
+
+
 @torch.no_grad()
 def test_a_prompt_longer_than_all_references_takes_the_mean_of_their_first_tokens():
     lm = tiny("gpt2")
@@ -578,6 +592,17 @@ def test_texts_and_lists_of_texts():
     torch.testing.assert_close(sweep_heads(lm, "a bb ccc", 4), both[0], rtol=0, atol=1e-12)
     assert torch.equal(windows(lm, "a bb ccc dddd eeeee", 2), torch.tensor([[1, 2], [3, 4]]))
     assert torch.equal(windows(lm, "a bb ccc dddd eeeee", 2, most=1), torch.tensor([[1, 2]]))
+
+
+def test_each_window_begins_as_a_text_does():
+    class Marked(Words):
+        def __call__(self, text, add_special_tokens=True, **options):
+            ids = super().__call__(text, **options)["input_ids"]
+            return {"input_ids": [7, *ids] if add_special_tokens else ids}
+
+    lm = tiny("gpt2")
+    lm.tokenizer = Marked()
+    assert torch.equal(windows(lm, "a bb ccc dddd eeeee", 3), torch.tensor([[7, 1, 2], [7, 3, 4]]))
 
 
 def test_noise_draws_from_its_generator():
