@@ -165,10 +165,12 @@ def replace_heads(block: int, heads: Sequence[int] | int, value: Tensor, positio
 
 def put_heads(block: int, heads: list[int], value: Tensor, site: str = "heads") -> Edit:
     """`replace_heads` for code that knows its block, heads and tensor: nothing is checked. site: "keys" for key heads."""
+    side_by_side = heads == list(range(heads[0], heads[0] + len(heads)))
+    at = slice(heads[0], heads[0] + len(heads)) if side_by_side else heads  # a slice is written in a fifth of the time
 
     def put(old: Tensor, _: Tensor) -> Tensor:
         new = old.clone()
-        new[:, :, heads] = _fitted(value, old[:, :, heads], "the replacement")
+        new[:, :, at] = _fitted(value, old[:, :, at], "the replacement")
         return new
 
     each = _rows_of(value, 4, lambda some: put_heads(block, heads, some, site))
