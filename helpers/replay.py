@@ -41,9 +41,24 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Clean(Run):
+    """A clean pass: what each block's attention and MLP add to the stream too, (n_blocks, batch, pos, d_model) as in `Trace`."""
+
+    attn: Tensor
+    mlp: Tensor
+
+
+@dataclass(frozen=True)
 class _Recorded:
-    run: Trace
+    tokens: Tokens
+    run: Clean
     calls: list[Call]  # what each block was called with besides the stream: masks, positions
+
+
+def _clean(seen: Trace) -> Clean:
+    """What a Replay keeps of a trace: logits of every position would be a third of its memory, and only the last are read."""
+    assert seen.final is not None
+    return Clean(seen.resid, seen.final, seen.last_logits, seen.attn, seen.mlp)
 
 
 class Replay:
@@ -60,18 +75,17 @@ class Replay:
         self._state: tuple[object, ...] = ()
         self._kept: _Recorded | None = None
 
-    def clean(self, prompt: str | Tensor | Tokens) -> Trace:
-        """The trace of a clean pass, the kept one if it is still true. Raises BadPrompt, PromptTooLong."""
+    def clean(self, prompt: str | Tensor | Tokens) -> Clean:
+        """The clean pass, the kept one if it is still true. Raises BadPrompt, PromptTooLong."""
         return self._record(self.lm.encode(prompt)).run
 
-    def __call__(self, prompt: str | Tensor | Tokens, *edits: Edit) -> tuple[Trace, Run]:
+    def __call__(self, prompt: str | Tensor | Tokens, *edits: Edit) -> tuple[Clean, Run]:
         """The clean pass and the edited one. Raises BadPrompt, PromptTooLong, and what `edit` raises, before any pass."""
         applied = edit(self.lm, *edits)  # checks the edits
         tokens = self.lm.encode(prompt)
         clean = self._record(tokens)
         if not edits:
-            assert clean.run.final is not None
-            return clean.run, Run(clean.run.resid, clean.run.final, clean.run.last_logits)
+            return clean.run, clean.run
         with applied:
             if not clean.calls:
                 whole = trace(self.lm, tokens)
@@ -87,12 +101,12 @@ class Replay:
         if not _can_restart(lm):
             self.version += 1
             self._state, self._kept = (), None
-            return _Recorded(trace(lm, tokens), [])
+            return _Recorded(tokens, _clean(trace(lm, tokens)), [])
         state = _state(lm)
         if state != self._state:
             self.version += 1
             self._state, self._kept = state, None
-        elif kept is not None and _same(kept.run, tokens):
+        elif kept is not None and _same(kept.tokens, tokens):
             return kept
         calls: list[Call] = []
 
@@ -102,10 +116,11 @@ class Replay:
         handles: list[RemovableHandle] = []
         try:
             handles += [hooks.on_call(block, keep) for block in lm.blocks]
-            run = trace(lm, tokens)  # asks for no cache
+            run = _clean(trace(lm, tokens))  # asks for no cache
         finally:
             hooks.remove(handles)
-        self._kept = _Recorded(run, calls)
+        own = Tokens(tokens.ids.clone(), tokens.mask.clone())  # a caller may write into a tensor of ids
+        self._kept = _Recorded(own, run, calls)
         return self._kept
 
 
@@ -117,7 +132,7 @@ def _from_block(lm: LanguageModel, clean: _Recorded, first: int) -> Run:
     for block in range(first, lm.n_blocks):
         args, kwargs = clean.calls[block]
         resid[block + 1] = hooks.first(lm.blocks[block](resid[block].clone(), *args, **kwargs))
-    last = Tokens(clean.run.tokens, clean.run.mask).last
+    last = clean.tokens.last
     rows = torch.arange(len(last), device=last.device)
     return Run(resid, lm.final_norm(resid[-1]), lm.read_out(resid[-1][rows, last]))
 
@@ -141,5 +156,5 @@ def _state(lm: LanguageModel) -> tuple[object, ...]:
     )
 
 
-def _same(run: Trace, tokens: Tokens) -> bool:
-    return torch.equal(run.tokens, tokens.ids) and torch.equal(run.mask, tokens.mask)
+def _same(kept: Tokens, tokens: Tokens) -> bool:
+    return torch.equal(kept.ids, tokens.ids) and torch.equal(kept.mask, tokens.mask)

@@ -212,3 +212,23 @@ def test_the_clean_pass_cannot_be_spoiled_by_an_edit_in_place():
     replay(IDS, change("block", 2, lambda value: value.mul_(5)))
     assert torch.equal(replay.clean(IDS).resid, kept)
     assert torch.allclose(trace(lm, IDS).resid, kept)
+
+
+def test_ids_that_the_caller_writes_into_are_another_prompt():
+    lm, ids = tiny("gpt2"), IDS.clone()
+    replay = Replay(lm)
+    replay(ids)
+    ids[0, 2] = 9
+    clean, _ = replay(ids)
+    assert torch.allclose(clean.resid[1:], whole_pass(lm, ids)[0], rtol=1e-12, atol=1e-12)
+
+
+def test_what_is_kept_of_a_clean_pass_is_no_larger_than_the_lessons_need():
+    lm = tiny("gpt2")
+    clean = Replay(lm).clean(IDS)
+    seen, states = trace(lm, IDS), 3 * lm.n_blocks + 2  # resid, attn, mlp, final: no logits but the last token's
+    assert sum(kept.untyped_storage().nbytes() for kept in vars(clean).values()) == (
+        states * seen.final.nbytes + seen.last_logits.nbytes
+    )
+    for name in vars(clean):
+        assert torch.equal(getattr(clean, name), getattr(seen, name))

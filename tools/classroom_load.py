@@ -28,6 +28,7 @@ from typing import Any
 import nbformat
 from jupyter_client.manager import KernelManager
 
+from helpers.classroom import prepare
 from helpers.memory import memory_left
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -169,6 +170,7 @@ def main() -> int:
         return 1
     notebook = nbformat.read(next((ROOT / "notebooks").glob(f"0{asked.lesson}_*.ipynb")), as_version=4)
     cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    prepare()  # as `make hub` does: kernels map what one machine makes once
     until = time.monotonic() + asked.limit
     print(f"Lesson {asked.lesson}, {os.cpu_count()} processors, load before {os.getloadavg()[0]:.1f}")
     heads = ["students", "run all, s", "private, MB each", "together, GB"]

@@ -14,7 +14,7 @@ from helpers.correlations import correlation, random_step_correlation, within_pe
 from helpers.course.panels import LABEL, WIDE, Models, Panel, block_slider, choice, prompt_box, tick
 from helpers.lesson2.plots import filled_axis, plot_block_view
 from helpers.plots.style import WIDGET_DPI
-from helpers.replay import Replay
+from helpers.replay import Clean, Replay
 from helpers.say import say, translatable
 from helpers.tables import format_number
 from helpers.tracing import Trace
@@ -39,8 +39,8 @@ class BlockView:
     norms: tuple[Tensor, Tensor, Tensor]  # stream, attention, MLP, each (n_blocks,)
 
 
-def view_block(run: Trace, block: int, percentile: float, pair: str, by_token: bool) -> BlockView:
-    """Choose from a trace what the widget shows. Without gradient, without a model: only numbers that are there."""
+def view_block(run: Trace | Clean, block: int, percentile: float, pair: str, by_token: bool) -> BlockView:
+    """Choose from a clean pass what the widget shows. Without gradient, without a model: only numbers that are there."""
     rebuilt = run.resid[block] + run.attn[block] + run.mlp[block]
     states = {
         "output": (run.resid[block], run.resid[block + 1], (f"H_{block}", f"H_{block + 1}")),

@@ -92,7 +92,6 @@ def component_shift(
     joined = sorted(zip(words.names, words.clean, words.edited, strict=True), key=lambda row: -max(row[1:]))
     tops = [[lm.tokenizer.decode([i]) for i in one.topk(min(TOP, len(one))).indices.tolist()] for one in logits]
     first = 0 if include_first else 1
-    assert clean.final is not None
     return Shift(
         block,
         mark,
