@@ -180,8 +180,12 @@ format: .venv/.test
 	@$(PY) -m pip install --quiet -c constraints.txt -e '.[test$(if $(CI),$(comma)classroom)]'
 	@touch $@ .venv/.page .venv/.hub
 
-.venv-4.57/.test: $(PINS) constraints-4.57.txt | tools/find_python.sh
-	@python=$$(tools/find_python.sh $(PYTHON)) && $$python -m venv .venv-4.57
+# Only what differs is installed here; all else is found in .venv, whose folder comes second.
+.venv-4.57/.test: .venv/.test constraints-4.57.txt
+	@rm -rf .venv-4.57
+	@$(PY) -m venv .venv-4.57
+	@pinned=$$($(PY) -c "import site; print(site.getsitepackages()[0])") && own=$$($(OLD) -c "import site; print(site.getsitepackages()[0])") \
+	    && echo "import site; site.addsitedir('$$pinned')" > "$$own/pinned.pth"
 	@awk -F== 'NR == FNR { old[$$1] = 1; print; next } !($$1 in old)' constraints-4.57.txt constraints.txt > .venv-4.57/constraints.txt
 	@echo "Installing transformers 4.57 into .venv-4.57, for the second run of the helper suite."
 	@$(OLD) -m pip install --quiet -c .venv-4.57/constraints.txt -e '.[suite]'
