@@ -31,7 +31,7 @@ NEW := .venv-newest/bin/python
 PINS := pyproject.toml constraints.txt
 CODE := helpers tools tests deploy start.py
 # What is about the course or its tools, not about the helpers, runs once, on the pinned transformers.
-COURSE_TESTS := $(addprefix tests/,test_notebooks_rules.py test_guards.py test_browser.py test_package.py test_training.py test_evaluation.py test_measured.py test_run_again.py test_messages.py test_readability.py test_translated.py test_start.py test_page.py test_page_export.py test_hub.py test_teaching.py test_assignment.py test_grading.py plots)
+COURSE_TESTS := $(addprefix tests/,test_notebooks_rules.py test_guards.py test_browser.py test_package.py test_training.py test_evaluation.py test_measured.py test_messages.py test_readability.py test_translated.py test_start.py test_page.py test_page_export.py test_hub.py test_teaching.py test_assignment.py test_grading.py plots)
 # What takes long and does not ask transformers either is left to the pinned and the newest.
 SLOW_TESTS := $(addprefix tests/,test_bringing.py test_studies.py test_claims_tool.py test_leaks.py course/test_panels.py course/test_rows.py course/test_two_models.py)
 # Of a lesson's room the exercises (tests/course) and the claims are tried on transformers 4.57 too.
@@ -56,7 +56,7 @@ test: .venv/.test .venv-4.57/.test $(CATALOGUES) lint real page-tested hub-ready
 	@echo "== the helpers on transformers 4.57 =="
 	$(OLD) -m pytest tests $(PARALLEL) $(addprefix --ignore=,$(COURSE_TESTS) $(SLOW_TESTS)) $(ROOM_TESTS)
 	@echo "== everything else, and every cell of every notebook, on the pinned versions =="
-	$(PY) -m pytest tests/test_run_again.py tests/test_guards.py tests/test_browser.py tests $(PARALLEL)
+	$(PY) -m pytest tests/test_guards.py tests/test_browser.py tests $(PARALLEL)
 
 # What a release of tomorrow breaks is a red test today. The environment is made anew each time; a CPU build of torch comes
 # with PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu.
