@@ -1,20 +1,21 @@
-"""Shared by all tests: notes that tests leave for the end of the run, such as measured times."""
+"""Shared by all tests: notes that tests leave for the end of the run, such as measured times.
+
+The process that only hands tests out to its workers reads this file first: what takes seconds to import is imported where it is used.
+"""
 
 import tempfile
 from pathlib import Path
 
 import pytest
-import tiny_gguf
-import torch
 from hypothesis.configuration import set_hypothesis_home_dir
-from tiny import tiny
 
-from helpers import load_model, smollm2
-from helpers.course import ledger as core
-from helpers.course.ledger import FAILS, HOLDS, PARTLY, Claim, Verdict
-
-torch.set_num_threads(1)  # the tests' models are tiny, and two workers with two threads each would wait for one another
 set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "hypothesis")  # not in the repository
+
+
+def pytest_collectstart():
+    import torch
+
+    torch.set_num_threads(1)  # the models are tiny, and two workers with two threads each would wait for one another
 
 
 @pytest.fixture
@@ -38,20 +39,21 @@ def pytest_terminal_summary(terminalreporter):
 
 # ---- lessons: each verdict function has a case for each verdict that it can give; two models for one panel
 
-NAMES = {name: value for name, value in vars(core).items() if isinstance(value, Verdict)}
-
 
 def reachable(function):
     """The verdicts that a function's code names; `judge` gives the three of a count."""
-    code = function.__code__
-    names = set(code.co_names)
-    counted = {HOLDS, PARTLY, FAILS} if "judge" in names else set()
-    return counted | {NAMES[name] for name in names & set(NAMES)}
+    from helpers.course import ledger
+
+    verdicts = {name: value for name, value in vars(ledger).items() if isinstance(value, ledger.Verdict)}
+    names = set(function.__code__.co_names)
+    counted = {ledger.HOLDS, ledger.PARTLY, ledger.FAILS} if "judge" in names else set()
+    return counted | {verdicts[name] for name in names & set(verdicts)}
 
 
 @pytest.fixture
 def prove_verdicts():
     """cases: claim number -> verdict -> (arguments, words that the reason must hold)."""
+    from helpers.course.ledger import Claim
 
     def prove(module, cases):
         assert set(cases) == set(module.VERDICTS), "cases for each verdict function"
@@ -75,11 +77,15 @@ def prove_verdicts():
 
 @pytest.fixture(scope="session")
 def pocket():
+    from helpers import load_model
+
     return load_model()
 
 
 @pytest.fixture(scope="session")
 def llama(pocket):
+    from tiny import tiny
+
     lm = tiny("llama", vocab_size=pocket.vocabulary, max_position_embeddings=128)
     lm.tokenizer = pocket.tokenizer
     return lm
@@ -88,6 +94,10 @@ def llama(pocket):
 @pytest.fixture(scope="session")
 def made(tmp_path_factory):
     """A small file with known numbers, converted: (folder of the file, folder of the model, the numbers)."""
+    import tiny_gguf
+
+    from helpers import smollm2
+
     folder = tmp_path_factory.mktemp("made")
     known = tiny_gguf.write_gguf(folder / "tiny.gguf")
     smollm2._convert_apart(folder / "tiny.gguf", folder / "model")

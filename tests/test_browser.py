@@ -1,4 +1,6 @@
-"""A real browser opens every lesson in JupyterLab, runs it, and works its widgets from the keyboard.
+"""A real browser opens every lesson in JupyterLab, runs it, finds in it what is stored, and works its widgets from the keyboard.
+
+The kernels have two threads and AVX2; tests/test_guards.py compares in one thread and without vector instructions.
 
 Needs Debian's chromium; without it the tests skip, except in CI, where they fail. SCREENSHOTS=folder keeps the
 pictures (light and dark theme); `make screenshot` takes the README's from them.
@@ -6,6 +8,7 @@ pictures (light and dark theme); `make screenshot` takes the README's from them.
 
 import contextlib
 import os
+import re
 import shutil
 import socket
 import statistics
@@ -18,6 +21,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from chromium import CHROMIUM, FLAGS
+from test_notebooks_rules import text_of
 
 from helpers import smollm2
 
@@ -34,6 +38,8 @@ SETTINGS = {
     "notebook-extension/tracker": '{"windowingMode": "none"}',  # every cell is on the page, seen or not
     "apputils-extension/notification": '{"fetchNews": "false", "checkForUpdates": false}',
 }
+SURROUNDINGS = {"ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
+WIDGET = re.compile(r"model_id=\S+|'[0-9a-f]{32}'")
 REDRAWS = 15
 BOTH = "two_models.ipynb"
 SET_UP = """from functools import cache
@@ -103,7 +109,7 @@ def server(tmp_path_factory):
         "JUPYTER_RUNTIME_DIR": "run",
         "IPYTHONDIR": "ipython",
     }
-    env = {**os.environ, "JUPYTERLAB_GALATA_ROOT_DIR": str(lessons), "TMPDIR": str(home)}
+    env = {**os.environ, **SURROUNDINGS, "JUPYTERLAB_GALATA_ROOT_DIR": str(lessons), "TMPDIR": str(home)}
     env |= {variable: str(home / folder) for variable, folder in own.items()}
     with open(home / "server.log", "w") as log:
         command = [sys.executable, "-m", "jupyterlab", f"--config={config}"]
@@ -148,6 +154,7 @@ def test_lesson(server, page, lesson, tmp_path, note):
     run_all(page, f"{server}/lab/tree/{lesson.name}?reset")
     warnings = page.locator("[data-mime-type='application/vnd.jupyter.stderr']").all_inner_texts()
     assert warnings == []  # blanks would be a red box
+    assert shown(in_the_page(page)) == shown(nbformat.read(lesson, as_version=4))
     panels = page.locator(".widget-vbox:has(> .widget-html [role=status])")
     assert panels.count() > 0, "a lesson has a widget with a picture and a line of numbers"
     pictures = Path(os.environ.get("SCREENSHOTS", tmp_path))
@@ -233,6 +240,18 @@ def run_all(page, url):
     prompts = page.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts()
     failed = page.locator("[data-mime-type='application/vnd.jupyter.stderr']").all_inner_texts()  # errors too
     assert prompts == [f"[{i}]:" for i in range(1, len(prompts) + 1)], failed
+
+
+def in_the_page(page):
+    """The open notebook as it would be saved."""
+    content = page.evaluate("JSON.stringify(jupyterapp.shell.currentWidget.content.model.toJSON())")
+    return nbformat.reads(content, as_version=4)
+
+
+def shown(nb):
+    """Id of each code cell -> all text that it shows; a kernel may send it in one piece or in several."""
+    texts = {cell.id: "\n".join(map(text_of, cell.outputs)) for cell in nb.cells if cell.cell_type == "code"}
+    return {name: re.sub(r"\n+", "\n", WIDGET.sub("", text)) for name, text in texts.items()}
 
 
 def every_control_has_a_label(panel):
