@@ -87,8 +87,8 @@ FOLDER.mkdir(parents=True, exist_ok=True)
 for folder, mode in ((FOLDER, 0o711), (KEPT, 0o700), (HOMES, 0o711), (MODELS, 0o755)):
     folder.mkdir(exist_ok=True)
     folder.chmod(mode)
-seen = subprocess.run(
-    [sys.executable, "-c", "import helpers, jupyterlab"], cwd="/", user="nobody", group="nogroup", extra_groups=[],
+seen = subprocess.run(  # by way of env, which says in one line that a Python may not be started
+    ["env", sys.executable, "-c", "import helpers, jupyterlab"], cwd="/", user="nobody", group="nogroup", extra_groups=[],
     capture_output=True, text=True,
 )  # fmt: skip
 if seen.returncode:

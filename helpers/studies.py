@@ -120,7 +120,7 @@ def _need_packages() -> None:
     lacking = [name for name in ("joblib", "cloudpickle", "xarray", "h5netcdf", "h5py") if find_spec(name) is None]
     if lacking:
         raise errors.BadValue(
-            "a study needs {lacking}, which is not installed: pip install 'causal-interventions-course[study]'.",
+            "a study needs {lacking}, which is not installed: pip install '.[study]' in the course's folder.",
             lacking=", ".join(lacking),
         )
 

@@ -42,6 +42,21 @@ def test_the_tour_names_only_what_exists():
     assert len(listed) >= 13 and set(listed) <= set(helpers.__all__)
 
 
+def test_the_pages_know_how_many_families_there_are():
+    for page in (ROOT / "README.md", DOCS / "helpers.md"):
+        assert re.findall(r"\[(\d+) families\]", page.read_text(encoding="utf-8")) == [str(len(helpers.FAMILIES))], page
+
+
+def test_a_word_without_its_space_is_the_token_that_the_page_says():
+    text = (DOCS / "errors.md").read_text(encoding="utf-8")
+    names = ["pocket", *(["smollm2"] if helpers.smollm2.is_here() else [])]
+    told = re.findall(r"(\d+)\s+beside (\d+)[\w `\" ]*on (?:the pocket model|SmolLM2)", text)
+    assert len(told) == 2
+    for name, ids in zip(names, told, strict=False):
+        lm = helpers.load_model(name)
+        assert [lm.encode(word).ids.tolist() for word in ("Germany", " Germany")] == [[[int(one)]] for one in ids]
+
+
 def test_the_readme_quotes_the_models_card():
     readme, card = ((folder / "README.md").read_text(encoding="utf-8") for folder in (ROOT, POCKET_FOLDER))
     rows = [line for line in card.splitlines() if "is the capital of” |" in line or "An old map shows" in line]

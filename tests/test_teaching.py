@@ -1,8 +1,10 @@
 """The teacher's pages and what they promise: numbers, cells, links, the lessons that a student gets, the ways to start."""
 
+import contextlib
 import os
 import re
 import shutil
+import ssl
 import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -149,6 +151,50 @@ def test_a_folder_that_takes_no_lessons_is_told_in_one_sentence(tmp_path):
 def test_colab_links_lead_to_the_lessons():
     linked = re.findall(r"colab\.research\.google\.com/github/OWNER/NAME/blob/main/(\S+?)`", TEACHING)
     assert linked == [str(path.relative_to(ROOT)) for path in NOTEBOOKS]
+
+
+def commands(heading, program):
+    """The indented lines below a heading that call a program, each with the lines that go on from it."""
+    part = TEACHING.split(f"### {heading}\n")[1].split("\n### ")[0]
+    return re.findall(rf"^ {{4,}}((?:sudo )?{program} (?:.*\\\n)*.*)$", part, re.M)
+
+
+def test_what_conda_users_copy_is_what_the_others_get(tmp_path):
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for command in [*commands("Conda", "mkdir"), *commands("Conda", "cp")]:
+        assert command.replace("$CONDA_PREFIX", ".venv").rpartition("/")[0] in makefile or command.startswith("mkdir")
+        subprocess.run(command, shell=True, cwd=ROOT, env=os.environ | {"CONDA_PREFIX": str(tmp_path)}, check=True)
+    copied = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert copied == {"share/jupyter/lab/settings/overrides.json", "etc/ipython/ipython_config.py"}
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="there is no openssl")
+def test_the_certificate_of_the_page_is_one_that_a_browser_can_be_told_to_trust(tmp_path):
+    (command,) = commands("One server", "openssl")
+    command = command.replace("sudo ", "").replace("/srv/course-hub", str(tmp_path)).replace("HOST", "localhost")
+    subprocess.run(command, shell=True, capture_output=True, check=True)
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context(cafile=tmp_path / "cert.pem")
+    server.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    assert (tmp_path / "key.pem").stat().st_mode & 0o077 == 0
+    sent, got = ssl.MemoryBIO(), ssl.MemoryBIO()
+    here, there = client.wrap_bio(got, sent, server_hostname="localhost"), server.wrap_bio(sent, got, server_side=True)
+    for side in (here, there, here, there):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+    assert here.getpeercert()["subjectAltName"] == (("DNS", "localhost"),)
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd")
+def test_systemd_takes_the_unit_of_the_hub(tmp_path):
+    text = (ROOT / "deploy/course-hub.service").read_text(encoding="utf-8")
+    folder = re.search(r"^WorkingDirectory=(.*)$", text, re.M)[1]
+    assert f"ExecStart={folder}/.venv/bin/python -m jupyterhub -f deploy/jupyterhub_config.py\n" in text
+    here = text.replace(f"{folder}/.venv/bin/python", sys.executable).replace(folder, str(ROOT))
+    for name, unit, takes in (("right", here, True), ("wrong", here.replace("KillMode", "KilMode"), False)):
+        (tmp_path / f"{name}.service").write_text(unit)
+        command = ["systemd-analyze", "verify", tmp_path / f"{name}.service"]
+        said = subprocess.run(command, capture_output=True, text=True)
+        assert (said.returncode == 0 and not said.stderr) == takes, said.stderr
 
 
 def test_binders_files_are_what_repo2docker_reads():

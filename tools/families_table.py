@@ -21,7 +21,7 @@ def table() -> str:
 
     ids = torch.arange(2, 11)
     lines = [
-        "| family | sites | key heads of query heads | block | certificate in float64, bfloat16 | heads: sweep − loop |",
+        "| family | sites | key heads of query heads | block | certificate, eager, in float64, bfloat16 | heads: sweep − loop |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for family in [*CONFIGS, *MORE]:
