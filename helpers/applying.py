@@ -107,7 +107,7 @@ class edit:
 
     def _refuse_another_lm(self) -> None:
         """Raises BadEdit if another LanguageModel has edits on this same model: `prepend` would turn their order round."""
-        others = {getattr(hook, "lm", self.lm) for hook in self.lm.model._forward_pre_hooks.values()} - {self.lm}
+        others = {getattr(hook, "lm", self.lm) for hook in list(self.lm.model._forward_pre_hooks.values())} - {self.lm}
         if any(other.model is self.lm.model for other in others):
             raise errors.BadEdit(
                 "another LanguageModel has edits on this same model, and their order would be turned round: wrap a model "

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from . import hooks
+from .applying import check_edits
 from .edits import Edit, edit
 from .models import LanguageModel, Tokens, check_model
 from .tracing import Trace, trace
@@ -81,12 +82,12 @@ class Replay:
 
     def __call__(self, prompt: str | Tensor | Tokens, *edits: Edit) -> tuple[Clean, Run]:
         """The clean pass and the edited one. Raises BadPrompt, PromptTooLong, and what `edit` raises, before any pass."""
-        applied = edit(self.lm, *edits)  # checks the edits
+        check_edits(self.lm, edits)
         tokens = self.lm.encode(prompt)
         clean = self._record(tokens)
         if not edits:
             return clean.run, clean.run
-        with applied:
+        with (applied := edit(self.lm, *edits)):
             if not clean.calls:
                 whole = trace(self.lm, tokens)
                 assert whole.final is not None
