@@ -14,7 +14,7 @@ from helpers.lesson1.plots import measure_finding, plot_measure
 from helpers.lesson1.words import word_finding
 from helpers.metrics import cosine_similarity, delta_norm, relative_error, survival
 from helpers.models import LanguageModel
-from helpers.plots.style import panel_axes, settle
+from helpers.plots.redrawn import panel_axes, settle
 from helpers.replay import Replay
 from helpers.say import say
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from helpers.correlations import correlation, random_step_correlation
 from helpers.metrics import top_k
 from helpers.models import LanguageModel
+from helpers.plots.redrawn import settle
 from helpers.plots.style import (
     CLEAN,
     EDIT,
@@ -34,7 +35,6 @@ from helpers.plots.style import (
     new_figure,
     series_style,
     set_title,
-    settle,
 )
 from helpers.say import say, translatable
 from helpers.tables import format_number

@@ -15,7 +15,7 @@ from helpers.course.words import Words, next_words, words_table
 from helpers.edits import Edit, noise_neurons, scale_block, zero_keys
 from helpers.lesson3.plots import plot_spread, spread_finding
 from helpers.models import LanguageModel
-from helpers.plots.style import panel_axes, settle
+from helpers.plots.redrawn import panel_axes, settle
 from helpers.readings import spread
 from helpers.replay import Replay
 from helpers.say import say, translatable

@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from helpers.lesson4.study import half_of, map_correlation, name_of, strongest
+from helpers.plots.redrawn import settle
 from helpers.plots.style import (
     DIVERGING,
     EDIT,
@@ -30,7 +31,6 @@ from helpers.plots.style import (
     new_figure,
     series_style,
     set_title,
-    settle,
 )
 from helpers.say import say
 from helpers.tables import format_number

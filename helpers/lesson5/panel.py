@@ -18,7 +18,8 @@ from helpers.edits import skip_attention, skip_block, skip_mlp
 from helpers.lesson5.plots import name_blocks, next_token_finding, plot_steps
 from helpers.metrics import kl, step_norm
 from helpers.models import LanguageModel
-from helpers.plots.style import mark_edit, panel_axes, settle
+from helpers.plots.redrawn import panel_axes, settle
+from helpers.plots.style import mark_edit
 from helpers.replay import Replay
 from helpers.say import say, translatable
 from helpers.tables import format_number

@@ -4,7 +4,7 @@ import torch
 from helpers import edit, kl, load_model, skip_attention, skip_block, skip_mlp, step_norm, trace
 from helpers.errors import BadPrompt, BlockOutOfRange
 from helpers.lesson5.panel import BlockPicker, draw_steps, skip_effect, skipping_panel
-from helpers.plots.style import panel_axes
+from helpers.plots.redrawn import panel_axes
 
 PROMPT = "Berlin is the capital of"
 

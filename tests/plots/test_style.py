@@ -6,8 +6,6 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from matplotlib.ticker import NullLocator
-from PIL import Image
 
 from helpers.plots import style
 
@@ -123,36 +121,3 @@ def test_a_title_keeps_log_p_of_a_token_together():
     for length in range(20, 80):
         style.set_title(ax, f"{'x' * length} log p(' France') falls")
         assert "log p(' France')" in ax.get_title(loc="left")
-
-
-def grey(ax):
-    return np.asarray(Image.open(BytesIO(style.to_png(ax))).convert("L"), float)
-
-
-@pytest.mark.parametrize("scale", ["linear", "log"])
-def test_a_widgets_ticks_are_drawn_another_way_and_look_the_same(monkeypatch, scale):
-    def drawn():
-        ax = style.panel_axes()
-        ax.plot(range(13), [3 + 2 * i for i in range(13)])
-        style.stream_axis(ax, 12)
-        ax.set_yscale(scale)
-        ax.set_ylabel("Δ (Frobenius norm)")
-        return style.settle(ax)
-
-    quick = grey(drawn())
-    monkeypatch.setattr(style, "_plain_ticks", lambda ax: None)
-    own, bare = drawn(), drawn()
-    assert own.get_yticklabels()  # these are matplotlib's
-    for axis in (bare.xaxis, bare.yaxis):
-        axis.set_major_locator(NullLocator())
-        axis.label.set_visible(False)
-    own, bare = grey(own), grey(bare)
-    assert np.abs(quick - own).mean() < 0.5 * np.abs(bare - own).mean()  # half a pixel off: 0.33; upside down: 0.93
-
-
-def test_an_axis_whose_numbers_need_a_factor_beside_them_stays_matplotlibs():
-    ax = style.panel_axes()
-    ax.plot([0, 1], [1e7 + 0.1, 1e7 + 0.2])
-    style.settle(ax)
-    assert not isinstance(ax.yaxis.get_major_locator(), NullLocator)
-    assert isinstance(ax.xaxis.get_major_locator(), NullLocator)
