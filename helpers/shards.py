@@ -121,7 +121,9 @@ def labelled(
         coordinates["target"] = "prompt", [str(one) for one in target]  # type: ignore[union-attr]
     said = {name: repr(value)[:200] for name, value in options.items() if name != "edits"}
     about = {
-        "long_name": "change of log p(target), after - before" if measure is None else "measured",
+        "long_name": "change of log p(target), after - before"
+        if measure is None
+        else ", ".join(measure.columns) or "measured",
         "sweep": ", ".join([sweep, *(f"{name}={value}" for name, value in said.items())]),
         "model": looked.said,
         "model_fingerprint": looked.model,

@@ -59,7 +59,8 @@ def study(
     """A sweep over any number of prompts, (prompt, block, head, …), labelled; the numbers are those of one plain call.
 
     sweep: sweep_heads, sweep_blocks, sweep_block_pairs, sweep_factors or sweep_edits; target and options are its own, with the
-    same meaning: one target or one for each prompt, `measure=`, `replacement=`, edits with a row for each prompt.
+    same meaning, all but the target by name: one target or one for each prompt, `measure=`, `replacement=`, `edits=`, also
+    with a row for each prompt, `block=` and `factors=`.
     model: a name or folder for `load_model`; a function without arguments that returns a LanguageModel (for a dtype, a
     `device_map`, adapters); or a LanguageModel without hooks and edits, which is saved in the folder for other processes.
     folder: where each finished shard is kept, and the whole as netCDF 4 in the end. A second call goes on where the first was
@@ -95,10 +96,11 @@ def study(
     looked = worker.look(*held, work, (prompts, target)) if held else engines.look(jobs, work, prompts, target)
     code = None if isinstance(model, str | Path | LanguageModel) else model  # it may hang hooks on what it loads
     asked = of_value((sweep.__name__, options, measure, looked.model, code))
+    used = dict(options)
     if looked.means is not None:
-        options = {**options, "replacement": looked.means}
-        options.pop("reference", None)
-    work = replace(work, total=len(looked.rows), options=options)
+        used["replacement"] = looked.means
+        used.pop("reference", None)
+    work = replace(work, total=len(looked.rows), options=used)
     shards = cut(looked, shard)
     numbered = measure is not None or "edits" in options  # these may ask which prompt of the list it is
     names = [of_value((asked, one.rows, one.targets, (one.numbers, work.total) if numbered else 0)) for one in shards]
@@ -143,6 +145,11 @@ def _check(
             shard=shard,
             example=SHARD,
         )
+    if isinstance(options.get("replacement"), str) and options["replacement"] == "resample":
+        raise errors.BadValue(
+            "resample draws from one stream of random numbers over the whole list, which shards cannot "
+            "share: use a plain sweep_heads, or a tensor, a mean or zero as replacement."
+        )
     parameters = inspect.signature(sweep).parameters
     allowed = [name for name in parameters if name not in ("lm", "prompts", "target", "progress", "generator")]
     unknown = [name for name in options if name not in allowed]
@@ -164,11 +171,6 @@ def _check(
     measure = options.pop("measure", None)
     if (target is None) == (measure is None):
         raise errors.BadValue("give a target, for example ' Germany', or a measure, and not both.")
-    if isinstance(options.get("replacement"), str) and options["replacement"] == "resample":
-        raise errors.BadValue(
-            "resample draws from one stream of random numbers over the whole list, which shards cannot "
-            "share: use a plain sweep_heads, or a tensor, a mean or zero as replacement."
-        )
     if "edits" in options:
         options["edits"] = [_together(one) for one in options["edits"]]
     return measure if measure is None or isinstance(measure, Measure) else Measure(measure)

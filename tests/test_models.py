@@ -229,6 +229,14 @@ def test_a_name_that_cannot_be_a_model_gets_its_sentence_without_a_network(name,
     assert sentence in str(caught.value)
 
 
+def test_the_courses_own_models_may_be_written_as_people_write_them(tmp_path, monkeypatch):
+    assert load_model("Pocket").model.num_parameters() == load_model().model.num_parameters()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Pocket").mkdir()  # a folder of one's own comes first
+    with pytest.raises(errors.HelpersError, match="Pocket"):
+        load_model("Pocket")
+
+
 def test_code_that_comes_with_a_model_is_never_run_nor_asked_about(folder, monkeypatch):
     (folder / "evil.py").write_text("raise SystemExit('ran')")
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))

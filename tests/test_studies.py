@@ -414,6 +414,9 @@ MISTAKES = {
     "half a job": ({"jobs": 0.5}, "BadValue", r"jobs 0.5 cannot be used"),
     "too few targets": ({"target": [1, 2]}, "BadValue", r"there are 7 prompts and 2 targets"),
     "resample": ({"replacement": "resample"}, "BadValue", r"resample draws from one stream of random numbers"),
+    "resample, its generator": (
+        {"replacement": "resample", "generator": torch.Generator()}, "BadValue", r"resample draws from one stream of random numbers",
+    ),
     "no factors": ({"sweep": sweep_factors}, "BadValue", r"sweep_factors needs block and factors: pass block=… by name"),
     "no edits": ({"sweep": sweep_edits, "edits": [7]}, "BadEdit", r"7 is not an edit"),
     "noise": (
@@ -506,3 +509,10 @@ def test_a_worker_that_lives_on_loads_a_changed_model_again(lm, tmp_path):
         assert seen_by("second") == of_model(other) != first
     finally:
         worker._kept.clear()
+
+
+def test_the_file_says_what_was_asked_and_which_numbers_it_holds(lm, prompts, tmp_path):
+    found = study(sweep_heads, lm, prompts, TARGETS, folder=tmp_path, replacement="mean")
+    assert found.attrs["sweep"] == "sweep_heads, replacement='mean'"
+    found = study(sweep_blocks, lm, prompts, folder=tmp_path, measure=predictions(lm, 3))
+    assert found.attrs["long_name"] == "target, kl, same top-1, target is top-1" == ", ".join(found.column.values)
