@@ -7,6 +7,7 @@ from tiny import tiny
 
 from helpers import Tokens, add_to_block, edit, read_site, trace, zero_heads
 from helpers.errors import PositionOutOfRange
+from helpers.replay import Replay
 
 LONG, SHORT = torch.arange(2, 9), torch.arange(11, 15)  # 7 and 4 tokens
 
@@ -39,6 +40,15 @@ def test_a_site_that_is_read_is_edited_at_each_prompts_own_tokens():
     with edit(lm, zero_heads(1, [0], positions=-1)):
         heads = read_site(lm, padded("right"), "heads", 1)[:, :, 0].abs().sum(-1)
     assert (heads == 0).nonzero().tolist() == [[0, 6], [1, 3]]
+
+
+def test_a_replay_of_padded_prompts_counts_like_a_trace():
+    lm = tiny("gpt2")
+    replay = Replay(lm)
+    replay(padded("right"))  # a clean pass is there
+    _, edited = replay(padded("right"), steer(-1))
+    with edit(lm, steer(-1)):
+        assert torch.equal(edited.resid, trace(lm, padded("right")).resid)
 
 
 def test_a_position_that_the_shorter_prompt_does_not_have_is_an_error():
