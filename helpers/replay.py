@@ -88,7 +88,8 @@ class Replay:
         if not edits:
             return clean.run, clean.run
         with (applied := edit(self.lm, *edits)):
-            if not clean.calls or not tokens.mask.all():  # only in a whole pass does each padded prompt count its own tokens
+            # Only in a whole pass does each padded prompt count its own tokens.
+            if not clean.calls or not tokens.mask.all():
                 whole = trace(self.lm, tokens)
                 assert whole.final is not None
                 return clean.run, Run(whole.resid, whole.final, whole.last_logits)
