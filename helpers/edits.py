@@ -11,12 +11,11 @@ the start of the text; negative ones from its end (helpers/positions.py: padding
 have is only found when the prompt is there: a pass of ours raises PositionOutOfRange, and in `generate`, where it may still
 come, the end of the `with` does.
 
-helpers/applying.py puts edits on; each proves that it happened: helpers/passes.py.
-
 "attention" and "mlp" are what the two parts add to the residual stream. In Gemma 2 and 3 that is their output after the
 norm that follows it; in OPT in train mode it is the value before its dropout, which no hook can see.
 
-An edit hangs on the model itself, so it changes every pass of it, those of other threads too; two threads cannot both edit it.
+An edit hangs on the model itself (helpers/applying.py), so it changes every pass of it, those of other threads too; two
+threads cannot both edit it. Each proves that it happened (helpers/passes.py).
 """
 
 from __future__ import annotations
