@@ -155,7 +155,7 @@ def run(lm: LanguageModel, model: str, work: Work, shard: Shard) -> tuple[list[i
         options["edits"] = [list(copy) for copy in for_prompts(options["edits"], shard.numbers, work.total)]
     if work.measure is not None:
         options["measure"] = _of_the_whole_list(work.measure, shard.numbers)
-    rows = [torch.from_numpy(row).long() for row in shard.rows]
+    rows = [torch.from_numpy(row.astype(np.int64)) for row in shard.rows]  # a copy: Ray hands out what nobody may write
     found = getattr(sweeps, work.sweep)(lm, padded(rows), target=shard.targets, progress=False, **options)
     return shard.numbers, found.numpy()
 
