@@ -61,10 +61,8 @@ def load_model(
         )
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise errors.BadValue("threads {threads!r} cannot be used: give a whole number, 1 or more.", threads=threads)
-    if (
-        isinstance(name, str) and name.lower() in ("pocket", "smollm2") and not Path(name).is_dir()
-    ):  # SmolLM2, as people write it
-        name = name.lower()
+    if isinstance(name, str) and name.lower() in ("pocket", "smollm2") and not Path(name).is_dir():
+        name = name.lower()  # SmolLM2, as people write it
     if name == "smollm2":
         source: str | Path = _real(dtype)
     else:

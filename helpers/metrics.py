@@ -36,6 +36,17 @@ def _wide(values: Tensor) -> Tensor:
     return values if values.dtype in (torch.float32, torch.float64) else values.float()
 
 
+def check_mask(mask: Tensor, resid: Tensor) -> None:
+    """Raises BadValue unless the mask is bool, with one place for each token of `resid`."""
+    if mask.dtype != torch.bool or mask.shape != resid.shape[1:3]:
+        raise errors.BadValue(
+            "the mask must be bool of shape {right_shape}, but this is {shape} {dtype}: pass Trace.mask.",
+            right_shape=tuple(resid.shape[1:3]),
+            shape=tuple(mask.shape),
+            dtype=mask.dtype,
+        )
+
+
 def _select(resid: Tensor, include_first: bool, mask: Tensor | None) -> Tensor:
     """(n_points, batch, pos, d_model) with padding set to 0, and without the first token if asked."""
     resid = _wide(resid)
@@ -45,13 +56,7 @@ def _select(resid: Tensor, include_first: bool, mask: Tensor | None) -> Tensor:
             shape=tuple(resid.shape),
         )
     if mask is not None:
-        if mask.dtype != torch.bool or mask.shape != resid.shape[1:3]:
-            raise errors.BadValue(
-                "the mask must be bool of shape {right_shape}, but this is {shape} {dtype}: pass Trace.mask.",
-                right_shape=tuple(resid.shape[1:3]),
-                shape=tuple(mask.shape),
-                dtype=mask.dtype,
-            )
+        check_mask(mask, resid)
         resid = resid.masked_fill(~mask[None, :, :, None], 0)  # no product: padding may hold NaN
     if not include_first:
         if resid.shape[2] < 2:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from . import causes, errors, passes
 from .hooks import on_site, only_here, remove
+from .metrics import check_mask
 from .models import LanguageModel, Tokens
 from .say import say
 from .sites import check_site
@@ -84,13 +85,7 @@ def spread(resid: Tensor, include_first: bool = True, mask: Tensor | None = None
             "expected (points, batch, pos, d_model), but this has shape {shape}.", shape=tuple(resid.shape)
         )
     tokens = torch.ones(resid.shape[1:3], dtype=torch.bool, device=resid.device) if mask is None else mask
-    if tokens.dtype != torch.bool or tokens.shape != resid.shape[1:3]:
-        raise errors.BadValue(
-            "the mask must be bool of shape {right_shape}, but this is {shape} {dtype}: pass Trace.mask.",
-            right_shape=tuple(resid.shape[1:3]),
-            shape=tuple(tokens.shape),
-            dtype=tokens.dtype,
-        )
+    check_mask(tokens, resid)
     if not include_first:
         tokens = tokens & (tokens.cumsum(1) > 1)
     if not tokens.any():

@@ -206,7 +206,7 @@ def sweep_factors(
 def windows(lm: LanguageModel, text: str, length: int, most: int | None = None) -> Tensor:
     """(n_windows, length) token ids: a text cut into windows that do not overlap; what remains at its end is left out.
 
-    Each begins with the special tokens that the tokenizer puts in front of a text, as the model saw in training.
+    Each begins with the special tokens that the tokenizer puts in front of a text.
     most: the number of windows at most. Raises PromptTooLong or BadPrompt.
     """
     if length > lm.context:

@@ -41,6 +41,7 @@ def test_all_is_complete():
         "Family",
         "finite_tensor",
         "put_heads",
+        "check_mask",
     }
     for module in ("models", "edits", "tracing", "metrics"):
         missing = public(importlib.import_module(f"helpers.{module}")) - set(helpers._WHERE[module]) - inner
