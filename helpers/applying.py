@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import errors, passes
-from .causes import did_not_run, refuse_compiled, refuse_own_checkpoint
+from .causes import did_not_run, refuse_compiled_around, refuse_own_checkpoint
 from .hooks import on_pass, on_site, remove
 from .models import LanguageModel, check_model
 from .passes import Live
@@ -74,7 +74,8 @@ class edit:
 
     def __enter__(self) -> LanguageModel:
         self.forgotten = False
-        refuse_compiled(self.lm.model)
+        for one in self.edits:
+            refuse_compiled_around(self.lm, one.site, one.block)
         self._refuse_another_lm()
         group = Live(self.edits)
         try:

@@ -169,13 +169,30 @@ def compile_and_put_back(lm):
 def test_compiled_models_are_refused_everywhere(compile):
     lm = tiny("llama")
     compile(lm)
+    there = {
+        compile_a_part: change("mlp", 2, lambda value: value / 2),
+        compile_a_forward: skip_block(0),
+    }.get(compile, skip_block(3))
     for do in (
-        lambda: trace(lm, IDS), lambda: under(lm, skip_block(1)), lambda: read_site(lm, IDS, "mlp", 1),
+        lambda: trace(lm, IDS), lambda: under(lm, there), lambda: read_site(lm, IDS, "mlp", 1),
         lambda: attention_patterns(lm, IDS), lambda: wrap(lm.model),
     ):  # fmt: skip
         with pytest.raises(DidNotRun, match=r"compiled by torch\.compile.*Use the plain model"):
             do()
     assert lm.live_edits == [] and lm.edit_handles == []
+
+
+@pytest.mark.parametrize("compile", [compile_a_part, compile_a_forward, compile_and_put_back])
+def test_an_edit_beside_a_compiled_part_is_right(compile):
+    lm = tiny("llama")
+    expected = (
+        under(lm, skip_block(1)),
+        under(lm, scale_block(2, 0.5)),
+    )  # the second holds a compiled MLP, if that is it
+    compile(lm)
+    found = under(lm, skip_block(1)), under(lm, scale_block(2, 0.5))
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(found, expected, strict=True))
+    assert not torch.allclose(found[0], lm.model(input_ids=IDS, use_cache=False).logits)
 
 
 def test_compiling_around_the_model_is_refused_too():
