@@ -386,6 +386,12 @@ def test_a_damaged_file_is_told_once_and_is_no_usual_wrong_answer(tool, graded, 
     assert "points of 10</th>" in said and '<td class="center no-verdict" title="no verdict">!</td>' in said
 
 
+def test_students_stand_in_the_order_of_their_letters_with_or_without_marks(tool):
+    names = ["Anna", "Ảnh", "Çelik", "Dang", "Đặng", "dung", "Öz", "Zoe"]
+    handed = [tool.report.Result(name, "3.1", "right", "✓", 1) for name in reversed(names)]
+    assert [one.student for one in tool.report.merged(handed)] == ["Ảnh", "Anna", *names[2:]]
+
+
 def test_a_cell_that_is_no_python_is_shown_to_its_student(tool):
     plan = importlib.import_module("grading.plan").plan
     for source in ("def key_columns(d_model, d_head, head)\n    return 1", "key_columns = (1,"):

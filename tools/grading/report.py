@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -244,7 +245,11 @@ def _worth(one: Result) -> int:
 
 
 def _order(one: Result) -> tuple[Any, ...]:
-    return one.student.casefold(), one.student, _number(one.exercise)
+    letters = unicodedata.normalize("NFKD", one.student.casefold()).replace(
+        "đ", "d"
+    )  # Đặng comes after Dang, not after Zoe
+    plain = "".join(letter for letter in letters if not unicodedata.combining(letter))
+    return plain, one.student, _number(one.exercise)
 
 
 def _number(number: str) -> tuple[int, ...]:
