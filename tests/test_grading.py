@@ -374,6 +374,31 @@ def test_the_summary_tells_who_missed_what_and_the_usual_wrong_answer(tool, grad
     assert "3 of 10 points" in page and find("3.2").hint in page and "no exam" in page
 
 
+def test_a_damaged_file_is_told_once_and_is_no_usual_wrong_answer(tool, graded, tmp_path):
+    mine = [one for (student, _), one in graded[2].items() if student in {*CLASS, "broken json", "empty"}]
+    tool.report.write(tmp_path, mine, [], {"shut": [], "open": []})
+    said = html.unescape((tmp_path / "summary.html").read_text(encoding="utf-8"))
+    before, not_graded = said.split("<h2>Not graded</h2>")
+    assert "the file is damaged" not in before and not_graded.count("the file is damaged") == 2
+    page = html.unescape((tmp_path / "students" / "empty.html").read_text(encoding="utf-8"))
+    assert page.count("the file is damaged") == page.count("<section") == 1
+    assert "0 of 10 points" in page and "exercises 3.1 to 3.5" in page
+    assert "points of 10</th>" in said and '<td class="center no-verdict" title="no verdict">!</td>' in said
+
+
+def test_students_stand_in_the_order_of_their_letters_with_or_without_marks(tool):
+    names = ["Anna", "Ảnh", "Çelik", "Dang", "Đặng", "dung", "Öz", "Zoe"]
+    handed = [tool.report.Result(name, "3.1", "right", "✓", 1) for name in reversed(names)]
+    assert [one.student for one in tool.report.merged(handed)] == ["Ảnh", "Anna", *names[2:]]
+
+
+def test_a_cell_that_is_no_python_is_shown_to_its_student(tool):
+    plan = importlib.import_module("grading.plan").plan
+    for source in ("def key_columns(d_model, d_head, head)\n    return 1", "key_columns = (1,"):
+        answer = plan([("code", "from helpers.lesson3 import *"), ("code", source)])["answers"]["3.1"]
+        assert answer["state"] == "no verdict" and answer["shown"] == source
+
+
 @pytest.mark.parametrize("lesson", range(1, 6))
 def test_the_plan_of_every_exercise_is_found_by_name(tool, lesson):
     """Filled with its solutions, and handed out: what would run is the answer, and nothing that loads a model."""

@@ -297,6 +297,7 @@ def test_two_students_and_a_hub_that_is_killed(hub, browser, note):
     for name, password in (("ada", STUDENTS["ben"]), ("eve", "a password of eve")):
         page = log_in(browser, hub, name, password)
         assert page.locator(".login_error").inner_text().strip() == "Invalid username or password"
+        assert "becomes yours: 8 characters or more" in page.locator(".announcement").inner_text()
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"{hub.url}/user/ada/api/contents", timeout=10)
     assert refused.value.code == 403

@@ -62,6 +62,23 @@ def test_a_plan_names_cells_that_are_there_and_takes_90_minutes(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_plan_says_in_which_section_its_cells_are(path):
+    """JupyterLab shows the headings of sections, and no names of cells."""
+    section, order = {}, {}
+    for at, cell in enumerate(nbformat.read(path, as_version=4).cells):
+        heading = re.findall(r"^## (\d+) ·", cell.source, re.M) if cell.cell_type == "markdown" else []
+        section[cell.id] = heading[-1] if heading else list(section.values())[-1] if section else "start"
+        order[cell.id] = at
+    rows = re.findall(r"^\| \d+ \| ([^|]+) \| [^|]+ \| ([^|]+) \|", plan(int(path.stem[:2])), re.M)
+    assert len(rows) >= 6
+    for named, cells in rows:
+        ids = re.findall(r"`([^`]+)`", cells)
+        assert named == ", ".join(dict.fromkeys(section[one] for one in ids))
+        if "exercise" not in cells:  # an exercise may wait until the results have been seen
+            assert ids == sorted(ids, key=order.get)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_each_number_of_a_plan_stands_in_its_lesson(path):
     text = shown(nbformat.read(path, as_version=4))
     stated = re.findall(r"(?<![\w.,])-?\d+(?:,\d{3})*\.\d+|\d+,\d{3}|\b\d+ of \d+\b", plan(int(path.stem[:2])))

@@ -116,7 +116,8 @@ def _unread(one: Handed, problem: str) -> list[Result]:
     numbers = [each.number for each in asked(lesson)] if lesson else ["?"]
     empty = {"shown": "", "notes": [], "flags": []}
     return [
-        Result.of(one, number, empty, {"state": "no verdict", "sentence": problem, "flags": []}) for number in numbers
+        Result.of(one, number, empty, {"state": "no verdict", "sentence": problem, "flags": []}, unread=True)
+        for number in numbers
     ]
 
 

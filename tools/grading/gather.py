@@ -107,7 +107,10 @@ def _read(one: Handed) -> None:
             one.cells = _cells(json.loads(text))
         except (ValueError, RecursionError, MemoryError) as error:
             where = f" in line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-            one.problem = f"This is not a notebook: the file is damaged{where}. Open it in JupyterLab, save, and hand it in again."
+            one.problem = (
+                f"This is not a notebook: the file is damaged{where}, perhaps cut off on its way. "
+                "Hand in again the one that opens in JupyterLab."
+            )
     if sum(len(source) for _, source in one.cells) > MOST_CODE:
         one.cells, one.problem = [], f"There are more than {MOST_CODE // 2**20} million characters of text in it."
 

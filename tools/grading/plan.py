@@ -74,7 +74,7 @@ def _answer(
     tried = [at for at in bound if not _is_stub(lines[at], one)]
     called = [argument for line in lines for number, argument in course.checks(line.node) if number == one.number]
     other = [argument for argument in called if not (isinstance(argument, ast.Name) and argument.id == one.name)]
-    half = [said for source, said in broken if _mentions(source, one)]
+    half = [(source, said) for source, said in broken if _mentions(source, one)]
     expression, wanted = one.name, {one.name}
     if tried:
         if len(tried) > 1:
@@ -86,7 +86,8 @@ def _answer(
         wanted = _reads(other[-1])
         notes.append(f"the check was called with {_short(expression)}, not with {one.name}")
     elif half:
-        return _without("no verdict", f"This cell is not Python: {half[-1]}.")
+        source, said = half[-1]
+        return _without("no verdict", f"This cell is not Python: {said}.") | {"shown": source[:20_000]}
     elif not bound and any(one.name in line.binds for line in elsewhere):
         lines = [*lines, *elsewhere]
         if all(_is_stub(line, one) for line in elsewhere if one.name in line.binds):

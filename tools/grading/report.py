@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 section { border-left: 4px solid var(--line); padding: .1rem 1rem; margin: 1.2rem 0; }
 section.right { border-color: var(--good); } section.almost { border-color: var(--half); }
 section.no-verdict { border-color: var(--bad); }
+td.right { color: var(--good); } td.almost { color: var(--half); } td.no-verdict { color: var(--bad); }
 .scroll { overflow-x: auto; } .center { text-align: center; }
 pre { background: #8881; padding: .7rem; overflow-x: auto; font-size: .85rem; }
 """
@@ -37,7 +39,10 @@ pre { background: #8881; padding: .7rem; overflow-x: auto; font-size: .85rem; }
 
 @dataclass(frozen=True)
 class Result:
-    """How one student did in one exercise. points: those that were got; flags: for the teacher; notes: for both."""
+    """How one student did in one exercise. points: those that were got; flags: for the teacher; notes: for both.
+
+    unread: the whole notebook could not be read, and the sentence is about that.
+    """
 
     student: str
     exercise: str
@@ -47,9 +52,12 @@ class Result:
     notes: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
     shown: str = ""
+    unread: bool = False
 
     @classmethod
-    def of(cls, handed: Any, number: str, answer: dict[str, Any], reply: dict[str, Any]) -> Result:
+    def of(
+        cls, handed: Any, number: str, answer: dict[str, Any], reply: dict[str, Any], unread: bool = False
+    ) -> Result:
         """answer: from the plan; reply: from the box. The points are the exercise's difficulty."""
         right, state = reply["state"] == "right", reply["state"]
         sentence = find(number).not_tried if state == "not tried" else reply["sentence"]
@@ -62,6 +70,7 @@ class Result:
             (*handed.notes, *answer["notes"]),
             tuple(sorted({*answer["flags"], *reply["flags"]})),
             answer["shown"],
+            unread,
         )
 
 
@@ -114,12 +123,16 @@ def student_page(student: str, results: Sequence[Result]) -> str:
     """What a student reads: for each exercise what the check says, the code that was judged, and a hint."""
     got, of = _points(results)
     parts = [f"<h1>{_html(student)}</h1><p><strong>{got} of {of} points.</strong> {FORMATIVE}</p>"]
-    for one in results:
-        title = f"Exercise {one.exercise} · {find(one.exercise).title}" if one.exercise != "?" else "This notebook"
-        points = f" · {one.points} of {_worth(one)} points" if one.exercise != "?" else ""
-        hint = (
-            find(one.exercise).hint if one.exercise != "?" and one.state in {"almost", "not tried", "missing"} else ""
+    for sentence in dict.fromkeys(one.sentence for one in results if one.unread):
+        numbers = [one.exercise for one in results if one.unread and one.sentence == sentence and one.exercise != "?"]
+        title = f"This notebook (exercises {numbers[0]} to {numbers[-1]})" if numbers else "This notebook"
+        parts.append(
+            f'<section class="no-verdict"><h2>{MARKS["no verdict"]} {_html(title)}</h2><p>{_html(sentence)}</p></section>'
         )
+    for one in (one for one in results if not one.unread):
+        title = f"Exercise {one.exercise} · {find(one.exercise).title}"
+        points = f" · {one.points} of {_worth(one)} points"
+        hint = find(one.exercise).hint if one.state in {"almost", "not tried", "missing"} else ""
         parts.append(
             f'<section class="{one.state.replace(" ", "-")}"><h2>{MARKS[one.state]} {_html(title)}</h2>'
             f"<p>{_html(one.state)}{points}</p><p>{_html(one.sentence)}</p>"
@@ -181,11 +194,12 @@ def summary_page(
         for student, mine in by_student.items():
             state = {one.exercise: one for one in mine if one.exercise in here}
             if state:
-                marks = "".join(f'<td class=center title="{state[n].state}">{MARKS[state[n].state]}</td>' for n in here)
+                marks = "".join(_mark(state[n]) for n in here)
                 points = _points(list(state.values()))[0]
                 rows.append(f"<tr><th scope=row>{_link(student, names)}</th><td class=number>{points}</td>{marks}</tr>")
         columns = "".join(f"<th scope=col class=center>{number}</th>" for number in here)
-        head = f"<th scope=col>student</th><th scope=col class=number>points</th>{columns}"
+        most = sum(find(number).difficulty for number in here)
+        head = f"<th scope=col>student</th><th scope=col class=number>points of {most}</th>{columns}"
         parts.append(_table(f"Everybody, lesson {lesson} ({legend})", head, rows))
     flagged = [one for one in results if one.flags]
     rows = [
@@ -196,8 +210,9 @@ def summary_page(
     if rows:
         columns = "".join(f"<th scope=col>{name}</th>" for name in ("student", "exercise", "state", "what is unusual"))
         parts.append(_table("Look at these yourself: unusual, and perhaps harmless", columns, rows))
-    problems = [one for one in results if one.exercise == "?"]
-    said = [f"{_link(one.student, names)}: {_html(one.sentence)}" for one in problems] + [_html(line) for line in left]
+    problems = dict.fromkeys((one.student, one.sentence) for one in results if one.unread)
+    said = [f"{_link(student, names)}: {_html(sentence)}" for student, sentence in problems]
+    said += [_html(line) for line in left]
     if said:
         parts.append("<h2>Not graded</h2><ul>" + "".join(f"<li>{line}</li>" for line in said) + "</ul>")
     how = [*measures.get("shut", []), *(f"not possible here: {line}" for line in measures.get("open", []))]
@@ -212,7 +227,7 @@ def _usual(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
     """Sentences of wrong answers, the most common first; those that differ in numbers alone count as one."""
     groups: dict[str, list[Result]] = defaultdict(list)
     for one in results:
-        if one.state in {"almost", "no verdict"}:
+        if one.state in {"almost", "no verdict"} and not one.unread:
             groups[re.sub(r"\d+(\.\d+)?", "#", one.sentence)].append(one)
     found = [
         (Counter(one.sentence for one in group).most_common(1)[0][0], [one.student for one in group])
@@ -230,7 +245,11 @@ def _worth(one: Result) -> int:
 
 
 def _order(one: Result) -> tuple[Any, ...]:
-    return one.student.casefold(), one.student, _number(one.exercise)
+    letters = unicodedata.normalize("NFKD", one.student.casefold()).replace(
+        "đ", "d"
+    )  # Đặng comes after Dang, not after Zoe
+    plain = "".join(letter for letter in letters if not unicodedata.combining(letter))
+    return plain, one.student, _number(one.exercise)
 
 
 def _number(number: str) -> tuple[int, ...]:
@@ -246,6 +265,10 @@ def _page_names(students: Iterable[str]) -> dict[str, str]:
             name += "-" + sha256(student.encode("utf-8", "surrogatepass")).hexdigest()[:8]
         names[student] = f"{name}.html"
     return names
+
+
+def _mark(one: Result) -> str:
+    return f'<td class="center {one.state.replace(" ", "-")}" title="{one.state}">{MARKS[one.state]}</td>'
 
 
 def _link(student: str, names: dict[str, str]) -> str:
