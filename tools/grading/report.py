@@ -245,9 +245,8 @@ def _worth(one: Result) -> int:
 
 
 def _order(one: Result) -> tuple[Any, ...]:
-    letters = unicodedata.normalize("NFKD", one.student.casefold()).replace(
-        "đ", "d"
-    )  # Đặng comes after Dang, not after Zoe
+    # Đặng comes after Dang, not after Zoe
+    letters = unicodedata.normalize("NFKD", one.student.casefold()).replace("đ", "d")
     plain = "".join(letter for letter in letters if not unicodedata.combining(letter))
     return plain, one.student, _number(one.exercise)
 
