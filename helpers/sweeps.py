@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from . import errors, staircase
-from .applying import check_edits
+from .copies import Copy, check_list, check_values_per_prompt, copy_of, for_prompts
 from .edits import (
     Edit,
     finite_tensor,
@@ -30,11 +30,11 @@ from .edits import (
     skip_mlp,
 )
 from .measures import Measure, Outcome, Targets, log_prob_change, predictions, text_damage
-from .models import LanguageModel
+from .models import LanguageModel, check_model
 from .progress import Progress, bar
 from .recording import clean_passes
 from .replacements import CHUNK, Prompts, Replacement, head_values, mean_heads, prompt_rows
-from .staircase import WAITING, Copy, Plan, for_prompts
+from .staircase import WAITING, Plan
 
 __all__ = [
     "Measure",
@@ -89,10 +89,7 @@ def sweep_edits(
     a replaced forward), which a walk over the blocks would not do. Where a live edit, a hook of yours or weights of 8
     bits might look at several rows of a batch, rows run one by one: as right, and slower.
     """
-    if isinstance(edits, Edit) or not isinstance(edits, Sequence) or not edits:
-        raise errors.BadEdit(
-            "give a list of edits, for example [skip_block(0), skip_block(1)]; each may be a list itself."
-        )
+    check_list(edits)
     copies = [copy_of(lm, one) for one in edits]
     rows = prompt_rows(lm, prompts)
     check_values_per_prompt(copies, len(rows))
@@ -124,6 +121,7 @@ def sweep_heads(
     shorter, their first token's output stands in, while a tensor must be as long as the longest prompt. reference: prompts
     for means and resample; without it the swept ones, and resample never gives a prompt to itself. All else as in `sweep_edits`.
     """
+    check_model(lm)
     chosen_blocks = _blocks(lm, blocks)
     sites = [(block, head) for block in chosen_blocks for head in range(lm.n_heads)]
     rows = prompt_rows(lm, prompts)
@@ -149,6 +147,7 @@ def sweep_blocks(
     progress: Progress = None,
 ) -> Tensor:
     """Each block skipped, or its attention or MLP alone: (n_prompts, n_blocks, ...). All else as in `sweep_edits`."""
+    check_model(lm)
     copies = [(_of_part(_SKIP, part)(block),) for block in range(lm.n_blocks)]
     rows = prompt_rows(lm, prompts)
     found = _sweep(lm, rows, lambda chosen: copies, (lm.n_blocks,), target, measure, chunk, progress)
@@ -169,6 +168,7 @@ def sweep_block_pairs(
 
     Symmetric, with single blocks on the diagonal. All else as in `sweep_edits`.
     """
+    check_model(lm)
     skips = [_of_part(_SKIP, part)(block) for block in range(lm.n_blocks)]
     pairs = [(a, b) for a in range(lm.n_blocks) for b in range(a, lm.n_blocks)]
     copies: list[Copy] = [(skips[a],) if a == b else (skips[a], skips[b]) for a, b in pairs]
@@ -197,7 +197,9 @@ def sweep_factors(
     All else as in `sweep_edits`.
     """
     scale = _of_part(_SCALE, part)
-    given = factors.tolist() if isinstance(factors, Tensor) else list(factors)
+    given = factors.tolist() if isinstance(factors, Tensor) else factors
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise errors.BadValue("factors {given!r} cannot be used: give a list, for example [0.5, 2.0].", given=given)
     return sweep_edits(
         lm, prompts, [scale(block, f) for f in given], target, measure=measure, chunk=chunk, progress=progress
     )
@@ -209,6 +211,7 @@ def windows(lm: LanguageModel, text: str, length: int, most: int | None = None) 
     Each begins with the special tokens that the tokenizer puts in front of a text.
     most: the number of windows at most. Raises PromptTooLong or BadPrompt.
     """
+    check_model(lm)
     if length > lm.context:
         raise errors.PromptTooLong(
             "windows of {length} tokens do not fit: this model has {context} positions.",
@@ -263,26 +266,6 @@ def _single(prompts: Prompts) -> bool:
     return isinstance(prompts, str) or (isinstance(prompts, Tensor) and prompts.ndim == 1)
 
 
-def copy_of(lm: LanguageModel, one: Edit | Sequence[Edit]) -> Copy:
-    copy = tuple(one) if isinstance(one, Sequence) and not isinstance(one, str) else (one,)
-    if not copy:
-        raise errors.BadEdit("one of the interventions is an empty list: give an edit or several.")
-    check_edits(lm, copy)
-    return tuple(sorted(copy, key=lambda e: e.block))
-
-
-def check_values_per_prompt(copies: Sequence[Copy], prompts: int) -> None:
-    for one in (one for copy in copies for one in copy):
-        if one.prompts not in (None, prompts):
-            raise errors.BadValue(
-                "{one!r} has values for {n_rows} prompts, and {n_prompts} are swept: give one row for each, or "
-                "one for all.",
-                one=one,
-                n_rows=one.prompts,
-                n_prompts=prompts,
-            )
-
-
 def _blocks(lm: LanguageModel, blocks: Sequence[int] | None) -> list[int]:
     if blocks is None:
         return list(range(lm.n_blocks))
@@ -294,6 +277,6 @@ def _blocks(lm: LanguageModel, blocks: Sequence[int] | None) -> list[int]:
 
 
 def _of_part(table: dict[str, Callable[..., Edit]], part: str) -> Callable[..., Edit]:
-    if part not in table:
+    if not isinstance(part, str) or part not in table:
         raise errors.BadValue("part {part!r} is unknown: choose 'block', 'attention' or 'mlp'.", part=part)
     return table[part]

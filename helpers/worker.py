@@ -19,14 +19,13 @@ import torch
 import transformers
 
 from . import errors, sweeps
+from .copies import check_values_per_prompt, copy_of, for_prompts
 from .families import Family
 from .fingerprint import of_model
 from .loading import quiet
 from .measures import Measure, Outcome, log_prob_change, token_ids
 from .models import LanguageModel
 from .replacements import CHUNK, from_the_end, mean_heads, padded, prompt_rows
-from .staircase import for_prompts
-from .sweeps import check_values_per_prompt, copy_of
 from .wrapping import wrap
 
 
