@@ -138,6 +138,20 @@ def compiled_part(model: nn.Module) -> str | None:
     return None
 
 
+def several_dtypes(model: nn.Module) -> str:
+    """What to say of a model whose weights are not all of one dtype; "" of one whose weights are."""
+    found = {weight.dtype for weight in model.parameters() if weight.is_floating_point()}
+    names = sorted(str(dtype).removeprefix("torch.") for dtype in found)
+    if len(names) < 2:
+        return ""
+    return say(
+        "Its weights are of several dtypes, {names}, which may be the reason: give all of them one, for example "
+        "model.to(torch.{name}), and wrap again.",
+        names=" and ".join(names),
+        name=names[-1],
+    )
+
+
 def refuse_compiled(model: nn.Module) -> None:
     """Raises DidNotRun: compiled code keeps the hooks that it was compiled with and calls no others."""
     found = compiled_part(model)

@@ -111,7 +111,8 @@ class LanguageModel(Encoder):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.unembed.weight.dtype
+        """Of the residual stream, which begins as embeddings. An unembedding may compute in another one."""
+        return self.model.get_input_embeddings().weight.dtype
 
     def part(self, block: int, path: str) -> nn.Module:
         """A module inside a block, by its path there; the block itself for an empty path."""
