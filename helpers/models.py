@@ -9,6 +9,7 @@ parts, helpers/encoding.py turns text into tokens.
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -70,6 +71,17 @@ class LanguageModel(Encoder):
             f"LanguageModel({self.family}: {self.n_blocks} blocks of {self.n_heads} heads, d_model {self.d_model}, "
             f"{self.vocabulary} tokens, {self.context} positions, {self.dtype}; {proven}; live edits: {names}{self._others()})"
         )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LanguageModel:
+        """A model of its own, without the edits that are live on this one: their `with` could not take them off there."""
+        found = object.__new__(type(self))
+        memo[id(self)] = found
+        own = {name: value for name, value in vars(self).items() if name not in ("live_edits", "passes")}
+        vars(found).update(copy.deepcopy(own, memo), live_edits=[], passes={})
+        for handle in found.edit_handles:  # copied along with the model, they are the handles of its hooks
+            handle.remove()
+        found.edit_handles = []
+        return found
 
     def _others(self) -> str:
         found = [name or "the model" for name in self.hooks_of_others]
