@@ -72,7 +72,7 @@ def _walk(lm: LanguageModel, plan: Plan, clean: Clean, copies: Sequence[Copy], d
     """(copies, prompts, pos, d_model): each copy's stream after the last block; right at last tokens only, if only they count."""
     prompts, length = clean.ids.shape
     stairs = _stairs(copies)
-    edits = _CopyEdits(stairs, prompts)
+    edits = _CopyEdits(stairs, prompts, length)
     streams = clean.streams.new_empty(len(copies), prompts, length, lm.d_model)
     with (walk := edit(lm, *edits.on_all_rows())):
         for block, (rest, named) in enumerate(clean.calls):
@@ -127,13 +127,13 @@ class _CopyEdits:
     in the plain loop: its function may look at all rows that it gets.
     """
 
-    def __init__(self, stairs: _Stairs, prompts: int) -> None:
+    def __init__(self, stairs: _Stairs, prompts: int, length: int) -> None:
         self.prompts = prompts
         self.here = range(0)
         self.places: dict[tuple[str, int], list[tuple[int, list[Change]]]] = {}
         for row, copy in enumerate(stairs.copies):
             for one in copy:
-                changes = [applied(edit_for(one, [p], prompts)) for p in range(prompts)]
+                changes = [applied(edit_for(one, [p], prompts, length)) for p in range(prompts)]
                 self.places.setdefault((one.site, one.block), []).append((row, changes))
 
     def sites(self, block: int) -> set[str]:

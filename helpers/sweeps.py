@@ -76,7 +76,8 @@ def sweep_edits(
     """Any interventions, each an edit or several at once, on each prompt: (n_prompts, len(edits), ...) on the CPU.
 
     prompts: one text, or ids (pos,): the result then has no prompt axis; or several texts, ids (n_prompts, pos), Tokens.
-    edits: a value such as `patch_block`'s may have a row for each prompt, (n_prompts, pos, d_model); each prompt gets its own.
+    edits: a value such as `patch_block`'s may have a row for each prompt, (n_prompts, pos, d_model); each prompt gets its own,
+    of which a shorter one than the longest uses the beginning, as in a batch that is padded on the right.
     target: one text or token id for all prompts, or a list with one for each. The result is log p(target) at the last
     token, after − before, in nats. measure: instead of a target, a Measure such as `predictions` or `text_damage`, or a
     function of an Outcome that returns (copies, ...). chunk: tokens, copies × positions, that go through a block at once;
@@ -91,9 +92,10 @@ def sweep_edits(
     """
     check_list(edits)
     copies = [copy_of(lm, one) for one in edits]
-    rows = prompt_rows(lm, prompts)
-    check_values_per_prompt(copies, len(rows))
-    copies_of = lambda chosen: for_prompts(copies, chosen, len(rows))  # noqa: E731
+    tokens = lm.encode(prompts)
+    check_values_per_prompt(copies, tokens)
+    rows = prompt_rows(lm, tokens)
+    copies_of = lambda chosen: for_prompts(copies, chosen, len(rows), len(rows[chosen[0]]))  # noqa: E731
     found = _sweep(lm, rows, copies_of, (len(copies),), target, measure, chunk, progress)
     return found[0] if _single(prompts) else found
 

@@ -195,6 +195,19 @@ def test_what_belongs_to_a_prompt_goes_with_it_into_its_shard(lm, tmp_path):
     ].values.tolist() == [*range(7)]
 
 
+def test_values_for_prompts_of_several_lengths_go_into_shards_whose_longest_is_shorter(lm, prompts, tmp_path):
+    patches = torch.randn(7, 9, 24, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def hand(number):
+        return lambda site, index, value, stream: (
+            patches[number : number + 1, : value.shape[1]] if (site, index) == ("block", 2) else value
+        )
+
+    for shard in (1, 3):
+        found = study(sweep_edits, lm, prompts, [patch_block(2, patches)], TARGETS, folder=tmp_path, shard=shard)
+        assert close(found, by_hand(lm, prompts, TARGETS, [hand]))
+
+
 @pytest.mark.parametrize("of", ["the swept prompts", "others"])
 def test_means_are_taken_over_the_whole_list(lm, prompts, of, tmp_path):
     pool = prompts if of == "the swept prompts" else some_prompts((3, 9), seed=8)
