@@ -104,7 +104,7 @@ class edit:
             self._leave(group)
             raise
         if kind is None:
-            for late in group.waiting.values():
+            for late in group.waiting:
                 raise late.error
 
     def _refuse_another_lm(self) -> None:
