@@ -11,6 +11,7 @@ a fraction of its work (helpers/staircase.py explains how). All share the argume
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -31,6 +32,7 @@ from .edits import (
 )
 from .measures import Measure, Outcome, Targets, log_prob_change, predictions, text_damage
 from .models import LanguageModel, check_model
+from .positions import Positions, check_positions
 from .progress import Progress, bar
 from .recording import clean_passes
 from .replacements import CHUNK, Prompts, Replacement, head_values, mean_heads, prompt_rows
@@ -108,6 +110,7 @@ def sweep_heads(
     blocks: Sequence[int] | None = None,
     measure: Measured = None,
     replacement: Replacement | Tensor = "zero",
+    positions: Positions = None,
     reference: Prompts | None = None,
     generator: torch.Generator | None = None,
     chunk: int = CHUNK,
@@ -120,19 +123,22 @@ def sweep_heads(
     reference prompts; "pooled mean", one mean over all their tokens (`mean_heads` gives both); "resample", its output on
     another prompt, drawn once for each prompt with `generator`; or a tensor that broadcasts to (n_blocks, n_heads, d_head)
     or (n_blocks, pos, n_heads, d_head). Positions are counted back from the last token; where the reference prompts are
-    shorter, their first token's output stands in, while a tensor must be as long as the longest prompt. reference: prompts
-    for means and resample; without it the swept ones, and resample never gives a prompt to itself. All else as in `sweep_edits`.
+    shorter, their first token's output stands in, while a tensor must be as long as the longest prompt. positions: ablated
+    there alone, as in an edit: None for all tokens, or for example -1 for the last. reference: prompts for means and resample;
+    without it the swept ones, and resample never gives a prompt to itself. All else as in `sweep_edits`.
     """
     check_model(lm)
     chosen_blocks = _blocks(lm, blocks)
     sites = [(block, head) for block in chosen_blocks for head in range(lm.n_heads)]
     rows = prompt_rows(lm, prompts)
+    positions = check_positions(positions)
     pool = None if reference is None else prompt_rows(lm, reference)
     values_of = head_values(lm, rows, replacement, pool, generator, chunk)
 
     def copies_of(chosen: list[int]) -> list[Copy]:
         values = finite_tensor(values_of(chosen), "the replacement")
-        return [(put_heads(block, [head], values[block, :, :, head : head + 1]),) for block, head in sites]
+        puts = [put_heads(block, [head], values[block, :, :, head : head + 1]) for block, head in sites]
+        return [(replace(put, positions=positions),) for put in puts]
 
     found = _sweep(lm, rows, copies_of, (len(chosen_blocks), lm.n_heads), target, measure, chunk, progress)
     return found[0] if _single(prompts) else found

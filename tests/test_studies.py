@@ -133,6 +133,23 @@ def test_a_study_gives_the_numbers_of_a_plain_loop_with_labels_and_a_file(lm, pr
     assert len(shards_in(tmp_path)) == 3 and sorted(os.listdir(tmp_path)) == sorted([file.name, "shards"])
 
 
+def test_heads_at_some_positions(lm, prompts, expected, tmp_path):
+    def zero_last(block, head):
+        def at(site, index, value, stream):
+            if (site, index) == ("heads", block):
+                value = value.clone()
+                value[:, -1, head] = 0
+            return value
+
+        return lambda number: at
+
+    last = by_hand(lm, prompts, TARGETS, [zero_last(block, head) for block in range(4) for head in range(4)])
+    found = study(sweep_heads, lm, prompts, TARGETS, folder=tmp_path, shard=3, positions=-1)
+    assert close(found, last.view(7, 4, 4)) and found.attrs["sweep"] == "sweep_heads, positions=-1"
+    everywhere = study(sweep_heads, lm, prompts, TARGETS, folder=tmp_path, shard=3, positions=slice(0, None))
+    assert close(everywhere, expected), "its shards are others"
+
+
 def test_texts_are_coordinates(tmp_path):
     texts = ["Berlin is the capital of", "Rome is the capital of", "The capital of"]
     found = study(sweep_blocks, "pocket", texts, " Germany", folder=tmp_path, jobs=1)

@@ -101,6 +101,33 @@ def test_heads_equal_the_loop_in_every_family(family, attention):
     torch.testing.assert_close(alone, expected[1], rtol=0, atol=tolerance(lm))
 
 
+@pytest.mark.parametrize("where", [-1, [0, -2], slice(1, None)])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "opt", "gpt_neox"])
+def test_heads_at_some_positions_against_a_pass_by_hand(family, where):
+    lm = tiny(family)
+    prompts = texts(6, 4, 6)
+    values = torch.randn(4, 6, 4, lm.d_head, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+
+    def by_hand(ids, block, head, becomes):
+        def at(site, index, value, entered):
+            if (site, index) == ("heads", block):
+                value = value.clone()
+                value[:, where, head] = becomes[block, -len(ids) :, head][where] if becomes is not None else 0
+            return value
+
+        said = lambda **how: reference(lm.model, ids[None], **how).logits[0, -1].log_softmax(-1)[TARGET]  # noqa: E731
+        return said(at=at) - said()
+
+    for replacement, becomes in (("zero", None), (values, values)):
+        found = sweep_heads(lm, as_tokens(prompts), TARGET, positions=where, replacement=replacement)
+        with torch.no_grad():
+            table = [[[by_hand(ids, b, h, becomes) for h in range(4)] for b in range(4)] for ids in prompts]
+        torch.testing.assert_close(found, torch.tensor(table).to(found), rtol=0, atol=2e-6)
+        assert (found - sweep_heads(lm, as_tokens(prompts), TARGET, replacement=replacement)).abs().max() > 1e-3
+    with pytest.raises(errors.PositionOutOfRange, match="position 4 does not exist: this prompt has 4 tokens"):
+        sweep_heads(lm, as_tokens(prompts), TARGET, positions=4)
+
+
 @pytest.mark.parametrize("replacement", ["zero", "mean", "pooled mean", "resample"])
 def test_some_blocks_give_their_rows_of_the_whole_map(replacement):
     lm = tiny("gpt2")
