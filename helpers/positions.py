@@ -139,8 +139,8 @@ def columns_now(one: Any, group: Live, index: int, now: Pass, length: int) -> li
     since = now.since(group)
     if any(column < since for column in found):
         raise errors.PositionOutOfRange(
-            "{one!r} means tokens that are in the cache already and ran without this edit: begin the `with` before the first "
-            "pass of the text, or choose positions from {since} on.",
+            "{one!r} means tokens that are in the cache already and ran without this edit, or are in a copy of a cache, of "
+            "which that is not known: begin the `with` before the first pass of the text, or choose positions from {since} on.",
             one=one,
             since=since,
         )
