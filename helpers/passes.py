@@ -129,6 +129,7 @@ def begin(lm: LanguageModel, module: nn.Module, args: tuple, kwargs: dict[str, A
     if module.__dict__.get("_compiled_call_impl") is not None:
         refuse_compiled(module)  # since the `with` began
     refuse_checkpointing(lm)
+    _refuse_copy(lm, module)
     running = lm.passes.setdefault(get_ident(), [])
     now = running[-1] if running else None
     if not (isinstance(now, Pass) and now.model is lm.model and now.stack is None and module is not lm.model):
@@ -138,6 +139,17 @@ def begin(lm: LanguageModel, module: nn.Module, args: tuple, kwargs: dict[str, A
     if module is not lm.model or stack_of(lm) is lm.model:
         now.stack = module
         now.cache, now.start = _cached((*args, *kwargs.values()))
+
+
+def _refuse_copy(lm: LanguageModel, module: nn.Module) -> None:
+    """Raises DidNotRun for a deep copy of an edited model: it was copied with these hooks, which no `with` takes off there."""
+    replica = getattr(module, "_is_replica", False)  # DataParallel's, which shares them
+    if lm.live_edits and not replica and module is not lm.model and module is not stack_of(lm):
+        raise errors.DidNotRun(
+            "this {kind} was copied while edits were on the model and carries their hooks: make the copy before the `with`, "
+            "or with copy.deepcopy(lm), which leaves them out.",
+            kind=type(module).__name__,
+        )
 
 
 def end(lm: LanguageModel, module: nn.Module, output: Any) -> None:

@@ -321,6 +321,21 @@ def test_a_copy_of_an_edited_model_is_not_edited_for_ever():
         assert copied(input_ids=IDS, use_cache=False).logits.equal(clean)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_copy_of_the_plain_model_under_edits_says_what_it_carries(family):
+    lm = tiny(family)
+    clean = lm.logits(IDS)
+    with edit(lm, scale_block(1, 2)):
+        copied = copy.deepcopy(lm.model)
+        for run in (lambda: copied(input_ids=IDS), lambda: wrap(copied)):
+            with pytest.raises(DidNotRun, match=r"was copied while edits were on the model.*copy\.deepcopy\(lm\)"):
+                run()
+        edited = lm.logits(IDS)
+    assert lm.passes == {} and wrap(copied).logits(IDS).equal(clean)
+    with edit(lm, scale_block(1, 2)):
+        assert lm.logits(IDS).equal(edited)
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama", "opt", "gemma3_text"])
 def test_a_copy_that_is_made_under_edits_is_a_plain_model_of_its_own(family):
     """Its logits are those of an untouched model, inside of the `with` and after it, and it can be edited like another."""
