@@ -39,9 +39,11 @@ class Edit:
     positions: Positions = field(default=None, hash=False)  # a slice has no hash before Python 3.12
     check: Callable[[LanguageModel], object] = field(default=lambda lm: None, repr=False, compare=False)
     given: object = field(default_factory=object, repr=False, hash=False)
-    # Where its value has one row for each of several prompts: how many, and the same edit for some of them.
+    # Where its value has one row for each of several prompts: how many, of how many positions, and the same edit for some of
+    # the prompts, of at most so many tokens.
     prompts: int | None = field(default=None, repr=False, compare=False)
-    for_prompts: Callable[[Sequence[int]], Edit] | None = field(default=None, repr=False, compare=False)
+    length: int | None = field(default=None, repr=False, compare=False)
+    for_prompts: Callable[[Sequence[int], int], Edit] | None = field(default=None, repr=False, compare=False)
 
     def __repr__(self) -> str:
         where = "" if self.positions is None else f" at positions {self.positions}"
@@ -103,7 +105,7 @@ class edit:
             self._leave(group)
             raise
         if kind is None:
-            for late in group.waiting.values():
+            for late in group.waiting:
                 raise late.error
 
     def _refuse_another_lm(self) -> None:

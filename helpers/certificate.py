@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import errors
+from .causes import several_dtypes
 from .models import LanguageModel
 from .say import say, translatable
 from .shortpass import SIZE, Seen, run_alone, short_pass, tried_blocks
@@ -90,13 +91,16 @@ class _Judge:
         self.lm, self.dtype = lm, lm.dtype
         self.digits: dict[str, int] = {}
         self.unchecked: dict[str, str] = {}
-        eps = torch.finfo(self.dtype).eps
-        self.exact = 2 * eps  # a sum of three numbers, in whatever order it was made
-        # The same product in another shape (half precision adds up in float32, so it strays by fewer of its own last bits),
-        # or a softmax that transformers makes in float32 also in float64.
-        self.close = {torch.float64: 2e-6, torch.float32: 1e-5}.get(self.dtype, 8 * eps)
-        if getattr(lm.model, "is_quantized", False):  # 8-bit products depend on what else is in the batch
-            self.close = max(self.close, 0.05)
+        self.exact = 2 * torch.finfo(self.dtype).eps  # a sum of three numbers, in whatever order it was made
+        self.close = self.close_in(self.dtype)
+
+    def close_in(self, dtype: torch.dtype) -> float:
+        """The same product in another shape (half precision adds up in float32, so it strays by fewer of its own last bits),
+        or a softmax that transformers makes in float32 also in float64.
+        """
+        close = {torch.float64: 2e-6, torch.float32: 1e-5}.get(dtype, 8 * torch.finfo(dtype).eps)
+        # 8-bit products depend on what else is in the batch
+        return max(close, 0.05) if getattr(self.lm.model, "is_quantized", False) else close
 
     def near(
         self, identity: str, found: Tensor, expected: Tensor, scale: Tensor | None = None, blocks: Sequence[int] = ()
@@ -116,11 +120,10 @@ class _Judge:
 
     def refuse(self, identity: str, place: str, off: float, bound: float) -> None:
         lm = self.lm
-        way_out = (
-            say("A hook hangs on the model, which may be the reason: take it off and wrap again.")
-            if lm.hooks_of_others
-            else say(_WAY_OUT)
+        hooked = lm.hooks_of_others and say(
+            "A hook hangs on the model, which may be the reason: take it off and wrap again."
         )
+        way_out = several_dtypes(lm.model) or hooked or say(_WAY_OUT)
         raise errors.UnsupportedFamily(
             "the row for this {family!r} model is wrong at {place}: it says that {identity}, but that is off "
             "by {off} of its size, and {dtype} allows {bound}. {way_out}",
@@ -168,6 +171,16 @@ def _judge_pass(lm: LanguageModel, seen: Seen, judge: _Judge) -> None:
                 part=all_of.get(name, name),
                 way_out=say(_WAY_OUT),
             )
+    other = next((value.dtype for value in seen.at["entered"] + seen.at["left"] if value.dtype != lm.dtype), None)
+    if other is not None:
+        raise errors.UnsupportedFamily(
+            "the residual stream of this {family!r} model begins in {dtype} and goes on in {other}, and the helpers keep it "
+            "in one. {way_out}",
+            family=lm.family,
+            dtype=str(lm.dtype).removeprefix("torch."),
+            other=str(other).removeprefix("torch."),
+            way_out=several_dtypes(lm.model) or say(_WAY_OUT),
+        )
     entered, left, attention, mlp = (seen.stacked(name) for name in ("entered", "left", "attention", "mlp"))
     handed_on = torch.cat([entered[1:], seen.stacked("last")])
     judge.near(CHAIN, handed_on, left, left.abs())
@@ -180,11 +193,12 @@ def _judge_pass(lm: LanguageModel, seen: Seen, judge: _Judge) -> None:
 
 
 def _judge_read_out(lm: LanguageModel, seen: Seen, judge: _Judge) -> None:
-    found = lm.read_out(seen.at["left"][-1][:, -1:]).cpu().double()[:, 0]
+    found = lm.read_out(seen.at["left"][-1][:, -1:])[:, 0]
+    close = max(judge.close, judge.close_in(found.dtype))  # the unembedding may compute in another dtype
     expected = seen.logits[:, -1]
-    off = (found - expected).norm() / expected.norm().clamp(min=1e-300)
-    if not off <= judge.close:
-        judge.refuse(LOGITS, "the end", off.item(), judge.close)
+    off = (found.cpu().double() - expected).norm() / expected.norm().clamp(min=1e-300)
+    if not off <= close:
+        judge.refuse(LOGITS, "the end", off.item(), close)
     judge.note(LOGITS, off.item())
 
 

@@ -277,10 +277,10 @@ def _fitted(value: Tensor, like: Tensor, what: str) -> Tensor:
 
 
 def _rows_of(value: Tensor, axes: int, make: Callable[[Tensor], Edit]) -> dict[str, Any]:
-    """What an Edit says of a value whose first axis, of all its `axes`, has one row for each of several prompts."""
+    """What an Edit says of a value of `axes` axes with a row for each of several prompts, padded on the right like they are."""
     if value.ndim != axes or len(value) < 2:
         return {}
-    return {"prompts": len(value), "for_prompts": lambda numbers: make(value[list(numbers)])}
+    return {"prompts": len(value), "length": value.shape[1], "for_prompts": lambda some, n: make(value[list(some), :n])}
 
 
 class _Same:

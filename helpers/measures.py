@@ -44,6 +44,13 @@ class Measure:
     every_position: bool = False
     prompts: int | None = None  # the number of prompts that it can be used with, if that matters
 
+    def __post_init__(self) -> None:
+        if not callable(self.compute):
+            raise errors.BadValue(
+                "a measure must be a function of an Outcome, or one such as text_damage(), and not {value}.",
+                value=kind_of(self.compute),
+            )
+
     def check_number(self, prompts: int) -> None:
         """Raises BadValue unless it can be used with that many prompts."""
         if self.prompts not in (None, prompts):

@@ -9,6 +9,7 @@ parts, helpers/encoding.py turns text into tokens.
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -71,6 +72,17 @@ class LanguageModel(Encoder):
             f"{self.vocabulary} tokens, {self.context} positions, {self.dtype}; {proven}; live edits: {names}{self._others()})"
         )
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> LanguageModel:
+        """A model of its own, without the edits that are live on this one: their `with` could not take them off there."""
+        found = object.__new__(type(self))
+        memo[id(self)] = found
+        own = {name: value for name, value in vars(self).items() if name not in ("live_edits", "passes")}
+        vars(found).update(copy.deepcopy(own, memo), live_edits=[], passes={})
+        for handle in found.edit_handles:  # copied along with the model, they are the handles of its hooks
+            handle.remove()
+        found.edit_handles = []
+        return found
+
     def _others(self) -> str:
         found = [name or "the model" for name in self.hooks_of_others]
         return f"; hooks of others: {', '.join(found[:5])}{', …' if len(found) > 5 else ''}" if found else ""
@@ -111,7 +123,8 @@ class LanguageModel(Encoder):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.unembed.weight.dtype
+        """Of the residual stream, which begins as embeddings. An unembedding may compute in another one."""
+        return self.model.get_input_embeddings().weight.dtype
 
     def part(self, block: int, path: str) -> nn.Module:
         """A module inside a block, by its path there; the block itself for an empty path."""

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 from torch import Tensor, nn
 
@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     from .models import LanguageModel
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Waiting:
-    """A position that the text did not have yet when it had `end` tokens; it may come while text is generated."""
+    """A position that a text did not have yet when it had `end` tokens; it may come while text is generated."""
 
+    what: tuple[int, int | None]  # the edit's number, and the position or None for a slice
     end: int
     error: errors.PositionOutOfRange
+    cache: ReferenceType[Any] | None = None  # which text it is, where that has a cache
 
 
 class Live(list):
@@ -44,7 +46,7 @@ class Live(list):
         self.hung = False  # True once its hooks may hang on the model
         self.thread = get_ident()
         self.fired = [0] * len(self)  # how often each has run
-        self.waiting: dict[tuple[int, int | None], Waiting] = {}  # by edit, and position or None for a slice
+        self.waiting: list[Waiting] = []  # of several texts, if they are generated in turns
         # caches that these edits saw filled, from which column of the text to which
         self.known: WeakKeyDictionary[Any, tuple[int, int]] = WeakKeyDictionary()
 
@@ -60,6 +62,7 @@ class Pass:
     stack: nn.Module | None = None  # the module with the blocks, once it has begun
     start: int = 0  # tokens of the text before the first column: those in the cache
     cache: Any = None
+    late: list[Waiting] = field(default_factory=list)  # what this pass did not reach
     fired: dict[tuple[int, int], int] = field(default_factory=dict)
     checked: bool = False
 
@@ -126,6 +129,7 @@ def begin(lm: LanguageModel, module: nn.Module, args: tuple, kwargs: dict[str, A
     if module.__dict__.get("_compiled_call_impl") is not None:
         refuse_compiled(module)  # since the `with` began
     refuse_checkpointing(lm)
+    _refuse_copy(lm, module)
     running = lm.passes.setdefault(get_ident(), [])
     now = running[-1] if running else None
     if not (isinstance(now, Pass) and now.model is lm.model and now.stack is None and module is not lm.model):
@@ -135,6 +139,17 @@ def begin(lm: LanguageModel, module: nn.Module, args: tuple, kwargs: dict[str, A
     if module is not lm.model or stack_of(lm) is lm.model:
         now.stack = module
         now.cache, now.start = _cached((*args, *kwargs.values()))
+
+
+def _refuse_copy(lm: LanguageModel, module: nn.Module) -> None:
+    """Raises DidNotRun for a deep copy of an edited model: it was copied with these hooks, which no `with` takes off there."""
+    replica = getattr(module, "_is_replica", False)  # DataParallel's, which shares them
+    if lm.live_edits and not replica and module is not lm.model and module is not stack_of(lm):
+        raise errors.DidNotRun(
+            "this {kind} was copied while edits were on the model and carries their hooks: make the copy before the `with`, "
+            "or with copy.deepcopy(lm), which leaves them out.",
+            kind=type(module).__name__,
+        )
 
 
 def end(lm: LanguageModel, module: nn.Module, output: Any) -> None:
@@ -160,6 +175,8 @@ def end(lm: LanguageModel, module: nn.Module, output: Any) -> None:
     values = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple) else ()
     cache, _ = (now.cache, 0) if now.cache is not None else _cached(values)
     if cache is not None and now.stack is module:
+        for late in now.late:
+            late.cache = ref(cache)
         for group in now.groups:
             group.known[cache] = now.since(group), int(cache.get_seq_length())
 

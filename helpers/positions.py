@@ -1,8 +1,10 @@
 """Which tokens an edit is limited to, counted from the start of the text whatever part of it a pass runs over.
 
 With a cache, positions still count from the start of the text, so that edits of a generated text are those of a pass over
-the whole of it. Prompts padded on the right count their own tokens, each for itself. In a batch padded on the left, and in
-one that somebody gives to `lm.model` with a mask, they count the batch's columns, and one that is padding there is refused.
+the whole of it. Several texts may be generated in turns, each with its cache.
+
+Prompts padded on the right count their own tokens, each for itself. In a batch padded on the left, and in one that somebody
+gives to `lm.model` with a mask, they count the batch's columns, and one that is padding there is refused.
 """
 
 from __future__ import annotations
@@ -122,28 +124,46 @@ def columns_now(one: Any, group: Live, index: int, now: Pass, length: int) -> li
     found: list[int] = []
     parts = [one.positions] if isinstance(one.positions, slice) else whole_numbers(one.positions, errors.BadEdit, "")
     for part in parts:
-        key = index, None if isinstance(part, slice) else part
-        late = group.waiting.get(key)
-        if late and not (late.end >= now.start > 0 or (not now.start and end == late.end + 1)):
-            raise late.error  # that text is over, and another begins
+        what = index, None if isinstance(part, slice) else part
+        late = _waiting_here(what, group, now, end)
+        if late is not None:
+            group.waiting.remove(late)
         try:
             found += chosen_columns(part, end)
-            group.waiting.pop(key, None)
         except errors.PositionOutOfRange as error:
             if not _may_come(part, end):
                 raise
-            group.waiting[key] = Waiting(end, error)
+            error = error.with_traceback(None)  # its frames would keep the pass, and the cache, alive
+            now.late.append(Waiting(what, end, error))
+            group.waiting.append(now.late[-1])
     since = now.since(group)
     if any(column < since for column in found):
         raise errors.PositionOutOfRange(
-            "{one!r} means tokens that are in the cache already and ran without this edit: begin the `with` before the first "
-            "pass of the text, or choose positions from {since} on.",
+            "{one!r} means tokens that are in the cache already and ran without this edit, or are in a copy of a cache, of "
+            "which that is not known: begin the `with` before the first pass of the text, or choose positions from {since} on.",
             one=one,
             since=since,
         )
     if found and now.mask is not None and now.mask.shape[1] == end:
         _refuse_padding(one.positions, found, now.mask)
     return [column - now.start for column in found if column >= now.start]
+
+
+def _waiting_here(what: tuple[int, int | None], group: Live, now: Pass, end: int) -> Waiting | None:
+    """What waits in the text that this pass goes on with, of all texts. Raises PositionOutOfRange for one that is over."""
+    known = now.cache is not None and now.cache in group.known
+    for late in group.waiting:
+        if late.what != what:
+            continue
+        cache = None if late.cache is None else late.cache()
+        goes_on = late.end >= now.start if now.start else end == late.end + 1
+        if cache is None or cache is now.cache:
+            if not goes_on:
+                raise late.error  # nobody can go on with that text, and another begins
+            return late
+        if now.start and goes_on and not known:
+            return late  # with a copy of its cache, as when several continuations are tried
+    return None
 
 
 def _from_the_end(positions: Positions) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import errors
-from .models import LanguageModel, Tokens
+from .models import LanguageModel, Tokens, check_model
 from .tracing import trace
 
 Prompts = str | Sequence[str] | Tensor | Tokens
@@ -30,6 +30,7 @@ def mean_heads(lm: LanguageModel, prompts: Prompts, *, pooled: bool = False, chu
     token's output stands in. pooled: instead one mean over all tokens of all prompts, (n_blocks, n_heads, d_head), which
     also removes what a head says at a position on every prompt. chunk: tokens at once. Raises what `lm.encode` raises.
     """
+    check_model(lm)
     rows = prompt_rows(lm, prompts)
     longest = max(len(row) for row in rows)
     shape = (lm.n_heads, lm.d_head) if pooled else (longest, lm.n_heads, lm.d_head)

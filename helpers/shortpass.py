@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from . import errors, hooks
+from .causes import several_dtypes
 from .models import LanguageModel, Tokens
 from .say import say
 
@@ -74,11 +75,12 @@ def short_pass(lm: LanguageModel) -> Seen:
     except Exception as error:
         raise errors.UnsupportedFamily(
             "this {family!r} model cannot run a pass of {size} prompts of {size} tokens ({error_kind}: "
-            "{error}): mend that first, or give the model that can.",
+            "{error}): mend that first, or give the model that can. {dtypes}",
             family=lm.family,
             size=SIZE,
             error_kind=type(error).__name__,
             error=str(error).splitlines()[0] if str(error) else say("no message"),
+            dtypes=several_dtypes(lm.model),
         ) from error
     finally:
         hooks.remove(handles)

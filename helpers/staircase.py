@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from . import errors, hooks
+from .copies import Copy, edit_for
 from .edits import Edit, applied, edit
 from .measures import Measure, Outcome
 from .models import LanguageModel
@@ -30,7 +31,6 @@ from .products import quick_products
 from .recording import Alone, Clean
 from .say import say
 
-Copy = tuple[Edit, ...]  # the edits of one edited copy of a prompt, earliest block first
 Change = Callable[[Tensor, Tensor], Tensor]
 
 # The copies of one walk hold this many times the tokens of one call: waiting streams are small next to a block's neurons.
@@ -72,7 +72,7 @@ def _walk(lm: LanguageModel, plan: Plan, clean: Clean, copies: Sequence[Copy], d
     """(copies, prompts, pos, d_model): each copy's stream after the last block; right at last tokens only, if only they count."""
     prompts, length = clean.ids.shape
     stairs = _stairs(copies)
-    edits = _CopyEdits(stairs, prompts)
+    edits = _CopyEdits(stairs, prompts, length)
     streams = clean.streams.new_empty(len(copies), prompts, length, lm.d_model)
     with (walk := edit(lm, *edits.on_all_rows())):
         for block, (rest, named) in enumerate(clean.calls):
@@ -127,13 +127,13 @@ class _CopyEdits:
     in the plain loop: its function may look at all rows that it gets.
     """
 
-    def __init__(self, stairs: _Stairs, prompts: int) -> None:
+    def __init__(self, stairs: _Stairs, prompts: int, length: int) -> None:
         self.prompts = prompts
         self.here = range(0)
         self.places: dict[tuple[str, int], list[tuple[int, list[Change]]]] = {}
         for row, copy in enumerate(stairs.copies):
             for one in copy:
-                changes = [applied(_for_prompts(one, [p], prompts)) for p in range(prompts)]
+                changes = [applied(edit_for(one, [p], prompts, length)) for p in range(prompts)]
                 self.places.setdefault((one.site, one.block), []).append((row, changes))
 
     def sites(self, block: int) -> set[str]:
@@ -154,17 +154,6 @@ class _CopyEdits:
             return new
 
         return change
-
-
-def _for_prompts(one: Edit, numbers: Sequence[int], prompts: int) -> Edit:
-    """The edit for some of the prompts, where its value has a row for each of them."""
-    return one.for_prompts(numbers) if one.for_prompts and one.prompts == prompts > 1 else one
-
-
-def for_prompts(copies: Sequence[Copy], numbers: Sequence[int], prompts: int) -> list[Copy]:
-    """The copies for some of the prompts. An edit that several copies share stays one, so that they can build on it."""
-    same = {id(one): _for_prompts(one, numbers, prompts) for copy in copies for one in copy}
-    return [tuple(same[id(one)] for one in copy) for copy in copies]
 
 
 # ---- work that is left out where nobody can see it

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import inspect
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import engines, errors, recording, sweeps
 from .checks import kind_of, whole
+from .copies import check_list
 from .edits import Edit
 from .encoding import Tokens
 from .loading import load_model, quiet
@@ -48,8 +49,8 @@ def study(
     sweep: Callable[..., Tensor],
     model: Model,
     prompts: Sequence[str] | Tensor | Tokens,
+    *given: Any,
     target: Targets | None = None,
-    *,
     folder: str | Path,
     jobs: int | None = None,
     shard: int = SHARD,
@@ -58,9 +59,9 @@ def study(
 ) -> DataArray:
     """A sweep over any number of prompts, (prompt, block, head, …), labelled; the numbers are those of one plain call.
 
-    sweep: sweep_heads, sweep_blocks, sweep_block_pairs, sweep_factors or sweep_edits; target and options are its own, with the
-    same meaning, all but the target by name: one target or one for each prompt, `measure=`, `replacement=`, `edits=`, also
-    with a row for each prompt, `block=` and `factors=`.
+    sweep: sweep_heads, sweep_blocks, sweep_block_pairs, sweep_factors or sweep_edits. What comes after the prompts is its own,
+    in its order or by name, with the same meaning: one target or one for each prompt, `measure=`, `replacement=`, `edits=`,
+    also with a row for each prompt, `block=` and `factors=`.
     model: a name or folder for `load_model`; a function without arguments that returns a LanguageModel (for a dtype, a
     `device_map`, adapters); or a LanguageModel without hooks and edits, which is saved in the folder for other processes.
     folder: where each finished shard is kept, and the whole as netCDF 4 in the end. A second call goes on where the first was
@@ -82,6 +83,8 @@ def study(
     from . import worker
     from .fingerprint import of_model, of_value
 
+    _check_sweep(sweep)
+    target, options = _by_name(sweep, given, target, options)
     measure = _check(sweep, prompts, target, options, shard)
     place = _place(folder)
     elsewhere = engines.by_joblib(jobs)
@@ -127,16 +130,39 @@ def _need_packages() -> None:
         )
 
 
-def _check(
-    sweep: Callable[..., Tensor], prompts: object, target: object, options: dict[str, Any], shard: object
-) -> Measure | None:
-    """Checks what needs no model, takes the measure out of the options and returns it, and puts the edits into one form."""
-    if getattr(sweeps, getattr(sweep, "__name__", ""), None) is not sweep or sweep.__name__ not in AXES:
+def _check_sweep(sweep: object) -> None:
+    if getattr(sweeps, getattr(sweep, "__name__", ""), None) is not sweep or getattr(sweep, "__name__", "") not in AXES:
         raise errors.BadValue(
             "a study runs one of {axes}, and not {value}: name one of these first.",
             axes=", ".join(AXES),
             value=kind_of(sweep),
         )
+
+
+def _by_name(
+    sweep: Callable[..., Tensor], given: Sequence[Any], target: Targets | None, options: dict[str, Any]
+) -> tuple[Targets | None, dict[str, Any]]:
+    """The target and the options, those that were given without a name among them: in the order of the sweep's own."""
+    named = {"lm", "prompts", *options} if target is None else {"lm", "prompts", "target", *options}
+    parameters = inspect.signature(sweep).parameters.values()
+    names = [one.name for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD and one.name not in named]
+    if len(given) > len(names):
+        raise errors.BadValue(
+            "after the prompts this study of {sweep} takes {names} without a name, and {number} values stand there: pass "
+            "the others by name.",
+            sweep=sweep.__name__,
+            names=" and ".join(names) or "nothing",
+            number=len(given),
+        )
+    options = options | dict(zip(names, given, strict=False))
+    target = options.pop("target", target)
+    return list(target) if isinstance(target, Iterator) else target, options  # it is read more than once
+
+
+def _check(
+    sweep: Callable[..., Tensor], prompts: object, target: object, options: dict[str, Any], shard: object
+) -> Measure | None:
+    """Checks what needs no model, takes the measure out of the options and returns it, and puts the edits into one form."""
     if isinstance(prompts, str) or getattr(prompts, "ndim", 2) != 2:
         raise errors.BadPrompt("a study takes several prompts: give a list of texts, or ids of shape (n_prompts, pos).")
     if (whole(shard) or 0) < 1:
@@ -168,11 +194,12 @@ def _check(
             needed=" and ".join(needed),
             first=needed[0],
         )
+    if "edits" in options:
+        check_list(options["edits"])
+        options["edits"] = [_together(one) for one in options["edits"]]
     measure = options.pop("measure", None)
     if (target is None) == (measure is None):
         raise errors.BadValue("give a target, for example ' Germany', or a measure, and not both.")
-    if "edits" in options:
-        options["edits"] = [_together(one) for one in options["edits"]]
     return measure if measure is None or isinstance(measure, Measure) else Measure(measure)
 
 
@@ -232,9 +259,10 @@ def _loader(model: Model, place: Path, fingerprint: str | None) -> Callable[[], 
         found = Path(model).absolute() if Path(model).is_dir() else model  # a worker may stand elsewhere
         return partial(load_model, found)
     if not isinstance(model, LanguageModel):
-        if not callable(model):
+        if not callable(model) or isinstance(model, nn.Module):
             raise errors.BadValue(
-                "the model must be a name, a folder, a LanguageModel, or a function that loads one, and not {value}.",
+                "the model must be a name, a folder, a LanguageModel such as wrap(model, tokenizer), or a function that loads "
+                "one, and not {value}.",
                 value=kind_of(model),
             )
         return model

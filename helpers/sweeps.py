@@ -11,13 +11,14 @@ a fraction of its work (helpers/staircase.py explains how). All share the argume
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from . import errors, staircase
-from .applying import check_edits
+from .copies import Copy, check_list, check_values_per_prompt, copy_of, for_prompts
 from .edits import (
     Edit,
     finite_tensor,
@@ -30,11 +31,12 @@ from .edits import (
     skip_mlp,
 )
 from .measures import Measure, Outcome, Targets, log_prob_change, predictions, text_damage
-from .models import LanguageModel
+from .models import LanguageModel, check_model
+from .positions import Positions, check_positions
 from .progress import Progress, bar
 from .recording import clean_passes
 from .replacements import CHUNK, Prompts, Replacement, head_values, mean_heads, prompt_rows
-from .staircase import WAITING, Copy, Plan, for_prompts
+from .staircase import WAITING, Plan
 
 __all__ = [
     "Measure",
@@ -76,7 +78,8 @@ def sweep_edits(
     """Any interventions, each an edit or several at once, on each prompt: (n_prompts, len(edits), ...) on the CPU.
 
     prompts: one text, or ids (pos,): the result then has no prompt axis; or several texts, ids (n_prompts, pos), Tokens.
-    edits: a value such as `patch_block`'s may have a row for each prompt, (n_prompts, pos, d_model); each prompt gets its own.
+    edits: a value such as `patch_block`'s may have a row for each prompt, (n_prompts, pos, d_model); each prompt gets its own,
+    of which a shorter one than the longest uses the beginning, as in a batch that is padded on the right.
     target: one text or token id for all prompts, or a list with one for each. The result is log p(target) at the last
     token, after − before, in nats. measure: instead of a target, a Measure such as `predictions` or `text_damage`, or a
     function of an Outcome that returns (copies, ...). chunk: tokens, copies × positions, that go through a block at once;
@@ -89,14 +92,12 @@ def sweep_edits(
     a replaced forward), which a walk over the blocks would not do. Where a live edit, a hook of yours or weights of 8
     bits might look at several rows of a batch, rows run one by one: as right, and slower.
     """
-    if isinstance(edits, Edit) or not isinstance(edits, Sequence) or not edits:
-        raise errors.BadEdit(
-            "give a list of edits, for example [skip_block(0), skip_block(1)]; each may be a list itself."
-        )
+    check_list(edits)
     copies = [copy_of(lm, one) for one in edits]
-    rows = prompt_rows(lm, prompts)
-    check_values_per_prompt(copies, len(rows))
-    copies_of = lambda chosen: for_prompts(copies, chosen, len(rows))  # noqa: E731
+    tokens = lm.encode(prompts)
+    check_values_per_prompt(copies, tokens)
+    rows = prompt_rows(lm, tokens)
+    copies_of = lambda chosen: for_prompts(copies, chosen, len(rows), len(rows[chosen[0]]))  # noqa: E731
     found = _sweep(lm, rows, copies_of, (len(copies),), target, measure, chunk, progress)
     return found[0] if _single(prompts) else found
 
@@ -109,6 +110,7 @@ def sweep_heads(
     blocks: Sequence[int] | None = None,
     measure: Measured = None,
     replacement: Replacement | Tensor = "zero",
+    positions: Positions = None,
     reference: Prompts | None = None,
     generator: torch.Generator | None = None,
     chunk: int = CHUNK,
@@ -121,18 +123,22 @@ def sweep_heads(
     reference prompts; "pooled mean", one mean over all their tokens (`mean_heads` gives both); "resample", its output on
     another prompt, drawn once for each prompt with `generator`; or a tensor that broadcasts to (n_blocks, n_heads, d_head)
     or (n_blocks, pos, n_heads, d_head). Positions are counted back from the last token; where the reference prompts are
-    shorter, their first token's output stands in, while a tensor must be as long as the longest prompt. reference: prompts
-    for means and resample; without it the swept ones, and resample never gives a prompt to itself. All else as in `sweep_edits`.
+    shorter, their first token's output stands in, while a tensor must be as long as the longest prompt. positions: ablated
+    there alone, as in an edit: None for all tokens, or for example -1 for the last. reference: prompts for means and resample;
+    without it the swept ones, and resample never gives a prompt to itself. All else as in `sweep_edits`.
     """
+    check_model(lm)
     chosen_blocks = _blocks(lm, blocks)
     sites = [(block, head) for block in chosen_blocks for head in range(lm.n_heads)]
     rows = prompt_rows(lm, prompts)
+    positions = check_positions(positions)
     pool = None if reference is None else prompt_rows(lm, reference)
     values_of = head_values(lm, rows, replacement, pool, generator, chunk)
 
     def copies_of(chosen: list[int]) -> list[Copy]:
         values = finite_tensor(values_of(chosen), "the replacement")
-        return [(put_heads(block, [head], values[block, :, :, head : head + 1]),) for block, head in sites]
+        puts = [put_heads(block, [head], values[block, :, :, head : head + 1]) for block, head in sites]
+        return [(replace(put, positions=positions),) for put in puts]
 
     found = _sweep(lm, rows, copies_of, (len(chosen_blocks), lm.n_heads), target, measure, chunk, progress)
     return found[0] if _single(prompts) else found
@@ -149,6 +155,7 @@ def sweep_blocks(
     progress: Progress = None,
 ) -> Tensor:
     """Each block skipped, or its attention or MLP alone: (n_prompts, n_blocks, ...). All else as in `sweep_edits`."""
+    check_model(lm)
     copies = [(_of_part(_SKIP, part)(block),) for block in range(lm.n_blocks)]
     rows = prompt_rows(lm, prompts)
     found = _sweep(lm, rows, lambda chosen: copies, (lm.n_blocks,), target, measure, chunk, progress)
@@ -169,6 +176,7 @@ def sweep_block_pairs(
 
     Symmetric, with single blocks on the diagonal. All else as in `sweep_edits`.
     """
+    check_model(lm)
     skips = [_of_part(_SKIP, part)(block) for block in range(lm.n_blocks)]
     pairs = [(a, b) for a in range(lm.n_blocks) for b in range(a, lm.n_blocks)]
     copies: list[Copy] = [(skips[a],) if a == b else (skips[a], skips[b]) for a, b in pairs]
@@ -197,7 +205,9 @@ def sweep_factors(
     All else as in `sweep_edits`.
     """
     scale = _of_part(_SCALE, part)
-    given = factors.tolist() if isinstance(factors, Tensor) else list(factors)
+    given = factors.tolist() if isinstance(factors, Tensor) else factors
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise errors.BadValue("factors {given!r} cannot be used: give a list, for example [0.5, 2.0].", given=given)
     return sweep_edits(
         lm, prompts, [scale(block, f) for f in given], target, measure=measure, chunk=chunk, progress=progress
     )
@@ -209,6 +219,7 @@ def windows(lm: LanguageModel, text: str, length: int, most: int | None = None) 
     Each begins with the special tokens that the tokenizer puts in front of a text.
     most: the number of windows at most. Raises PromptTooLong or BadPrompt.
     """
+    check_model(lm)
     if length > lm.context:
         raise errors.PromptTooLong(
             "windows of {length} tokens do not fit: this model has {context} positions.",
@@ -263,26 +274,6 @@ def _single(prompts: Prompts) -> bool:
     return isinstance(prompts, str) or (isinstance(prompts, Tensor) and prompts.ndim == 1)
 
 
-def copy_of(lm: LanguageModel, one: Edit | Sequence[Edit]) -> Copy:
-    copy = tuple(one) if isinstance(one, Sequence) and not isinstance(one, str) else (one,)
-    if not copy:
-        raise errors.BadEdit("one of the interventions is an empty list: give an edit or several.")
-    check_edits(lm, copy)
-    return tuple(sorted(copy, key=lambda e: e.block))
-
-
-def check_values_per_prompt(copies: Sequence[Copy], prompts: int) -> None:
-    for one in (one for copy in copies for one in copy):
-        if one.prompts not in (None, prompts):
-            raise errors.BadValue(
-                "{one!r} has values for {n_rows} prompts, and {n_prompts} are swept: give one row for each, or "
-                "one for all.",
-                one=one,
-                n_rows=one.prompts,
-                n_prompts=prompts,
-            )
-
-
 def _blocks(lm: LanguageModel, blocks: Sequence[int] | None) -> list[int]:
     if blocks is None:
         return list(range(lm.n_blocks))
@@ -294,6 +285,6 @@ def _blocks(lm: LanguageModel, blocks: Sequence[int] | None) -> list[int]:
 
 
 def _of_part(table: dict[str, Callable[..., Edit]], part: str) -> Callable[..., Edit]:
-    if part not in table:
+    if not isinstance(part, str) or part not in table:
         raise errors.BadValue("part {part!r} is unknown: choose 'block', 'attention' or 'mlp'.", part=part)
     return table[part]

@@ -19,14 +19,13 @@ import torch
 import transformers
 
 from . import errors, sweeps
+from .copies import check_values_per_prompt, copy_of, for_prompts
 from .families import Family
 from .fingerprint import of_model
 from .loading import quiet
 from .measures import Measure, Outcome, log_prob_change, token_ids
 from .models import LanguageModel
 from .replacements import CHUNK, from_the_end, mean_heads, padded, prompt_rows
-from .staircase import for_prompts
-from .sweeps import check_values_per_prompt, copy_of
 from .wrapping import wrap
 
 
@@ -118,13 +117,14 @@ def there(kind: str, work: bytes, given: bytes) -> Any:
 def look(lm: LanguageModel, model: str, work: Work, given: tuple[Any, Any]) -> Looked:
     """given: the prompts and the target. Raises what the sweep would raise for them."""
     prompts, target = given
-    rows = prompt_rows(lm, prompts)
+    tokens = lm.encode(prompts)
+    rows = prompt_rows(lm, tokens)
     measure = work.measure if target is None else log_prob_change(lm, target)
     if measure is not None:
         measure.check_number(len(rows))
     targets = None if target is None else token_ids(lm, target)
     if "edits" in work.options:
-        check_values_per_prompt([copy_of(lm, one) for one in work.options["edits"]], len(rows))
+        check_values_per_prompt([copy_of(lm, one) for one in work.options["edits"]], tokens)
     replacement, reference = work.options.get("replacement"), work.options.get("reference")
     means = None
     if (
@@ -152,7 +152,8 @@ def run(lm: LanguageModel, model: str, work: Work, shard: Shard) -> tuple[list[i
         )
     options = dict(work.options)
     if "edits" in options:
-        options["edits"] = [list(copy) for copy in for_prompts(options["edits"], shard.numbers, work.total)]
+        longest = max(len(row) for row in shard.rows)
+        options["edits"] = [list(copy) for copy in for_prompts(options["edits"], shard.numbers, work.total, longest)]
     if work.measure is not None:
         options["measure"] = _of_the_whole_list(work.measure, shard.numbers)
     rows = [torch.from_numpy(row.astype(np.int64)) for row in shard.rows]  # a copy: Ray hands out what nobody may write

@@ -12,7 +12,7 @@ import transformers
 from tiny import CONFIGS, MORE, here, tiny
 from torch import nn
 
-from helpers import FAMILIES, Family, errors, read_site, trace, wrap
+from helpers import FAMILIES, Family, errors, read_site, sweep_blocks, trace, wrap
 from helpers.sites import SITES
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +42,62 @@ def test_a_right_row_is_certified_to_the_digits_of_its_dtype(family):
         assert all(close <= digits <= exact for digits in found.digits.values())
         assert f"certified: {len(found.digits)} identities to {min(found.digits.values())} digits" in repr(lm)
         assert str(found).count(" digits") == len(found.digits) and str(dtype) in str(found)
+
+
+class Cast(nn.Linear):
+    """An unembedding that computes in the dtype of its own weights."""
+
+    def forward(self, x):
+        return super().forward(x.to(self.weight.dtype))
+
+
+def with_head_in(dtype, model):
+    weight = model.get_output_embeddings().weight.detach().clone()
+    head = Cast(weight.shape[1], weight.shape[0], bias=False, dtype=dtype)
+    head.weight.data.copy_(weight)
+    model.set_output_embeddings(head)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("body", "head"),
+    [
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.bfloat16),
+        (torch.float32, torch.float64),
+        (torch.float64, torch.float32),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "olmo2"])
+def test_an_unembedding_of_another_dtype_leaves_the_stream_in_its_own(family, body, head):
+    plain, lm = tiny(family, body), wrap(with_head_in(head, tiny(family, body).model))
+    found, expected = trace(lm, IDS), trace(plain, IDS)
+    assert lm.dtype == lm.certificate.dtype == found.resid.dtype == body and found.logits.dtype == head
+    assert torch.equal(found.resid, expected.resid) and torch.equal(found.heads, expected.heads)
+    weight = plain.unembed.weight
+    torch.testing.assert_close(found.logits, found.final.to(head) @ weight.to(head).T)
+    if torch.bfloat16 in (body, head):  # its last digits depend on the batch
+        return
+    swept = sweep_blocks(lm, IDS[0], 5, part="mlp")
+    for block in range(lm.n_blocks):
+        with torch.no_grad():
+            last = lm.part(block, lm.parts.mlp_delta)  # what it adds, at zero: by surgery on its weights
+            old = {name: p.clone() for name, p in last.named_parameters()}
+            before = lm.model(IDS[:1]).logits[0, -1].log_softmax(-1)[5]
+            [p.zero_() for p in last.parameters()]
+            after = lm.model(IDS[:1]).logits[0, -1].log_softmax(-1)[5]
+            [p.copy_(old[name]) for name, p in last.named_parameters()]
+        assert abs(swept[block] - (after - before)) < 1e-4
+
+
+def test_a_model_of_several_dtypes_is_told_that_they_may_be_the_reason():
+    model = tiny("llama", torch.bfloat16).model
+    model.lm_head.to(torch.float32)
+    assert "several dtypes, bfloat16 and float32, which may be the reason" in refused(model, None, "cannot run a pass")
+    model.model.layers[3].mlp.register_forward_hook(lambda module, args, output: output.float())
+    says = refused(model, None, "stream of this 'llama' model begins in bfloat16 and goes on in float32")
+    assert "model.to(torch.float32)" in says
 
 
 # ---- wrong rows

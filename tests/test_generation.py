@@ -1,5 +1,7 @@
 """Edits while text is generated: positions count from the start of the text, with any cache as without one."""
 
+import copy
+
 import pytest
 import torch
 from test_trace import FAMILIES
@@ -121,6 +123,76 @@ def test_a_text_that_ends_before_the_position_is_not_taken_for_another():
         lm.model(input_ids=torch.arange(2, 10)[None], use_cache=False)
         lm.model(input_ids=torch.arange(2, 12)[None][:, :9], use_cache=False)
         lm.model(input_ids=torch.arange(2, 12)[None], use_cache=False)
+
+
+TWO = [torch.arange(2, 12)[None], torch.arange(20, 30)[None]]
+
+
+def go_on(lm, text, begin, end, cached):
+    out = lm.model(input_ids=text[:, begin:end], use_cache=True, **cached)
+    return out.logits, {name: value for name, value in out.items() if hasattr(value, "get_seq_length")}
+
+
+@pytest.mark.parametrize("where", [8, [1, 8], slice(7, None), [5, 9], slice(5, 9)])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3_text", "opt"])
+def test_two_texts_are_generated_in_turns_each_with_its_cache(family, where):
+    """Against one pass over each whole text, with a hook by hand in place of the edit."""
+    lm = tiny(family)
+    add = torch.zeros(10, 24, dtype=torch.float64)
+    add[where] = vector()
+    found, cached = [[], []], [{}, {}]
+    with edit(lm, add_to_block(1, vector(), where)), torch.no_grad():
+        for begin, end in [(0, 4), *((at, at + 1) for at in range(4, 10))]:
+            for number, text in enumerate(TWO):
+                start = 0 if begin == 0 else begin + number  # the second is a token ahead
+                if start < 10:
+                    logits, cached[number] = go_on(lm, text, start, end + number, cached[number])
+                    found[number].append(logits)
+    handle = lm.blocks[1].register_forward_hook(
+        lambda m, args, out: (out[0] + add, *out[1:]) if isinstance(out, tuple) else out + add
+    )
+    for text, parts in zip(TWO, found, strict=True):
+        assert (torch.cat(parts, 1) - lm.logits(text)).abs().max() < 1e-4
+    handle.remove()
+
+
+def test_a_text_that_stays_too_short_is_told_though_another_reaches_the_position():
+    lm = tiny("llama")
+    with (
+        pytest.raises(PositionOutOfRange, match="position 8 does not exist: this prompt has 5 tokens"),
+        torch.no_grad(),
+    ):
+        with edit(lm, scale_block(1, 2, 8)):
+            _, short = go_on(lm, TWO[0], 0, 4, {})
+            _, long = go_on(lm, TWO[1], 0, 6, {})
+            _, short = go_on(lm, TWO[0], 4, 5, short)
+            _, long = go_on(lm, TWO[1], 6, 10, long)
+    with (
+        pytest.raises(PositionOutOfRange, match="position 8 does not exist: this prompt has 4 tokens"),
+        torch.no_grad(),
+    ):
+        with edit(lm, scale_block(1, 2, 8)):
+            _, short = go_on(lm, TWO[0], 0, 4, {})
+            del short  # nobody can go on with it: the next text says so at once
+            go_on(lm, TWO[1], 0, 10, {})
+            raise AssertionError
+
+
+def test_several_continuations_of_copied_caches():
+    lm = tiny("llama")
+    one = add_to_block(1, vector(), slice(6, None))
+    texts = [torch.cat([TWO[0][:, :5], torch.arange(start, start + 4)[None]], 1) for start in (40, 50, 60)]
+    with edit(lm, one), torch.no_grad():
+        first, cached = go_on(lm, TWO[0], 0, 5, {})
+        tries = [copy.deepcopy(cached) for _ in texts]
+        found = [[first] for _ in texts]
+        for begin, end in ((5, 6), (6, 7), (7, 9)):
+            for number, text in enumerate(texts):
+                logits, tries[number] = go_on(lm, text, begin, end, tries[number])
+                found[number].append(logits)
+    with edit(lm, one):
+        for text, parts in zip(texts, found, strict=True):
+            assert (torch.cat(parts, 1) - lm.logits(text)).abs().max() < 1e-4
 
 
 def test_prompts_padded_on_the_right_do_not_slip_into_generate():

@@ -19,6 +19,7 @@ from helpers import (
     read_site,
     scale_block,
     skip_block,
+    skip_mlp,
     sweep_heads,
     trace,
     wrap,
@@ -335,6 +336,48 @@ def test_a_copy_of_an_edited_model_is_not_edited_for_ever():
         copied = copy.deepcopy(lm.model)
     with torch.no_grad():
         assert copied(input_ids=IDS, use_cache=False).logits.equal(clean)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_copy_of_the_plain_model_under_edits_says_what_it_carries(family):
+    lm = tiny(family)
+    clean = lm.logits(IDS)
+    with edit(lm, scale_block(1, 2)):
+        copied = copy.deepcopy(lm.model)
+        for run in (lambda: copied(input_ids=IDS), lambda: wrap(copied)):
+            with pytest.raises(DidNotRun, match=r"was copied while edits were on the model.*copy\.deepcopy\(lm\)"):
+                run()
+        edited = lm.logits(IDS)
+    assert lm.passes == {} and wrap(copied).logits(IDS).equal(clean)
+    with edit(lm, scale_block(1, 2)):
+        assert lm.logits(IDS).equal(edited)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "opt", "gemma3_text"])
+def test_a_copy_that_is_made_under_edits_is_a_plain_model_of_its_own(family):
+    """Its logits are those of an untouched model, inside of the `with` and after it, and it can be edited like another."""
+    lm = tiny(family)
+    clean, looked = lm.logits(IDS), []
+    lm.blocks[0].register_forward_hook(
+        lambda *_: looked.append(1)
+    )  # a learner's own stays on the copy, as on any module
+    edits = [scale_block(1, 2, positions=[0, -1]), zero_heads(2, [1]), change("neurons", 0, torch.neg), skip_mlp(3)]
+    with edit(lm, scale_block(0, 3)):
+        once = lm.logits(IDS)
+        with edit(lm, *edits):
+            copied = copy.deepcopy(lm)
+            assert copied.logits(IDS).equal(clean) and not lm.logits(IDS).equal(clean)
+            assert "live edits: none" in repr(copied) and len(lm.live_edits) == 2
+            with torch.no_grad():
+                assert copied.model(input_ids=IDS).logits.equal(clean)
+            with edit(copied, scale_block(0, 3)):
+                assert copied.logits(IDS).equal(once)
+            assert copied.logits(IDS).equal(clean)
+    assert copied.logits(IDS).equal(clean) and lm.logits(IDS).equal(clean) and looked
+    assert sum(len(hooks) for both in hooks_of(copied) for hooks in both) == 1
+    assert copied.edit_handles == [] and copied.passes == {} and copied.unembed is not lm.unembed
+    expected = sweep_heads(lm, IDS, 5)
+    assert torch.equal(sweep_heads(copied, IDS, 5), expected)
 
 
 def test_equal_edits_do_the_same():

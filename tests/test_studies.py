@@ -133,6 +133,23 @@ def test_a_study_gives_the_numbers_of_a_plain_loop_with_labels_and_a_file(lm, pr
     assert len(shards_in(tmp_path)) == 3 and sorted(os.listdir(tmp_path)) == sorted([file.name, "shards"])
 
 
+def test_heads_at_some_positions(lm, prompts, expected, tmp_path):
+    def zero_last(block, head):
+        def at(site, index, value, stream):
+            if (site, index) == ("heads", block):
+                value = value.clone()
+                value[:, -1, head] = 0
+            return value
+
+        return lambda number: at
+
+    last = by_hand(lm, prompts, TARGETS, [zero_last(block, head) for block in range(4) for head in range(4)])
+    found = study(sweep_heads, lm, prompts, TARGETS, folder=tmp_path, shard=3, positions=-1)
+    assert close(found, last.view(7, 4, 4)) and found.attrs["sweep"] == "sweep_heads, positions=-1"
+    everywhere = study(sweep_heads, lm, prompts, TARGETS, folder=tmp_path, shard=3, positions=slice(0, None))
+    assert close(everywhere, expected), "its shards are others"
+
+
 def test_texts_are_coordinates(tmp_path):
     texts = ["Berlin is the capital of", "Rome is the capital of", "The capital of"]
     found = study(sweep_blocks, "pocket", texts, " Germany", folder=tmp_path, jobs=1)
@@ -193,6 +210,19 @@ def test_what_belongs_to_a_prompt_goes_with_it_into_its_shard(lm, tmp_path):
     assert study(sweep_edits, lm, prompts, measure=numbers, folder=tmp_path, shard=3, edits=edits)[
         :, 1
     ].values.tolist() == [*range(7)]
+
+
+def test_values_for_prompts_of_several_lengths_go_into_shards_whose_longest_is_shorter(lm, prompts, tmp_path):
+    patches = torch.randn(7, 9, 24, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def hand(number):
+        return lambda site, index, value, stream: (
+            patches[number : number + 1, : value.shape[1]] if (site, index) == ("block", 2) else value
+        )
+
+    for shard in (1, 3):
+        found = study(sweep_edits, lm, prompts, [patch_block(2, patches)], TARGETS, folder=tmp_path, shard=shard)
+        assert close(found, by_hand(lm, prompts, TARGETS, [hand]))
 
 
 @pytest.mark.parametrize("of", ["the swept prompts", "others"])
@@ -419,6 +449,11 @@ MISTAKES = {
     ),
     "no factors": ({"sweep": sweep_factors}, "BadValue", r"sweep_factors needs block and factors: pass block=… by name"),
     "no edits": ({"sweep": sweep_edits, "edits": [7]}, "BadEdit", r"7 is not an edit"),
+    "one edit": ({"sweep": sweep_edits, "edits": skip_block(0)}, "BadEdit", r"give a list of edits"),
+    "a number for edits": ({"sweep": sweep_edits, "edits": 7}, "BadEdit", r"give a list of edits"),
+    "one factor": ({"sweep": sweep_factors, "block": 1, "factors": 0.5}, "BadValue", r"factors 0.5 cannot be used"),
+    "a measure that is none": ({"target": None, "measure": 3}, "BadValue", r"a measure must be .* and not 3"),
+    "several parts": ({"sweep": sweep_blocks, "part": ["mlp"]}, "BadValue", r"part \['mlp'\] is unknown"),
     "noise": (
         {"sweep": sweep_edits, "edits": [noise_neurons(1, 0, 0.0, 1.0, torch.Generator())]}, "BadEdit", r"noise_neurons.*one stream",
     ),
@@ -430,6 +465,7 @@ MISTAKES = {
         {"sweep": sweep_edits, "edits": [patch_block(0, torch.ones(3, 4, 24))]}, "BadValue", r"has values for 3 prompts, and 7",
     ),
     "no model": ({"model": 7}, "BadValue", r"the model must be a name, a folder, .* and not 7"),
+    "a model of transformers": ({"model": torch.nn.Linear(1, 1)}, "BadValue", r"such as wrap\(model, tokenizer\).* not "),
     "an unknown model": ({"model": "no/such/model/here"}, "UnknownModel", r"there is no folder"),
     "a function without a model": ({"model": lambda: 7}, "BadValue", r"must return a model of the helpers, not a int"),
     "a file as folder": ({"folder": __file__}, "BadValue", r"cannot be made"),
@@ -444,6 +480,39 @@ def test_mistakes_are_sentences_and_leave_no_result(given, kind, says, lm, promp
         study(**arguments)
     assert type(found.value).__name__ == kind
     assert not [*tmp_path.glob("*.nc"), *tmp_path.glob("shards/*")]
+
+
+def test_what_follows_the_prompts_stands_in_the_sweeps_own_order(lm, prompts, tmp_path):
+    """Edits at some positions too, against a pass by hand: called as one calls the sweep itself."""
+    edits = [scale_block(1, 0.5, positions=slice(1, None)), scale_block(2, 2.0, positions=[0, -1])]
+
+    def scaled(block, factor, positions):
+        def at(site, index, value, stream):
+            if (site, index) == ("block", block):
+                value = value.clone()
+                value[:, positions] = factor * value[:, positions]
+            return value
+
+        return lambda number: at
+
+    expected = by_hand(lm, prompts, TARGETS, [scaled(1, 0.5, slice(1, None)), scaled(2, 2.0, [0, -1])])
+    found = study(sweep_edits, lm, prompts, edits, TARGETS, folder=tmp_path, shard=3)
+    assert close(found, expected)
+    for again in (
+        study(sweep_edits, lm, prompts, edits, target=TARGETS, folder=tmp_path, shard=3),
+        study(sweep_edits, lm, prompts, TARGETS, edits=edits, folder=tmp_path, shard=3),
+        study(sweep_edits, lm, prompts, iter(TARGETS), edits=edits, folder=tmp_path, shard=3),
+    ):
+        assert again.identical(found)
+    factors = study(sweep_factors, lm, prompts, 1, [0.5, 2.0], TARGETS, folder=tmp_path)
+    every = slice(None)
+    assert close(factors, by_hand(lm, prompts, TARGETS, [scaled(1, 0.5, every), scaled(1, 2.0, every)]))
+    with pytest.raises(errors.BadValue, match=r"takes target without a name, and 2 values stand there"):
+        study(sweep_heads, lm, prompts, TARGETS, "zero", folder=tmp_path)
+    with pytest.raises(errors.BadEdit, match="give a list of edits"):
+        study(sweep_edits, lm, prompts, 7, folder=tmp_path)
+    with pytest.raises(errors.BadValue, match="sweep_factors needs factors: pass factors=… by name"):
+        study(sweep_factors, lm, prompts, 7, folder=tmp_path)
 
 
 def test_a_model_with_edits_or_hooks_is_refused_and_a_function_that_hangs_them_is_not(lm, prompts, tmp_path):

@@ -16,6 +16,7 @@ from helpers import (
     edit,
     errors,
     noise_neurons,
+    patch_block,
     replace_heads,
     scale_attention,
     scale_block,
@@ -100,6 +101,33 @@ def test_heads_equal_the_loop_in_every_family(family, attention):
     torch.testing.assert_close(alone, expected[1], rtol=0, atol=tolerance(lm))
 
 
+@pytest.mark.parametrize("where", [-1, [0, -2], slice(1, None)])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "opt", "gpt_neox"])
+def test_heads_at_some_positions_against_a_pass_by_hand(family, where):
+    lm = tiny(family)
+    prompts = texts(6, 4, 6)
+    values = torch.randn(4, 6, 4, lm.d_head, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+
+    def by_hand(ids, block, head, becomes):
+        def at(site, index, value, entered):
+            if (site, index) == ("heads", block):
+                value = value.clone()
+                value[:, where, head] = becomes[block, -len(ids) :, head][where] if becomes is not None else 0
+            return value
+
+        said = lambda **how: reference(lm.model, ids[None], **how).logits[0, -1].log_softmax(-1)[TARGET]  # noqa: E731
+        return said(at=at) - said()
+
+    for replacement, becomes in (("zero", None), (values, values)):
+        found = sweep_heads(lm, as_tokens(prompts), TARGET, positions=where, replacement=replacement)
+        with torch.no_grad():
+            table = [[[by_hand(ids, b, h, becomes) for h in range(4)] for b in range(4)] for ids in prompts]
+        torch.testing.assert_close(found, torch.tensor(table).to(found), rtol=0, atol=2e-6)
+        assert (found - sweep_heads(lm, as_tokens(prompts), TARGET, replacement=replacement)).abs().max() > 1e-3
+    with pytest.raises(errors.PositionOutOfRange, match="position 4 does not exist: this prompt has 4 tokens"):
+        sweep_heads(lm, as_tokens(prompts), TARGET, positions=4)
+
+
 @pytest.mark.parametrize("replacement", ["zero", "mean", "pooled mean", "resample"])
 def test_some_blocks_give_their_rows_of_the_whole_map(replacement):
     lm = tiny("gpt2")
@@ -150,6 +178,64 @@ def test_any_edits_equal_the_loop(family):
     assert (expected.abs().amax(0) > 1e-6).all()
     found = sweep_edits(lm, as_tokens(prompts), sites(lm), TARGET)
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance(lm))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "opt"])
+@pytest.mark.parametrize("chunk", [1, 768])
+def test_prompts_of_several_lengths_get_values_padded_as_they_are(family, chunk):
+    """Against a pass by hand over each prompt alone, with its own part of the values."""
+    lm = tiny(family)
+    prompts = texts(6, 4, 9, 6)
+    others = trace(lm, as_tokens([prompt.flip(0) for prompt in prompts]))
+    stream, heads = others.resid[2], others.heads[1][:, :, [0, 2]]
+    last = stream[range(4), [5, 3, 8, 5]][:, None]
+
+    def by_hand(number, copy):
+        def at(site, index, value, entered):
+            length, value = value.shape[1], value.clone()
+            if copy == 0 and (site, index) == ("block", 1):
+                return stream[number : number + 1, :length]
+            if copy == 1 and (site, index) == ("heads", 1):
+                value[:, 1:, [0, 2]] = heads[number, 1:length]
+            if copy == 2 and (site, index) == ("block", 1):
+                value[:, -1] = last[number]
+            return value
+
+        said = lambda **how: reference(lm.model, prompts[number][None], **how).logits[0, -1].log_softmax(-1)[TARGET]  # noqa: E731
+        return said(at=at) - said()
+
+    edits = [
+        patch_block(1, stream),
+        replace_heads(1, [0, 2], heads, positions=slice(1, None)),
+        patch_block(1, last, positions=-1),
+    ]
+    found = sweep_edits(lm, as_tokens(prompts), edits, TARGET, chunk=chunk)
+    with torch.no_grad():
+        expected = torch.tensor([[by_hand(number, copy) for copy in range(3)] for number in range(4)])
+    torch.testing.assert_close(found, expected.double(), rtol=0, atol=1e-6)
+    with edit(lm, patch_block(1, stream)):  # and as in one padded pass
+        padded = lm.logits(as_tokens(prompts))[range(4), [5, 3, 8, 5]].log_softmax(-1)[:, TARGET]
+    before = lm.logits(as_tokens(prompts))[range(4), [5, 3, 8, 5]].log_softmax(-1)[:, TARGET]
+    torch.testing.assert_close(found[:, 0], padded - before, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("value", "side", "says"),
+    [
+        (torch.ones(2, 5, 24), "right", "values for 5 positions, and the longest prompt has 6"),
+        (torch.ones(2, 7, 24), "right", "values for 7 positions, and the longest prompt has 6"),
+        (torch.ones(3, 6, 24), "right", "values for 3 prompts, and 2 are swept"),
+        (torch.ones(2, 6, 24), "left", "padded on the left"),
+    ],
+)
+def test_values_that_do_not_stand_as_the_prompts_do_are_refused(value, side, says):
+    lm = tiny("llama", torch.float32)
+    lm.tokenizer = Words()
+    tokens = lm.encode(["a bb ccc a bb ccc", "a bb"], padding=side)
+    with pytest.raises(errors.BadValue, match=says):
+        sweep_edits(lm, tokens, [patch_block(1, value)], TARGET)
+    one_for_all = sweep_edits(lm, tokens, [patch_block(1, value[:2, :1])], TARGET)
+    assert one_for_all.shape == (2, 1) and one_for_all.abs().min() > 0
 
 
 def test_edits_of_one_copy_run_in_the_order_given():
@@ -546,6 +632,17 @@ MISUSE = [
     (lambda lm: sweep_edits(lm, "one", [skip_block(4)], 3), errors.BlockOutOfRange, "block 4"),
     (lambda lm: sweep_edits(lm, "one", [change("mlp", 1, lambda v: None)], 3), errors.BadEdit, "must return"),
     (lambda lm: sweep_edits(lm, "one", [skip_block(0, positions=1)], 3), errors.PositionOutOfRange, "position 1"),
+    (lambda lm: sweep_heads("one", lm, 3), errors.BadValue, "first argument must be a model"),
+    (lambda lm: sweep_blocks("one", lm, 3), errors.BadValue, "first argument must be a model"),
+    (lambda lm: sweep_block_pairs("one", lm, 3), errors.BadValue, "first argument must be a model"),
+    (lambda lm: sweep_edits("one", lm, [skip_block(0)], 3), errors.BadValue, "first argument must be a model"),
+    (lambda lm: sweep_factors("one", lm, 1, [0.5], 3), errors.BadValue, "first argument must be a model"),
+    (lambda lm: mean_heads("one", lm), errors.BadValue, "first argument must be a model"),
+    (lambda lm: windows("one two", lm, 2), errors.BadValue, "first argument must be a model"),
+    (lambda lm: sweep_factors(lm, "one", 1, 0.5, 3), errors.BadValue, "factors 0.5 cannot be used"),
+    (lambda lm: sweep_factors(lm, "one", 1, torch.tensor(0.5), 3), errors.BadValue, "factors 0.5 cannot be used"),
+    (lambda lm: sweep_blocks(lm, "one", part=["mlp"]), errors.BadValue, "part .* is unknown"),
+    (lambda lm: sweep_blocks(lm, "one", measure=3), errors.BadValue, "a measure must be a function"),
     (lambda lm: sweep_blocks(lm, "one", measure=lambda o: 0.5), errors.BadValue, "a float"),
     (lambda lm: sweep_blocks(lm, "one", measure=lambda o: o.clean), errors.BadValue, r"shape \(97,\)"),
     (lambda lm: sweep_blocks(lm, "one", measure=text_damage()), errors.BadPrompt, "two tokens"),
