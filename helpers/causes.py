@@ -135,27 +135,12 @@ def compiled_part(model: nn.Module) -> str | None:
     return None
 
 
-<<<<<<< HEAD
 def _compiled(module: nn.Module) -> bool:
     """Whether this one module is compiled, in place or by a wrapper, as a whole or its forward."""
     state = module.__dict__
     if state.get("_compiled_call_impl") is not None or "_orig_mod" in state["_modules"]:
         return True
     return "forward" in state and hasattr(state["forward"], "_torchdynamo_orig_callable")
-=======
-def several_dtypes(model: nn.Module) -> str:
-    """What to say of a model whose weights are not all of one dtype; "" of one whose weights are."""
-    found = {weight.dtype for weight in model.parameters() if weight.is_floating_point()}
-    names = sorted(str(dtype).removeprefix("torch.") for dtype in found)
-    if len(names) < 2:
-        return ""
-    return say(
-        "Its weights are of several dtypes, {names}, which may be the reason: give all of them one, for example "
-        "model.to(torch.{name}), and wrap again.",
-        names=" and ".join(names),
-        name=names[-1],
-    )
->>>>>>> f5ed37a
 
 
 def refuse_compiled(model: nn.Module) -> None:
@@ -187,6 +172,20 @@ def refuse_split(model: nn.Module) -> None:
             "load it without tp_plan; if one device cannot hold it, device_map='auto' puts whole blocks on "
             "several."
         )
+
+
+def several_dtypes(model: nn.Module) -> str:
+    """What to say of a model whose weights are not all of one dtype; "" of one whose weights are."""
+    found = {weight.dtype for weight in model.parameters() if weight.is_floating_point()}
+    names = sorted(str(dtype).removeprefix("torch.") for dtype in found)
+    if len(names) < 2:
+        return ""
+    return say(
+        "Its weights are of several dtypes, {names}, which may be the reason: give all of them one, for example "
+        "model.to(torch.{name}), and wrap again.",
+        names=" and ".join(names),
+        name=names[-1],
+    )
 
 
 def refuse_while_compiling() -> None:

@@ -31,7 +31,10 @@ def mean_heads(lm: LanguageModel, prompts: Prompts, *, pooled: bool = False, chu
     also removes what a head says at a position on every prompt. chunk: tokens at once. Raises what `lm.encode` raises.
     """
     check_model(lm)
-    rows = prompt_rows(lm, prompts)
+    return _means(lm, prompt_rows(lm, prompts), pooled, chunk)
+
+
+def _means(lm: LanguageModel, rows: list[Tensor], pooled: bool, chunk: int) -> Tensor:
     longest = max(len(row) for row in rows)
     shape = (lm.n_heads, lm.d_head) if pooled else (longest, lm.n_heads, lm.d_head)
     total = torch.zeros(lm.n_blocks, *shape, device=lm.device, dtype=torch.float64)
@@ -70,9 +73,8 @@ def head_values(
             "the mean per position over one prompt is that prompt's own output, and nothing would change: "
             "sweep two or more prompts, pass some as reference=, or use replacement='pooled mean'."
         )
-    pool = padded(rows if reference is None else reference)
     if isinstance(replacement, str) and replacement in ("mean", "pooled mean"):
-        value = mean_heads(lm, pool, pooled=replacement == "pooled mean", chunk=chunk)
+        value = _means(lm, rows if reference is None else reference, replacement == "pooled mean", chunk)
     else:
         value = _heads_tensor(lm, replacement, max(len(row) for row in rows))
     if value.ndim == 3:

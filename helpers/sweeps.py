@@ -127,7 +127,6 @@ def sweep_heads(
     there alone, as in an edit: None for all tokens, or for example -1 for the last. reference: prompts for means and resample;
     without it the swept ones, and resample never gives a prompt to itself. All else as in `sweep_edits`.
     """
-    check_model(lm)
     chosen_blocks = _blocks(lm, blocks)
     sites = [(block, head) for block in chosen_blocks for head in range(lm.n_heads)]
     rows = prompt_rows(lm, prompts)
@@ -155,8 +154,7 @@ def sweep_blocks(
     progress: Progress = None,
 ) -> Tensor:
     """Each block skipped, or its attention or MLP alone: (n_prompts, n_blocks, ...). All else as in `sweep_edits`."""
-    check_model(lm)
-    copies = [(_of_part(_SKIP, part)(block),) for block in range(lm.n_blocks)]
+    copies = [(_of_part(_SKIP, part)(block),) for block in _blocks(lm)]
     rows = prompt_rows(lm, prompts)
     found = _sweep(lm, rows, lambda chosen: copies, (lm.n_blocks,), target, measure, chunk, progress)
     return found[0] if _single(prompts) else found
@@ -176,8 +174,7 @@ def sweep_block_pairs(
 
     Symmetric, with single blocks on the diagonal. All else as in `sweep_edits`.
     """
-    check_model(lm)
-    skips = [_of_part(_SKIP, part)(block) for block in range(lm.n_blocks)]
+    skips = [_of_part(_SKIP, part)(block) for block in _blocks(lm)]
     pairs = [(a, b) for a in range(lm.n_blocks) for b in range(a, lm.n_blocks)]
     copies: list[Copy] = [(skips[a],) if a == b else (skips[a], skips[b]) for a, b in pairs]
     rows = prompt_rows(lm, prompts)
@@ -274,7 +271,8 @@ def _single(prompts: Prompts) -> bool:
     return isinstance(prompts, str) or (isinstance(prompts, Tensor) and prompts.ndim == 1)
 
 
-def _blocks(lm: LanguageModel, blocks: Sequence[int] | None) -> list[int]:
+def _blocks(lm: LanguageModel, blocks: Sequence[int] | None = None) -> list[int]:
+    check_model(lm)
     if blocks is None:
         return list(range(lm.n_blocks))
     if isinstance(blocks, str | int) or not isinstance(blocks, Iterable) or not (found := list(blocks)):
