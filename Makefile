@@ -54,7 +54,7 @@ real: .venv/.lab
 
 test: .venv/.test .venv-4.57/.test $(CATALOGUES) lint real page-tested hub-ready
 	@echo "== the helpers on transformers 4.57 =="
-	$(OLD) -m pytest tests $(PARALLEL) $(addprefix --ignore=,$(COURSE_TESTS) $(SLOW_TESTS)) $(ROOM_TESTS)
+	$(OLD) -m pytest tests $(PARALLEL) -m 'not pinned' $(addprefix --ignore=,$(COURSE_TESTS) $(SLOW_TESTS)) $(ROOM_TESTS)
 	@echo "== everything else, and every cell of every notebook, on the pinned versions =="
 	$(PY) -m pytest tests/test_guards.py tests/test_browser.py tests $(PARALLEL)
 

@@ -162,6 +162,7 @@ def test_loss_on_text_that_was_written_for_this_course(lm):
 # ---- the same digits
 
 
+@pytest.mark.pinned
 @needs_model
 def test_float64_gives_the_same_digits_with_every_instruction_set_and_thread_count():
     code = (

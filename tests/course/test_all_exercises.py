@@ -47,6 +47,7 @@ def test_half_an_answer_is_not_tried_yet():
     assert judge(core.find("2.1"), {7: (7, 8), 11: ...}).state == "not tried"
 
 
+@pytest.mark.pinned
 @each
 def test_wrong_answers_are_told_apart(exercise):
     assert len(exercise.wrong) >= 3
@@ -56,12 +57,14 @@ def test_wrong_answers_are_told_apart(exercise):
     assert not [o.sentence for o in outcomes if "cannot be checked" in o.sentence]  # foreseen, not merely survived
 
 
+@pytest.mark.pinned
 @each
 def test_other_right_answers_are_right(exercise):
     for answer in exercise.right:
         assert judge(exercise, answer).sentence == f"✓ Exercise {exercise.number}"
 
 
+@pytest.mark.pinned
 @each
 def test_a_right_answer_is_told_what_it_found(exercise):
     if exercise.payoff is not None:
