@@ -75,12 +75,12 @@ def short_pass(lm: LanguageModel) -> Seen:
     except Exception as error:
         raise errors.UnsupportedFamily(
             "this {family!r} model cannot run a pass of {size} prompts of {size} tokens ({error_kind}: "
-            "{error}): mend that first, or give the model that can. {dtypes}",
+            "{error}). {way_out}",
             family=lm.family,
             size=SIZE,
             error_kind=type(error).__name__,
             error=str(error).splitlines()[0] if str(error) else say("no message"),
-            dtypes=several_dtypes(lm.model),
+            way_out=several_dtypes(lm.model) or say("Mend that first, or give a model that can."),
         ) from error
     finally:
         hooks.remove(handles)
