@@ -169,7 +169,8 @@ def test_lesson(server, page, lesson, tmp_path, note):
         times = work_controls(page, panel)
         a_bad_prompt_is_explained(page, panel)
         middle, slowest = statistics.median(times), max(times)
-        note(f"{lesson.stem}: redraw {middle:.0f} ms (median of {len(times)}, slowest {slowest:.0f}; goal 150)")
+        goal = 300 if smollm2.is_here() else 150  # the first model to choose is the real one
+        note(f"{lesson.stem}: redraw {middle:.0f} ms (median of {len(times)}, slowest {slowest:.0f}; goal {goal})")
     page.evaluate("jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
     page.wait_for_selector("body[data-jp-theme-light=false]", state="attached")
     page.wait_for_selector("#jupyterlab-splash", state="detached")
