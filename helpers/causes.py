@@ -52,7 +52,7 @@ def did_not_run(lm: LanguageModel, what: str, site: str, block: int, number: int
 def _path(lm: LanguageModel, site: str, block: int) -> str:
     """Of the names that a part has in different versions of transformers, the one that this block knows."""
     *others, last = lm.parts.module_of(site).split("|")
-    here = lm.blocks[block : block + 1]  # none if the model has fewer blocks now
+    here = lm.blocks[block : block + 1] if others else []  # none if the model has fewer blocks now
     return next((other for other in others if here and hasattr(here[0], other.split(".")[0])), last)
 
 
