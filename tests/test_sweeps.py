@@ -118,12 +118,25 @@ def test_heads_at_some_positions_against_a_pass_by_hand(family, where):
         said = lambda **how: reference(lm.model, ids[None], **how).logits[0, -1].log_softmax(-1)[TARGET]  # noqa: E731
         return said(at=at) - said()
 
-    for replacement, becomes in (("zero", None), (values, values)):
-        found = sweep_heads(lm, as_tokens(prompts), TARGET, positions=where, replacement=replacement)
+    other = torch.tensor([3, 1, 4, 1, 5, 9])  # the one prompt to draw from
+    theirs = {}
+
+    def keep(site, index, value, entered):
+        if site == "heads":
+            theirs[index] = value[0].clone()
+        return value
+
+    with torch.no_grad():
+        reference(lm.model, other[None], at=keep)
+    resampled = torch.stack([theirs[block] for block in range(4)])
+    drawing = {"reference": other[None], "generator": torch.Generator()}
+    for replacement, becomes, more in (("zero", None, {}), (values, values, {}), ("resample", resampled, drawing)):
+        found = sweep_heads(lm, as_tokens(prompts), TARGET, positions=where, replacement=replacement, **more)
         with torch.no_grad():
             table = [[[by_hand(ids, b, h, becomes) for h in range(4)] for b in range(4)] for ids in prompts]
         torch.testing.assert_close(found, torch.tensor(table).to(found), rtol=0, atol=2e-6)
-        assert (found - sweep_heads(lm, as_tokens(prompts), TARGET, replacement=replacement)).abs().max() > 1e-3
+        everywhere = sweep_heads(lm, as_tokens(prompts), TARGET, replacement=replacement, **more)
+        assert (found - everywhere).abs().max() > 1e-3
     with pytest.raises(errors.PositionOutOfRange, match="position 4 does not exist: this prompt has 4 tokens"):
         sweep_heads(lm, as_tokens(prompts), TARGET, positions=4)
 
