@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
@@ -65,9 +64,7 @@ def check_values_per_prompt(copies: Sequence[Copy], tokens: Tokens) -> None:
 
 def edit_for(one: Edit, numbers: Sequence[int], prompts: int, length: int) -> Edit:
     """The edit for some of the prompts, of at most `length` tokens, where its value has a row for each of them."""
-    if one.for_prompts is None or not one.prompts == prompts > 1:
-        return one
-    return replace(one.for_prompts(numbers, length), positions=one.positions)  # which `sweep_heads` gives it later
+    return one.for_prompts(numbers, length) if one.for_prompts and one.prompts == prompts > 1 else one
 
 
 def for_prompts(copies: Sequence[Copy], numbers: Sequence[int], prompts: int, length: int) -> list[Copy]:

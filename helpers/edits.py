@@ -162,7 +162,7 @@ def replace_heads(block: int, heads: Sequence[int] | int, value: Tensor, positio
     )
 
 
-def put_heads(block: int, heads: list[int], value: Tensor, site: str = "heads") -> Edit:
+def put_heads(block: int, heads: list[int], value: Tensor, site: str = "heads", positions: Positions = None) -> Edit:
     """`replace_heads` for code that knows its block, heads and tensor: nothing is checked. site: "keys" for key heads."""
     side_by_side = heads == list(range(heads[0], heads[0] + len(heads)))
     at = slice(heads[0], heads[0] + len(heads)) if side_by_side else heads  # a slice is written in half the time
@@ -172,8 +172,8 @@ def put_heads(block: int, heads: list[int], value: Tensor, site: str = "heads") 
         new[:, :, at] = _fitted(value, old[:, :, at], "the replacement")
         return new
 
-    each = _rows_of(value, 4, lambda some: put_heads(block, heads, some, site))
-    return Edit(f"put_heads({block}, {heads})", site, block, put, **each)
+    each = _rows_of(value, 4, lambda some: put_heads(block, heads, some, site, positions))
+    return Edit(f"put_heads({block}, {heads})", site, block, put, positions, **each)
 
 
 def zero_keys(block: int, heads: Sequence[int] | int, positions: Positions = None) -> Edit:

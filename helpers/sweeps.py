@@ -11,7 +11,6 @@ a fraction of its work (helpers/staircase.py explains how). All share the argume
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -136,8 +135,8 @@ def sweep_heads(
 
     def copies_of(chosen: list[int]) -> list[Copy]:
         values = finite_tensor(values_of(chosen), "the replacement")
-        puts = [put_heads(block, [head], values[block, :, :, head : head + 1]) for block, head in sites]
-        return [(replace(put, positions=positions),) for put in puts]
+        one = lambda block, head: values[block, :, :, head : head + 1]  # noqa: E731
+        return [(put_heads(block, [head], one(block, head), positions=positions),) for block, head in sites]
 
     found = _sweep(lm, rows, copies_of, (len(chosen_blocks), lm.n_heads), target, measure, chunk, progress)
     return found[0] if _single(prompts) else found
