@@ -156,7 +156,7 @@ def refuse_compiled(model: nn.Module) -> None:
 
 
 def refuse_compiled_around(lm: LanguageModel, site: str, block: int) -> None:
-    """Raises DidNotRun if a place or what contains it is compiled: all that an edit there needs, at a tenth of the cost."""
+    """Raises DidNotRun if a place or what contains it is compiled, which is all that an edit there needs."""
     if any(_compiled(module) for _, module in _steps(lm, block, _path(lm, site, block))):
         refuse_compiled(lm.model)
 

@@ -153,9 +153,8 @@ def replace_heads(block: int, heads: Sequence[int] | int, value: Tensor, positio
     given = finite_tensor(value, "the replacement")
     listed = list(whole_numbers(heads, errors.HeadOutOfRange, "head"))
     return replace(
-        put_heads(block, listed, given),
+        put_heads(block, listed, given, positions=check_positions(positions)),
         name=f"replace_heads({block}, {heads}, {tuple(given.shape)})",
-        positions=check_positions(positions),
         check=lambda lm: lm.check_heads(listed),
         given=(tuple(listed), _Same(given)),
         **_rows_of(given, 4, lambda some: replace_heads(block, heads, some, positions)),
@@ -183,9 +182,8 @@ def zero_keys(block: int, heads: Sequence[int] | int, positions: Positions = Non
     """
     listed = list(whole_numbers(heads, errors.HeadOutOfRange, "key head"))
     return replace(
-        put_heads(block, listed, torch.zeros(()), "keys"),
+        put_heads(block, listed, torch.zeros(()), "keys", check_positions(positions)),
         name=f"zero_keys({block}, {heads})",
-        positions=check_positions(positions),
         check=lambda lm: lm.check_heads(listed, of_keys=True),
         given=tuple(listed),
     )
