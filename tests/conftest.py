@@ -18,6 +18,17 @@ def pytest_collectstart():
     torch.set_num_threads(1)  # the models are tiny, and two workers with two threads each would wait for one another
 
 
+@pytest.fixture(autouse=True)
+def gradients_stay_on():
+    """PyTorch's switch holds for the whole process: a test that leaves it off is told, not the ones that run after it."""
+    import torch
+
+    yield
+    left_on = torch.is_grad_enabled()
+    torch.set_grad_enabled(True)
+    assert left_on, "this test left gradients switched off"
+
+
 @pytest.fixture
 def note(record_property):
     """`note("redraw 80 ms")`: a line for the terminal, printed before pytest's closing line, never asserted on."""
