@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from . import errors
+from .layout import module_at
 from .say import say, translatable
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 def stack_of(lm: LanguageModel) -> nn.Module:
     """The module that holds the list of blocks and calls them one by one."""
-    return lm.model.get_submodule(lm.parts.blocks.rpartition(".")[0])
+    return module_at(lm.parts.blocks.rpartition(".")[0], lm.model)
 
 
 def missing(lm: LanguageModel, block: int, path: str) -> errors.DidNotRun:

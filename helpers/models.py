@@ -23,7 +23,7 @@ from .checks import check_indices, kind_of, whole
 from .encoding import Encoder
 from .encoding import Tokens as Tokens
 from .families import Family, row_of
-from .layout import check_parts, features, inside_peft
+from .layout import check_parts, features, inside_peft, module_at
 from .say import translatable
 
 
@@ -98,15 +98,15 @@ class LanguageModel(Encoder):
     @property
     def blocks(self) -> list[nn.Module]:
         """The blocks that the model has now: looked up each time, since a user may put another one in."""
-        return list(self.model.get_submodule(self.parts.blocks))
+        return list(module_at(self.parts.blocks, self.model))
 
     @property
     def n_blocks(self) -> int:
-        return len(self.model.get_submodule(self.parts.blocks))
+        return len(module_at(self.parts.blocks, self.model))
 
     @property
     def final_norm(self) -> nn.Module:
-        return self.model.get_submodule(self.parts.final_norm)
+        return module_at(self.parts.final_norm, self.model)
 
     @property
     def unembed(self) -> Any:
@@ -130,11 +130,11 @@ class LanguageModel(Encoder):
         """A module inside a block, by its path there; the block itself for an empty path."""
         there = f"{self.parts.blocks}.{block}"
         if "|" not in path:
-            return self.model.get_submodule(f"{there}.{path}" if path else there)
-        found = self.model.get_submodule(there)
+            return module_at(f"{there}.{path}" if path else there, self.model)
+        found = module_at(there, self.model)
         *others, last = path.split("|")
         path = next((other for other in others if hasattr(found, other.split(".")[0])), last)
-        return found.get_submodule(path)
+        return module_at(path, found)
 
     def attention(self, block: int) -> nn.Module:
         return self._own_part(block, self.parts.attention)
@@ -181,7 +181,7 @@ class LanguageModel(Encoder):
         state = self.final_norm(stream)
         if self.parts.after_norm:
             *path, name = self.parts.after_norm.split(".")
-            module = getattr(self.model.get_submodule(".".join(path)), name, None)
+            module = getattr(module_at(".".join(path), self.model), name, None)
             state = state if module is None else module(state)
         logits = self.unembed(state)
         factor, divisor = self.setting(self.parts.logit_factor), self.setting(self.parts.logit_divisor)

@@ -374,6 +374,27 @@ def test_the_summary_tells_who_missed_what_and_the_usual_wrong_answer(tool, grad
     assert "3 of 10 points" in page and find("3.2").hint in page and "no exam" in page
 
 
+def test_the_summary_begins_with_what_to_talk_about_and_folds_many_names(tool, tmp_path):
+    def row(number, states):
+        return [tool.report.Result(f"s{n:02}", number, state, f"{state} {number}", 0) for n, state in enumerate(states)]
+
+    results = [
+        *row("3.1", ["right"] * 8 + ["almost"] * 4),
+        *row("3.2", ["right"] * 3 + ["almost"] * 3 + ["missing"] * 6),
+        *row("3.3", ["right"] * 10 + ["not tried"] * 2),
+    ]
+    tool.report.write(tmp_path, results, [], {"shut": [], "open": []})
+    said = html.unescape((tmp_path / "summary.html").read_text(encoding="utf-8"))
+    first = re.search("<strong>(.*?)</strong>", said)[1]
+    assert first.startswith(f"Hardest: exercise 3.2, {find('3.2').title}. Of 6 who tried it, 3 got it right.")
+    assert first.endswith("The most common wrong answer is to exercise 3.1, by 4: almost 3.1")
+    folded = re.findall("<summary>(.*?)</summary>(.*?)</details>", said)
+    assert [(title, names.count("<a ")) for title, names in folded] == [("9 students", 9)]
+
+    tool.report.write(tmp_path, row("3.1", ["right", "not tried"]), [], {"shut": [], "open": []})
+    assert "Hardest" not in (tmp_path / "summary.html").read_text(encoding="utf-8")
+
+
 def test_a_damaged_file_is_told_once_and_is_no_usual_wrong_answer(tool, graded, tmp_path):
     mine = [one for (student, _), one in graded[2].items() if student in {*CLASS, "broken json", "empty"}]
     tool.report.write(tmp_path, mine, [], {"shut": [], "open": []})

@@ -154,15 +154,13 @@ def summary_page(
     """What a teacher reads: the room, exercise by exercise, the usual wrong answers, who has what, what to look at."""
     results = [one for mine in by_student.values() for one in mine]
     numbers = sorted({one.exercise for one in results if one.exercise != "?"}, key=_number)
-    parts = [f"<h1>Summary</h1><p>{_html(counted(results))} {FORMATIVE}</p>"]
+    parts = [f"<h1>Summary</h1><p>{_html(counted(results))} {FORMATIVE}</p>{_found(results, numbers)}"]
     rows = []
     for number in numbers:
         mine = [one for one in results if one.exercise == number]
         states = Counter(one.state for one in mine)
         not_yet = [one for one in mine if one.state != "right"]
-        who = ", ".join(_link(one.student, names) for one in not_yet[:40]) + (
-            f" and {len(not_yet) - 40} more" if len(not_yet) > 40 else ""
-        )
+        who = _names([one.student for one in not_yet], names)
         rows.append(
             f"<tr><th scope=row>{number} {_html(find(number).title)}</th>"
             + "".join(f"<td class=number>{states[state] or ''}</td>" for state in STATES)
@@ -175,9 +173,9 @@ def summary_page(
     rows = []
     for number in numbers:
         for sentence, students in _usual([one for one in results if one.exercise == number])[:3]:
-            who = ", ".join(_link(student, names) for student in students[:12]) + (" …" if len(students) > 12 else "")
             rows.append(
-                f"<tr><th scope=row>{number}</th><td class=number>{len(students)}</td><td>{_html(sentence)}</td><td>{who}</td></tr>"
+                f"<tr><th scope=row>{number}</th><td class=number>{len(students)}</td><td>{_html(sentence)}</td>"
+                f"<td>{_names(students, names)}</td></tr>"
             )
     parts.append(
         _table(
@@ -236,6 +234,25 @@ def _usual(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
     return sorted(found, key=lambda pair: -len(pair[1]))
 
 
+def _found(results: Sequence[Result], numbers: Sequence[str]) -> str:
+    """What to talk about in the next lesson: the exercise that the fewest got right, and the wrong answer that most gave."""
+    tried: dict[str, list[bool]] = defaultdict(list)
+    for one in results:
+        if one.exercise in numbers and one.state not in {"not tried", "missing"}:
+            tried[one.exercise].append(one.state == "right")
+    shares = {number: sum(right) / len(right) for number, right in tried.items() if not all(right)}
+    if not shares:
+        return ""
+    number = min(shares, key=shares.__getitem__)
+    right, title = tried[number], find(number).title
+    said = f"Hardest: exercise {number}, {title}. Of {len(right)} who tried it, {sum(right)} got it right."
+    wrong = [(number, *one) for number in numbers for one in _usual([one for one in results if one.exercise == number])]
+    if wrong:
+        number, sentence, students = max(wrong, key=lambda one: len(one[2]))
+        said += f" The most common wrong answer is to exercise {number}, by {len(students)}: {sentence}"
+    return f"<p><strong>{_html(said)}</strong></p>"
+
+
 def _points(results: Sequence[Result]) -> tuple[int, int]:
     return sum(one.points for one in results), sum(_worth(one) for one in results)
 
@@ -272,6 +289,12 @@ def _mark(one: Result) -> str:
 
 def _link(student: str, names: dict[str, str]) -> str:
     return f'<a href="students/{_html(names[student])}">{_html(student)}</a>'
+
+
+def _names(students: Sequence[str], names: dict[str, str]) -> str:
+    """Links to some students' pages; many are folded under their number, so that the table stays a table."""
+    links = ", ".join(_link(student, names) for student in students)
+    return f"<details><summary>{len(students)} students</summary>{links}</details>" if len(students) > 6 else links
 
 
 def _html(text: str) -> str:
