@@ -80,6 +80,7 @@ def test_the_converted_folder_says_what_both_major_versions_read(made):
     assert lm.model.model.rotary_emb.inv_freq[1].item() == pytest.approx(100000.0 ** (-1 / 8), rel=1e-6)
 
 
+@pytest.mark.pinned
 @needs_model
 def test_the_real_files_tensors_equal_the_gguf_librarys_own():
     gguf = pytest.importorskip("gguf")

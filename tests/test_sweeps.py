@@ -108,6 +108,9 @@ def test_heads_at_some_positions_against_a_pass_by_hand(family, where):
     prompts = texts(6, 4, 6)
     values = torch.randn(4, 6, 4, lm.d_head, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
 
+    def said(ids, **how):
+        return reference(lm.model, ids[None], **how).logits[0, -1].log_softmax(-1)[TARGET]
+
     def by_hand(ids, block, head, becomes):
         def at(site, index, value, entered):
             if (site, index) == ("heads", block):
@@ -115,8 +118,7 @@ def test_heads_at_some_positions_against_a_pass_by_hand(family, where):
                 value[:, where, head] = becomes[block, -len(ids) :, head][where] if becomes is not None else 0
             return value
 
-        said = lambda **how: reference(lm.model, ids[None], **how).logits[0, -1].log_softmax(-1)[TARGET]  # noqa: E731
-        return said(at=at) - said()
+        return said(ids, at=at)
 
     other = torch.tensor([3, 1, 4, 1, 5, 9])  # the one prompt to draw from
     theirs = {}
@@ -133,8 +135,10 @@ def test_heads_at_some_positions_against_a_pass_by_hand(family, where):
     for replacement, becomes, more in (("zero", None, {}), (values, values, {}), ("resample", resampled, drawing)):
         found = sweep_heads(lm, as_tokens(prompts), TARGET, positions=where, replacement=replacement, **more)
         with torch.no_grad():
-            table = [[[by_hand(ids, b, h, becomes) for h in range(4)] for b in range(4)] for ids in prompts]
-        torch.testing.assert_close(found, torch.tensor(table).to(found), rtol=0, atol=2e-6)
+            changed = [[[by_hand(ids, b, h, becomes) for h in range(4)] for b in range(4)] for ids in prompts]
+            clean = torch.tensor([said(ids) for ids in prompts], dtype=torch.float64)
+            table = torch.tensor(changed, dtype=torch.float64) - clean[:, None, None]
+        torch.testing.assert_close(found, table, rtol=0, atol=2e-6)  # softmax and norms in float32
         everywhere = sweep_heads(lm, as_tokens(prompts), TARGET, replacement=replacement, **more)
         assert (found - everywhere).abs().max() > 1e-3
     with pytest.raises(errors.PositionOutOfRange, match="position 4 does not exist: this prompt has 4 tokens"):
