@@ -73,6 +73,7 @@ def verify(lm: LanguageModel) -> Certificate:
             )
         else:
             _judge_keys(lm, seen, judge)
+            _refuse_queries(lm, seen)
             _judge_preactivation(lm, seen, judge)
     return Certificate(lm.dtype, judge.digits, judge.unchecked)
 
@@ -226,6 +227,26 @@ def _judge_keys(lm: LanguageModel, seen: Seen, judge: _Judge) -> None:
         judge.near(KEYS, alone[None], before[None], blocks=[block])
         if not mine.all():
             judge.near(OTHERS, heads[0, :, ~mine][None], clean[:, ~mine][None], blocks=[block])
+
+
+def _refuse_queries(lm: LanguageModel, seen: Seen) -> None:
+    """Zeroed queries make a head look evenly, too. But a first token's query says nothing to later tokens, and its key does."""
+
+    def first_at_zero(keys: Tensor, _: Tensor) -> Tensor:
+        new = keys.clone()
+        new[:, 0] = 0
+        return new
+
+    block = tried_blocks(lm)[0]
+    heads = run_alone(lm, lm.attention(block), block, seen.calls["attention"][0], "heads", ("keys", first_at_zero))
+    if torch.equal(heads[0, 1:], seen.at["heads"][0][0, 1:].cpu().double()):
+        raise errors.UnsupportedFamily(
+            "the row for this {family!r} model is wrong: what it calls keys, {path!r}, changes nothing at later tokens when "
+            "that of the first token is zeroed, as if it were queries. {way_out}",
+            family=lm.family,
+            path=lm.parts.keys,
+            way_out=say(_WAY_OUT),
+        )
 
 
 def _judge_preactivation(lm: LanguageModel, seen: Seen, judge: _Judge) -> None:

@@ -174,6 +174,17 @@ def test_one_norm_over_all_keys_is_found_out():
     assert "zeroed keys of one head leave the others as they are" in sentence
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt_neo", "qwen3", "opt"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_queries_are_no_keys(family, dtype):
+    row = FAMILIES[family]
+    path = row.keys.replace("k_proj", "q_proj").replace("k_norm", "q_norm")
+    assert path != row.keys
+    assert f"what it calls keys, {path!r}, changes nothing" in refused(
+        tiny(family, dtype).model, replace(row, keys=path)
+    )
+
+
 def test_a_refusal_names_identity_place_and_way_out_and_leaves_the_mode():
     model = tiny("olmo2").model.train()
     model.model.layers[2].eval()
