@@ -41,14 +41,20 @@ def change(site: str, block: int, function: Callable[[Tensor], Tensor], position
 
     site: "block" (batch, pos, d_model), "attention" or "mlp" (what they add to the stream), "heads" (batch, pos, n_heads,
     d_head), "keys" (batch, pos, n_key_heads, d_head), "neurons" or "preactivation" (batch, pos, d_mlp). The function
-    gets a copy, so it may also work in place, but it must return the result. Raises BadEdit.
+    gets a copy, so it may also work in place, but it must return the result, which is copied too. Raises BadEdit.
     """
     if not callable(function):
         raise errors.BadEdit(
             "change needs a function that takes a tensor and returns one, but this is {function!r}.", function=function
         )
+
+    def own(value: Tensor, _: Tensor) -> Tensor:
+        new = function(value.clone())
+        # Its owner may keep what the function returned, and some models write into what they are handed (Falcon, OLMo).
+        return new.clone() if isinstance(new, Tensor) else new
+
     name = f"change({site!r}, {block!r}, {getattr(function, '__name__', 'function')})"
-    return Edit(name, site, block, lambda value, _: function(value.clone()), check_positions(positions), given=function)
+    return Edit(name, site, block, own, check_positions(positions), given=function)
 
 
 def _scale(name: str, site: str, block: int, factor: float | Tensor, positions: Positions) -> Edit:
@@ -84,18 +90,15 @@ def skip_block(block: int, positions: Positions = None) -> Edit:
 
     `edit` raises BlockOutOfRange.
     """
-    return Edit(
-        f"skip_block({block})",
-        "block",
-        block,
-        lambda value, stream: stream.clone(),
-        check_positions(positions),
-        given="skip",
-    )
+    entered = lambda _, stream: stream.clone()  # noqa: E731
+    return Edit(f"skip_block({block})", "block", block, entered, check_positions(positions), given="skip")
 
 
 def skip_attention(block: int, positions: Positions = None) -> Edit:
-    """Attention in `block` adds nothing to the stream, (batch, pos, d_model). `edit` raises BlockOutOfRange."""
+    """Attention in `block` adds nothing to the stream, (batch, pos, d_model). `edit` raises BlockOutOfRange.
+
+    What the MLP reads changes with it, but not in a parallel block (docs/families.md), where both read what entered the block.
+    """
     zero = lambda value, _: torch.zeros_like(value)  # noqa: E731
     return Edit(f"skip_attention({block})", "attention", block, zero, check_positions(positions), given="skip")
 
@@ -139,8 +142,7 @@ def zero_heads(block: int, heads: Sequence[int] | int, positions: Positions = No
 
     heads: one, or several. Raises HeadOutOfRange (here or in `edit`, which knows the model).
     """
-    one = replace_heads(block, heads, torch.zeros(()), positions)
-    return replace(one, name=f"zero_heads({block}, {heads})")
+    return replace(replace_heads(block, heads, torch.zeros(()), positions), name=f"zero_heads({block}, {heads})")
 
 
 def replace_heads(block: int, heads: Sequence[int] | int, value: Tensor, positions: Positions = None) -> Edit:

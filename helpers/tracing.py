@@ -139,9 +139,10 @@ class _Recorder:
 
             def hold(value: Tensor, _: Tensor | None = None) -> Tensor:
                 times[key] += 1
-                # A node of its own, which all that follows is computed from.
+                # A node of its own, which all that follows is computed from; by way of a copy, since some models (Falcon)
+                # write into what they are handed.
                 self.kept[key] = value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
-                return self.kept[key]
+                return self.kept[key].clone()
 
             return hooks.only_here(hold)
         into = self.rooms[name][block]

@@ -221,6 +221,28 @@ def test_a_function_that_works_in_place_changes_only_what_it_returns():
     assert trace(lm, some_ids()).logits.equal(clean.logits)
 
 
+def returned_values(lm, ids):
+    """For each site of the model: its name, and a tensor that a user's function may return there."""
+    shapes = {"block": (lm.d_model,), "heads": (lm.n_heads, lm.d_head), "keys": (lm.n_key_heads, lm.d_head)}
+    shapes |= dict.fromkeys(("attention", "mlp"), (lm.d_model,)) | dict.fromkeys(
+        ("neurons", "preactivation"), (lm.d_mlp,)
+    )
+    draws = torch.Generator().manual_seed(4)
+    for site, shape in shapes.items():
+        if not lm.parts.lacks(site):
+            yield site, torch.randn((*ids.shape, *shape), generator=draws, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_tensor_that_a_function_returns_stays_its_owners(family):
+    lm = tiny(family)
+    for site, mine in returned_values(lm, some_ids()):
+        before = mine.clone()
+        with edit(lm, change(site, 1, lambda _, mine=mine: mine)):
+            one, two = lm.logits(some_ids()), lm.logits(some_ids())
+        assert one.equal(two) and mine.equal(before)
+
+
 def test_an_in_place_hook_after_a_skip_does_not_reach_the_block_before():
     """A skipped block hands on a copy of its input: the same object has already been recorded one block earlier."""
     lm = tiny("gpt2")

@@ -9,17 +9,25 @@ import copy
 import pytest
 import torch
 from reference import far
+from test_edits import returned_values
+from test_generation import generated
+from test_gradients import IDS as TWO
+from test_gradients import by_plain_hooks, number_of, slopes_by_pushing
+from test_positions import LONG, SHORT, padded
+from test_replay import whole_pass
 from test_sweeps import loop, sites, texts
 from tiny import CONFIGS, MORE, here, tiny
 
 from helpers import (
     FAMILIES,
+    add_to_block,
     attention_patterns,
     change,
     edit,
     errors,
     noise_neurons,
     read_site,
+    scale_block,
     skip_attention,
     skip_block,
     skip_mlp,
@@ -30,10 +38,12 @@ from helpers import (
     zero_keys,
 )  # fmt: skip
 from helpers.families import family_named
+from helpers.replay import Replay
 
 # What models of these families come with: other settings change where the parts are, or what they do.
 VARIANTS = {
     "falcon, one key head": ("falcon", {"new_decoder_architecture": False, "multi_query": True, "num_kv_heads": None}),
+    "falcon, a key head for each": ("falcon", {"new_decoder_architecture": False, "multi_query": False, "num_kv_heads": None}),
     "falcon, sequential": (
         "falcon",
         {"new_decoder_architecture": False, "multi_query": False, "parallel_attn": False, "bias": True, "num_kv_heads": None},
@@ -143,7 +153,89 @@ def test_heads_are_what_the_output_projection_reads(case):
         assert far(found.attn[block], delta) < 1e-12
 
 
+def test_a_site_that_is_read_is_what_the_trace_holds(case):
+    _, lm = case
+    found, patterns = trace(lm, IDS), attention_patterns(lm, IDS)
+    for site, values in (
+        ("block", found.resid[1:]),
+        ("attention", found.attn),
+        ("mlp", found.mlp),
+        ("heads", found.heads),
+    ):
+        assert all(read_site(lm, IDS, site, block).equal(values[block]) for block in range(lm.n_blocks)), site
+    assert (patterns.triu(1) == 0).all() and patterns.sum(-1).max() < 1 + 1e-6
+    if not lm.parts.sinks:
+        assert patterns.sum(-1).min() > 1 - 1e-6
+
+
+# ---- gradients
+
+
+def test_a_trace_with_gradients_is_the_trace_and_they_are_autograds(case):
+    """The streams' and the heads' against raw hooks with retain_grad; the MLP's is that of the stream it is added to."""
+    _, lm = case
+    plain, found = trace(lm, TWO), trace(lm, TWO, gradients=lambda seen: number_of(seen.logits))
+    for field in ("resid", "attn", "mlp", "heads", "final", "logits"):
+        assert getattr(found, field).equal(getattr(plain, field)), field
+    resid, heads = by_plain_hooks(lm)
+    assert far(found.gradients.resid, resid) < 1e-12 and far(found.gradients.heads, heads) < 1e-12
+    assert far(found.gradients.mlp, resid[1:]) < 1e-12
+
+
+def test_gradients_of_deltas_agree_with_finite_differences_here_too(case):
+    _, lm = case
+    for field in ("attn", "mlp"):
+        # With a larger step tokens go to other experts; a smaller one measures the rounding of softmaxes in float32.
+        for found, slope in slopes_by_pushing(lm, field, 3e-4):
+            assert abs(found - slope) < 5e-2 * max(1, abs(slope)), field
+
+
+def test_gradients_of_edited_passes(case):
+    """A factor that is learned, and deltas of a pass in which parts add nothing."""
+    _, lm = case
+    with edit(lm, skip_mlp(1), skip_attention(2)):
+        plain, found = trace(lm, TWO), trace(lm, TWO, gradients=lambda seen: number_of(seen.logits))
+    assert found.resid.equal(plain.resid) and not found.mlp[1].any() and not found.attn[2].any()
+    mine = torch.zeros(*TWO.shape, lm.d_model, dtype=torch.float64, requires_grad=True)
+    with edit(lm, change("mlp", 1, lambda _: mine), skip_attention(2)):
+        number_of(lm.model(input_ids=TWO, use_cache=False).logits).backward()
+    assert not mine.any() and far(mine.grad, found.gradients.mlp[1]) < 1e-12
+    lm.model.zero_grad()
+
+
 # ---- edits
+
+
+def test_a_tensor_that_a_function_returns_stays_its_owners_here_too(case):
+    _, lm = case
+    for site, mine in returned_values(lm, IDS):
+        before = mine.clone()
+        with edit(lm, change(site, 1, lambda _, mine=mine: mine)):
+            one, two = lm.logits(IDS), lm.logits(IDS)
+        assert one.equal(two) and mine.equal(before), site
+
+
+def test_positions_of_padded_prompts_and_of_a_text_that_grows(case):
+    _, lm = case
+    vector = 3 * torch.randn(lm.d_model, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    with edit(lm, add_to_block(1, vector, [1, -1])):
+        both, alone = trace(lm, padded("right")).resid, [trace(lm, ids).resid for ids in (LONG, SHORT)]
+    assert far(both[:, :1], alone[0]) < CLOSE and far(both[:, 1:, :4], alone[1]) < CLOSE
+    assert far(trace(lm, SHORT).resid, alone[1]) > 1e-2
+    one = add_to_block(1, vector, [1, 9])  # a token of the prompt, and one that comes: the third that is generated
+    (tokens, logits), (again, expected), (_, clean) = (
+        generated(lm, *some, number=4, use_cache=cache) for some, cache in (((one,), True), ((one,), False), ((), True))
+    )
+    assert tokens.equal(again) and (logits - expected).abs().max() < 1e-4 < (logits - clean).abs().max()
+
+
+def test_a_replay_equals_the_whole_edited_pass(case):
+    _, lm = case
+    clean, found = Replay(lm)(TWO, scale_block(1, 0.5), scale_block(3, 0.5))
+    for run, scale in ((clean, None), (found, {1: 0.5, 3: 0.5})):
+        states, logits = whole_pass(lm, TWO, scale)
+        assert far(run.resid[1:], states) < 1e-12 and far(run.last_logits, logits[:, -1]) < 1e-6
+    assert far(clean.resid, found.resid) > 1e-2
 
 
 def test_zeroed_heads_are_zeroed_columns_of_the_output_projection(case):
