@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from . import errors
+from . import errors, foreign
 from .causes import several_dtypes
 from .models import LanguageModel
 from .say import say, translatable
@@ -121,7 +121,7 @@ class _Judge:
 
     def refuse(self, identity: str, place: str, off: float, bound: float) -> None:
         lm = self.lm
-        hooked = lm.hooks_of_others and say(
+        hooked = (lm.hooks_of_others or foreign.hooks_on_all_modules()) and say(
             "A hook hangs on the model, which may be the reason: take it off and wrap again."
         )
         way_out = several_dtypes(lm.model) or hooked or say(_WAY_OUT)

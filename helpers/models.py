@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from . import causes, errors, passes
+from . import causes, errors, foreign, passes
 from .checks import check_indices, kind_of, whole
 from .encoding import Encoder
 from .encoding import Tokens as Tokens
@@ -91,7 +91,7 @@ class LanguageModel(Encoder):
     def hooks_of_others(self) -> dict[str, nn.Module]:
         """By name, the modules with hooks that are not the live edits' and may change what the model computes; "" is all of it."""
         ours = {handle.id for handle in self.edit_handles}
-        return {name: module for name, module in self.model.named_modules() if _has_other_hooks(module, ours)}
+        return {name: module for name, module in self.model.named_modules() if foreign.has_other_hooks(module, ours)}
 
     # ---- parts
 
@@ -259,17 +259,6 @@ class LanguageModel(Encoder):
         """(batch, pos, vocabulary) logits of a plain pass, in the mode and with the hooks that the model has now."""
         tokens = self.encode(prompt)
         return passes.run(self, self.inputs(tokens, right_padding=True), mask=tokens.mask).logits
-
-
-def _has_other_hooks(module: nn.Module, ours: set[int]) -> bool:
-    """Besides `ours`, by their handles' ids, and those that only look: transformers' recorders, and the marks of a pass."""
-    hooks = (*module._forward_hooks.items(), *module._forward_pre_hooks.items())
-    return any(
-        key not in ours
-        and not hasattr(hook, "only_looks")
-        and not str(getattr(hook, "__module__", "")).startswith("transformers.")
-        for key, hook in hooks
-    )
 
 
 def check_model(lm: object) -> None:

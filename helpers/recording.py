@@ -3,7 +3,8 @@
 A walk calls the blocks one by one and many copies of a prompt together. That equals the plain loop, one edited pass after
 the other, only if the model does nothing else than its blocks and its read-out, and if no row of a batch looks at another.
 The first is checked in the clean pass, and refused where it fails. The second cannot be seen in code of the user's own
-(hooks, live edits, a replaced `forward`) or in weights of 8 bits, so there each row runs alone, as in the loop.
+(helpers/foreign.py finds hooks, replaced forwards and own classes; live edits count too) or in weights of 8 bits, so
+there each row runs alone, as in the loop.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from . import errors, hooks, passes
+from . import errors, foreign, hooks, passes
 from .models import LanguageModel
 from .say import say
 
@@ -72,7 +73,8 @@ def _where_rows_run_alone(lm: LanguageModel) -> Alone:
     live = {one.block for group in lm.live_edits for one in group}
     hooked = {id(module) for module in lm.hooks_of_others.values()}
     inside = [*lm.blocks, lm.final_norm, lm.unembed, lm.model]
-    *blocks, norm, unembed, anywhere = [_may_mix_rows(module, hooked) for module in inside]
+    everywhere = bool(foreign.hooks_on_all_modules())
+    *blocks, norm, unembed, anywhere = [everywhere or _may_mix_rows(module, hooked) for module in inside]
     blocks = [mixes or index in live for index, mixes in enumerate(blocks)]
     return Alone(blocks, norm or unembed, anywhere or any(blocks))
 
@@ -81,16 +83,12 @@ def _may_mix_rows(module: nn.Module, hooked: set[int]) -> bool:
     """Whether code that is not the library's, or arithmetic that takes its scale from the whole batch, runs in a module."""
     return any(
         id(one) in hooked
-        or _own_forward(one)
+        or foreign.own_forward(one)
+        or foreign.own_class(one)
         or "quantized" in type(one).__module__
         or any(map(_odd, one.parameters(recurse=False)))
         for one in module.modules()
     )
-
-
-def _own_forward(module: nn.Module) -> bool:
-    """A `forward` that somebody put on this one module; accelerate does so too, to move weights and nothing else."""
-    return "forward" in vars(module) and "_hf_hook" not in vars(module)
 
 
 def _odd(weight: Tensor) -> bool:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from . import hooks
+from . import foreign, hooks
 from .applying import check_edits
 from .edits import Edit, edit
 from .models import LanguageModel, Tokens, check_model
@@ -142,7 +142,7 @@ def _from_block(lm: LanguageModel, clean: _Recorded, first: int) -> Run:
 def _can_restart(lm: LanguageModel) -> bool:
     modules = list(lm.model.modules())
     untouched = not any(one.training or "forward" in vars(one) for one in modules)
-    return untouched and not lm.live_edits and not lm.hooks_of_others
+    return untouched and not lm.live_edits and not lm.hooks_of_others and not foreign.hooks_on_all_modules()
 
 
 def _state(lm: LanguageModel) -> tuple[object, ...]:

@@ -27,7 +27,7 @@ from uuid import uuid4
 import torch
 from torch import Tensor, nn
 
-from . import engines, errors, recording, sweeps
+from . import engines, errors, foreign, recording, sweeps
 from .checks import kind_of, whole
 from .copies import check_list
 from .edits import Edit
@@ -243,7 +243,7 @@ _BY_FUNCTION = (
 def _checked(lm: LanguageModel) -> LanguageModel:
     """A model that is the same in another process and on a later day. Raises BadValue."""
     recording.refuse_what_a_walk_cannot_do(lm)
-    if lm.live_edits or lm.hooks_of_others:
+    if lm.live_edits or lm.hooks_of_others or foreign.hooks_on_all_modules():
         raise errors.BadValue(
             "edits or hooks are on this model, which neither other processes nor a later day would have: "
             "take them off, or give a function without arguments that loads the model and hangs them on it."

@@ -88,8 +88,8 @@ def sweep_edits(
 
     Raises what `edit` and `lm.encode` raise, TargetIsNotOneToken, and BadValue in train mode, where dropout would make
     every copy another experiment, or when the model does more than its blocks and its read-out (a hook on the whole model,
-    a replaced forward), which a walk over the blocks would not do. Where a live edit, a hook of yours or weights of 8
-    bits might look at several rows of a batch, rows run one by one: as right, and slower.
+    a replaced forward), which a walk over the blocks would not do. Where a live edit, code of yours (a hook, a module
+    of your own class) or weights of 8 bits might look at several rows of a batch, rows run one by one: as right, and slower.
     """
     check_list(edits)
     copies = [copy_of(lm, one) for one in edits]

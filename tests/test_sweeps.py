@@ -1,5 +1,6 @@
 """Sweeps against the plain loop, one edited pass after the other, and against plain PyTorch hooks."""
 
+import functools
 import io
 import sys
 from types import SimpleNamespace
@@ -7,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from reference import reference
-from tiny import CONFIGS, tiny
+from tiny import CONFIGS, MORE, here, tiny
 from torch.nn.functional import cross_entropy, kl_div
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from helpers import (
     add_to_block,
@@ -30,6 +32,7 @@ from helpers import (
 )  # fmt: skip
 from helpers.measures import Measure, predictions, text_damage
 from helpers.progress import somebody_watches
+from helpers.recording import _where_rows_run_alone
 from helpers.replacements import mean_heads
 from helpers.sweeps import (
     sweep_block_pairs,
@@ -336,6 +339,100 @@ def test_hooks_of_the_users_own_are_seen_wherever_they_hang(where):
     assert torch.equal(sweep_heads(lm, as_tokens(prompts), TARGET), plain)
 
 
+def mixed(output):
+    """Something that no row would get alone: 0.3 of the batch's largest numbers are taken off."""
+    state = output[0] if isinstance(output, tuple) else output
+    new = state - 0.3 * state.amax(0, keepdim=True)
+    return (new, *output[1:]) if isinstance(output, tuple) else new
+
+
+class Around(torch.nn.Module):
+    """A wrapper of one's own around a block."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, *args, **named):
+        return mixed(self.block(*args, **named))
+
+    def __getattr__(self, name):
+        return super().__getattr__(name) if name == "block" else getattr(self.block, name)
+
+
+class Coarse(torch.nn.Linear):
+    """A matrix product whose input is rounded by the largest number in the batch."""
+
+    def forward(self, value):
+        step = value.abs().amax() / 127
+        return super().forward((value / step).round() * step)
+
+
+def wrap_a_block(lm):
+    lm.model.get_submodule(lm.parts.blocks)[1] = Around(lm.blocks[1])
+
+
+def subclass_an_mlp(lm):
+    mlp = lm.mlp(1)
+    mlp.__class__ = type("Mine", (type(mlp),), {"forward": lambda self, x: mixed(super(type(self), self).forward(x))})
+
+
+def quantise_a_linear(lm):
+    path, _, name = lm.parts.neurons_out.rpartition(".")
+    old, owner = lm.part(1, lm.parts.neurons_out), lm.part(1, path)
+    new = Coarse(old.in_features, old.out_features, bias=old.bias is not None)
+    new.weight, new.bias = old.weight, old.bias
+    setattr(owner, name, new)
+
+
+def hook_all_modules(lm):
+    kind = type(lm.mlp(0))
+    return register_module_forward_hook(lambda m, args, output: mixed(output) if type(m) is kind else None)
+
+
+def prehook_all_modules(lm):
+    kind = type(lm.mlp(0))
+    return register_module_forward_pre_hook(lambda m, args: (mixed(args[0]),) if type(m) is kind else None)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "opt"])
+@pytest.mark.parametrize(
+    "change_it", [wrap_a_block, subclass_an_mlp, quantise_a_linear, hook_all_modules, prehook_all_modules]
+)
+def test_code_of_ones_own_that_mixes_rows_sees_them_as_in_the_loop(family, change_it):
+    if (family, change_it) in [("gpt2", quantise_a_linear)]:
+        pytest.skip("its projections are Conv1D")
+    if family == "opt" and change_it not in (wrap_a_block, quantise_a_linear):
+        pytest.skip("its MLP is no module of its own")
+    lm = tiny(family)
+    prompts = texts(7, 7)
+    plain = sweep_heads(lm, as_tokens(prompts), TARGET)
+    handle = change_it(lm)
+    try:
+        expected = loop(lm, prompts, every_head(lm)).view(2, 4, 4)
+        found = sweep_heads(lm, as_tokens(prompts), TARGET)
+    finally:
+        if handle is not None:
+            handle.remove()
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance(lm))
+    assert (expected - plain).abs().max() > 1e-4
+
+
+def test_another_forward_on_a_class_of_the_library_is_code_of_ones_own(monkeypatch):
+    lm = tiny("llama")
+    prompts, kind = texts(7, 7), type(lm.mlp(0))
+    old = kind.forward
+    monkeypatch.setattr(kind, "forward", lambda self, x: mixed(old(self, x)))
+    expected = loop(lm, prompts, every_head(lm)).view(2, 4, 4)
+    torch.testing.assert_close(sweep_heads(lm, as_tokens(prompts), TARGET), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("family", [family for family in CONFIGS | MORE if here(family)])
+def test_a_model_of_the_library_is_nobodys_own(family):
+    alone = _where_rows_run_alone(tiny(family, dtype=torch.float32))
+    assert not alone.anywhere and not alone.read_out and not any(alone.blocks)
+
+
 def test_a_users_pre_hook_on_a_block_runs_once():
     lm = tiny("gpt2")
     (prompt,) = texts(6)
@@ -539,11 +636,10 @@ def test_each_block_runs_for_the_copies_that_need_it(monkeypatch):
     rows = {block: [] for block in range(4)}
     shapes = []
 
-    def watch(kind, see):  # on the class: what hangs on one module makes a sweep careful
+    def watch(kind, see):  # passes for the library's own: code of ours makes a sweep careful
         forward = kind.forward
-        monkeypatch.setattr(
-            kind, "forward", lambda self, x, *a, **named: (see(self, x), forward(self, x, *a, **named))[1]
-        )
+        watched = lambda self, x, *a, **named: (see(self, x), forward(self, x, *a, **named))[1]  # noqa: E731
+        monkeypatch.setattr(kind, "forward", functools.wraps(forward)(watched))
 
     watch(type(lm.blocks[0]), lambda module, x: rows[lm.blocks.index(module)].append(len(x)))
     watch(type(lm.mlp(3)), lambda module, x: shapes.append(x.shape[1]) if module is lm.mlp(3) else None)
