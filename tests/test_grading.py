@@ -413,6 +413,124 @@ def test_students_stand_in_the_order_of_their_letters_with_or_without_marks(tool
     assert [one.student for one in tool.report.merged(handed)] == ["Ảnh", "Anna", *names[2:]]
 
 
+L1 = "01_downstream_scaling"
+FOUND = {  # name of each test -> {path: student}
+    "two of one name": {
+        "An_4711_assignsubmission_file_/a.ipynb": "An (4711)", "An_4711_assignsubmission_onlinetext_/o.html": "An (4711)",
+        "An_4712_assignsubmission_file_/a.ipynb": "An (4712)", "Lan_4713_assignsubmission_file_/a.ipynb": "Lan",
+    },
+    "a number and none": {"An_4711_assignsubmission_file_/a.ipynb": "An (4711)", "An/a.ipynb": "An"},
+    "Moodle numbers each assignment anew": {
+        "lesson1/An_4711_assignsubmission_file_/a.ipynb": "An", "lesson3/An_9999_assignsubmission_file_/a.ipynb": "An",
+    },
+    "Moodle without folders": {
+        f"Mai Lan_4711_assignsubmission_file_{L1}.ipynb": "Mai Lan", "Mai Lan_4711_assignsubmission_onlinetext.html": "Mai Lan",
+    },
+    "a folder for each lesson": {
+        "lesson1/anna.ipynb": "anna", f"Lesson 1/bert_{L1}.ipynb": "bert", f"{L1}/chi/x.ipynb": "chi", "lesson3/anna.ipynb": "anna",
+    },
+    "groups": {
+        "group 1/anna.ipynb": "group 1/anna", f"group 1/{L1}_bert.ipynb": "group 1/bert", "group 2/chi.ipynb": "group 2/chi",
+        "group 2/dung.ipynb": "group 2/dung", "lesson3/group 1/anna.ipynb": "group 1/anna", "lesson3/group 1/e.ipynb": "group 1/e",
+    },
+    "two attempts are no group": {
+        "anna/try.ipynb": "anna", "anna/final.ipynb": "anna", f"bert/{L1}.ipynb": "bert", f"chi/lesson1/{L1}.ipynb": "chi",
+        f"dung/{L1}-Copy1.ipynb": "dung", f"dung/{L1}.ipynb": "dung",
+    },
+    "copies": {
+        f"anna_{L1} (1).ipynb": "anna", f"anna_{L1}-2.ipynb": "anna", f"{L1} (1) anna.ipynb": "anna", f"{L1}-Copy1_anna.ipynb": "anna",
+        "lesson 1 anna - Copy (2).ipynb": "anna", f"anna_{L1}.ipynb.txt": "anna", f"{L1} (anna).ipynb": "anna",
+    },
+    "nobody's name": {f"{L1}-Copy1.ipynb": f"{L1}-Copy1", f"{L1} (1).ipynb": f"{L1} (1)", "photo.png": "", ".ipynb": ".ipynb"},
+    "numbers for names": {f"{L1}_471100.ipynb": "471100", f"{L1}-471101.ipynb": "471101"},
+    "accents as macOS writes them": {f"Jose\u0301_{L1}.ipynb": "José", f"José_{L1}.ipynb": "José", "Jose\u0301/x.ipynb": "José"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_names_of_folders_and_files_tell_whose_they_are(tool, name):
+    students = importlib.import_module("grading.students").students
+    found = students([tuple(path.split("/")) for path in FOUND[name]])
+    assert {"/".join(parts): student for parts, student in found.items()} == FOUND[name]
+
+
+def test_who_handed_in_no_notebook_has_a_row_and_the_courses_own_files_are_not_told(tool, tmp_path):
+    folder, good = tmp_path / "in", json.dumps(notebook(GOOD)).encode()
+    for name in (f"an/{NAME}", f"an/lesson3/{NAME}.txt", f"an/course/notebooks/{NAME}"):
+        put(folder / name, good)
+    for name in (
+        "timestamp.txt",
+        "glossary.md",
+        "course/README.md",
+        "course/helpers/edits.py",
+        "course/docs/lesson1.png",
+    ):
+        put(folder / "an" / name, b"x")
+    put(folder / "binh" / f"{NAME}.txt", good)
+    put(folder / "binh" / "all.zip", b"x")
+    put(folder / "chi" / "timestamp.txt", b"x")
+    (folder / "dung").mkdir()
+    results = {(one.student, one.exercise): one for one in tool.grade(folder, tmp_path / "out", LIMITS, quiet=True)}
+    assert [results["an", "3.1"].state, results["an", "3.1"].notes] == ["right", ()]  # the same notebook twice
+    for student, only in {"binh": f", only binh/{NAME}.txt, binh/all.zip", "chi": "", "dung": ""}.items():
+        mine = [one for (name, _), one in results.items() if name == student]
+        assert [one.exercise for one in mine] == ["3.1", "3.2", "3.3", "3.4", "3.5"]
+        said = f"No notebook was handed in{only}. Hand in the file whose name ends in .ipynb, not zipped."
+        assert {(one.state, one.sentence, one.points) for one in mine} == {("missing", said, 0)}
+        assert said in html.unescape((tmp_path / "out" / "students" / f"{student}.html").read_text(encoding="utf-8"))
+    summary = html.unescape((tmp_path / "out" / "summary.html").read_text(encoding="utf-8"))
+    assert f"<li>an/lesson3/{NAME}.txt: neither .ipynb nor .py</li>" in summary
+    assert summary.split("Not graded")[1].split("How it was graded")[0].count("<li>") == 4
+    assert "More than one file" not in summary
+
+
+def test_two_different_files_for_a_lesson_are_told(tool, tmp_path):
+    folder = tmp_path / "in"
+    put(folder / "an" / "try.ipynb", json.dumps(HANDED_OUT).encode())
+    for name in (f"an/{NAME}", f"binh/{NAME}", f"binh/lesson3/{NAME}"):
+        put(folder / name, json.dumps(notebook(GOOD)).encode())
+    tool.grade(folder, tmp_path / "out", LIMITS, quiet=True)
+    said = html.unescape((tmp_path / "out" / "summary.html").read_text(encoding="utf-8"))
+    (table,) = re.findall("<h2>More than one file.*?</table>", said)
+    assert f"an</a></th><td>3</td><td>an/{NAME}, an/try.ipynb</td>" in table and "binh" not in table
+
+
+def test_a_folder_that_may_not_be_opened_is_told(tool, monkeypatch, tmp_path):
+    for name in ("an/a.ipynb", "an/closed/b.ipynb", "binh/c.ipynb"):
+        put(tmp_path / name, b"{}")
+    opened = os.scandir
+
+    def scandir(path):
+        if Path(path).name in {"binh", "closed"}:  # as for everybody but root
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    handed, left, without = importlib.import_module("grading.gather").gather(tmp_path)
+    assert [one.student for one in handed] == ["an"] and left == ["an/closed/: Permission denied"]
+    said = "What was handed in cannot be read: binh/: Permission denied."
+    assert without == {"binh": ("no verdict", said)}
+    (one,) = tool._nothing(without, [])
+    assert (one.student, one.exercise, one.state, one.sentence) == ("binh", "?", "no verdict", said)
+
+
+def test_too_many_cells_and_too_many_files_have_sentences_of_their_own(tool, tmp_path):
+    folder = tmp_path / "in"
+    put(folder / "an" / NAME, b'{"cells": [' + b"{}," * 100_000 + b"{}]}")
+    for number in range(23):
+        put(folder / "binh" / f"03_multi_component_challenge ({number}).ipynb", json.dumps(notebook(GOOD)).encode())
+        os.utime(folder / "binh" / f"03_multi_component_challenge ({number}).ipynb", (number, 100 - number))
+    handed, left, _ = importlib.import_module("grading.gather").gather(folder)
+    assert sorted(int(re.findall(r"\d+", one.name)[1]) for one in handed if one.student == "binh") == [*range(20)]
+    assert left == ["binh: of 23 files only the 20 newest are graded"]
+    results = {(one.student, one.exercise): one for one in tool.grade(folder, tmp_path / "out", LIMITS, quiet=True)}
+    an = results["an", "3.1"]
+    assert (an.state, an.sentence) == (
+        "no verdict", "There are more than 2,000 cells in it. Hand in the lesson with your answers alone.",
+    )  # fmt: skip
+    assert results["binh", "3.1"].state == "right" and left[0].removeprefix("binh: ") in results["binh", "3.1"].notes
+
+
 def test_a_cell_that_is_no_python_is_shown_to_its_student(tool):
     plan = importlib.import_module("grading.plan").plan
     for source in ("def key_columns(d_model, d_head, head)\n    return 1", "key_columns = (1,"):

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from grading import report
 from grading.box import LIMITS, Box
 from grading.course import ROOT, asked
-from grading.gather import Handed, gather
+from grading.gather import Handed, gather, read
 from grading.report import Result
 
 TOGETHER = 16  # notebooks that are read by one process
@@ -40,7 +40,7 @@ def grade(
     """Grade all notebooks below `folder`, write the reports into `out`, and return one result for each student and exercise."""
     from tqdm import tqdm
 
-    handed, left = gather(folder)
+    handed, left, without = gather(folder)
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     results: list[Result] = []
     with Box([folder, out], limits) as box:
@@ -48,7 +48,7 @@ def grade(
         with tqdm(total=len(handed), unit="notebook", disable=quiet) as bar:
             for one in _graded(box, handed, at_once or processors(), bar):
                 results += one
-    results = report.merged(results)
+    results = report.merged([*results, *_nothing(without, results)])
     report.write(out, results, left, box.measures)
     return results
 
@@ -68,17 +68,16 @@ def _graded(box: Box, handed: list[Handed], at_once: int, bar: Any) -> Iterator[
             if answers:
                 yield answers.popleft()
             elif unread:
-                some = unread.popleft()
-                reading[0] += 1
-                yield {"kind": "plan", "notebooks": [(one.cells, one.lesson_by_name) for one in some]}, some
+                cells = [(one, read(one)) for one in unread.popleft()]  # only now: all of a class would fill the memory
+                some = [one for one, _ in cells if not one.problem]
+                if some:
+                    reading[0] += 1
+                    notebooks = [(mine, one.lesson_by_name) for one, mine in cells if not one.problem]
+                    yield {"kind": "plan", "notebooks": notebooks}, some
             else:
                 yield None
 
     reading = [0]
-    for one in handed:
-        if one.problem:
-            bar.update()
-            yield _unread(one, one.problem)
     for request, about, reply in box.work(requests(), at_once):
         if request["kind"] == "judge":
             number, answer, open_ = about
@@ -109,6 +108,21 @@ def _graded(box: Box, handed: list[Handed], at_once: int, bar: Any) -> Iterator[
         for open_ in done:
             bar.update()
             yield open_.results
+    for one in handed:
+        if one.problem:
+            bar.update()
+            yield _unread(one, one.problem)
+
+
+def _nothing(without: dict[str, tuple[str, str]], results: list[Result]) -> list[Result]:
+    """For who handed in no notebook: a row in each lesson that others handed in."""
+    lessons = sorted({int(one.exercise.split(".")[0]) for one in results if one.exercise != "?"})
+    numbers = [each.number for lesson in lessons for each in asked(lesson)] or ["?"]
+    return [
+        Result(student, number, state, sentence, 0, unread=True)
+        for student, (state, sentence) in without.items()
+        for number in numbers
+    ]
 
 
 def _unread(one: Handed, problem: str) -> list[Result]:

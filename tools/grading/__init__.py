@@ -1,6 +1,7 @@
 """Grade a folder of notebooks that come from anywhere: tools/grade.py is the command, docs/grading.md the manual.
 
 gather.py   files and folders become students and cells; nothing of a learner runs here
+students.py whose file it is, told from its name and its folder's
 course.py   what the lessons ask: each exercise's cell, name and stub, read from the notebooks
 plan.py     cells become, for each exercise, the few statements that its answer needs
 box.py      asks the server below, watches it, starts it again

@@ -41,7 +41,7 @@ pre { background: #8881; padding: .7rem; overflow-x: auto; font-size: .85rem; }
 class Result:
     """How one student did in one exercise. points: those that were got; flags: for the teacher; notes: for both.
 
-    unread: the whole notebook could not be read, and the sentence is about that.
+    unread: the whole notebook could not be read, and the sentence is about that. files: (digest, name) of each it was looked for in.
     """
 
     student: str
@@ -53,6 +53,7 @@ class Result:
     flags: tuple[str, ...] = ()
     shown: str = ""
     unread: bool = False
+    files: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def of(
@@ -71,6 +72,7 @@ class Result:
             tuple(sorted({*answer["flags"], *reply["flags"]})),
             answer["shown"],
             unread,
+            ((handed.digest or handed.name, handed.name),),
         )
 
 
@@ -82,9 +84,10 @@ def merged(results: Iterable[Result]) -> list[Result]:
     found = []
     for group in groups.values():
         best = min(group, key=lambda one: STATES.index(one.state))
-        if len(group) > 1:
-            note = f"{len(group)} files were handed in; the best answer counts"
-            best = Result(**{**vars(best), "notes": (*best.notes, note)})
+        files = dict(file for one in group for file in one.files)  # copies count once
+        if len(files) > 1:
+            note = f"{len(files)} files were handed in; the best answer counts"
+            best = Result(**{**vars(best), "notes": (*best.notes, note), "files": tuple(files.items())})
         found.append(best)
     known = {one.student for one in found if one.exercise != "?"}
     return sorted((one for one in found if one.exercise != "?" or one.student not in known), key=_order)
@@ -125,7 +128,7 @@ def student_page(student: str, results: Sequence[Result]) -> str:
     parts = [f"<h1>{_html(student)}</h1><p><strong>{got} of {of} points.</strong> {FORMATIVE}</p>"]
     for sentence in dict.fromkeys(one.sentence for one in results if one.unread):
         numbers = [one.exercise for one in results if one.unread and one.sentence == sentence and one.exercise != "?"]
-        title = f"This notebook (exercises {numbers[0]} to {numbers[-1]})" if numbers else "This notebook"
+        title = "What was handed in" + (f" (exercises {numbers[0]} to {numbers[-1]})" if numbers else "")
         parts.append(
             f'<section class="no-verdict"><h2>{MARKS["no verdict"]} {_html(title)}</h2><p>{_html(sentence)}</p></section>'
         )
@@ -208,6 +211,18 @@ def summary_page(
     if rows:
         columns = "".join(f"<th scope=col>{name}</th>" for name in ("student", "exercise", "state", "what is unusual"))
         parts.append(_table("Look at these yourself: unusual, and perhaps harmless", columns, rows))
+    files: dict[tuple[str, int], dict[str, str]] = defaultdict(dict)
+    for one in (one for one in results if len(one.files) > 1 and one.exercise != "?"):
+        files[one.student, _number(one.exercise)[0]] |= one.files
+    rows = [
+        f"<tr><th scope=row>{_link(student, names)}</th><td>{lesson}</td><td>{_html(', '.join(sorted(mine.values())))}</td></tr>"
+        for (student, lesson), mine in files.items()
+    ]
+    if rows:
+        columns = "".join(f"<th scope=col>{name}</th>" for name in ("student", "lesson", "files"))
+        parts.append(
+            _table("More than one file for a lesson: is all of it one student's? The best answers count", columns, rows)
+        )
     problems = dict.fromkeys((one.student, one.sentence) for one in results if one.unread)
     said = [f"{_link(student, names)}: {_html(sentence)}" for student, sentence in problems]
     said += [_html(line) for line in left]
