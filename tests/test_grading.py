@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.course.exercise import find, solution_source
+from helpers.course.exercise import find, judge, solution_source
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / "tools"
@@ -177,6 +177,12 @@ ODD = {
     "a second thought": (notebook(GOOD, lambda cells: [*cells, cell("def key_columns(*sizes):\n    return 'wrong'")]), "almost", "the last one counts"),
     "split": (notebook({}, split), "right", ""),
     "in a markdown cell": (notebook(GOOD, moved("markdown")), "right", "not in a code cell"),
+    "under prose": (only(cell(f"My answer:\n\n{solved('3.1')}\n\nThe keys come second.\n", "markdown"), cell("check_3_1(key_columns)")), "right", "not in a code cell"),
+    "indented under prose": (only(cell("It is\n\n    " + solved("3.1").replace("\n", "\n    "), "markdown"), cell("check_3_1(key_columns)")), "right", "not in a code cell"),
+    "in a fence of tildes": (only(cell(f"My answer:\n~~~ python\n{solved('3.1')}\n~~~\nThat is all.", "markdown"), cell("check_3_1(key_columns)")), "right", "not in a code cell"),
+    "in a fence that is left open": (only(cell(f"Mine:\n\n```py\n{solved('3.1')}", "markdown"), cell("check_3_1(key_columns)")), "right", "not in a code cell"),
+    "uses the real model": (notebook({"3.1": "def key_columns(d_model, d_head, head):\n    return slice(real.d_model, 2)", NEIGHBOUR: solved(NEIGHBOUR)}), "no verdict", ""),
+    "uses what the real model gave": (notebook({"3.1": "def key_columns(d_model, d_head, head):\n    return slice(d_model, len(clean.resid))", NEIGHBOUR: solved(NEIGHBOUR)}), "no verdict", ""),
     "in a raw cell": (notebook(GOOD, moved("raw")), "right", "not in a code cell"),
     "only the exercises": (only(*(cell(source) for source in GOOD.values())), "right", ""),
     "another name": (only(cell("from helpers.lesson3 import *"), cell(solved("3.1").replace("key_columns", "mine") + "\ncheck_3_1(mine)")), "right", "called with mine"),
@@ -391,6 +397,9 @@ def test_the_summary_begins_with_what_to_talk_about_and_folds_many_names(tool, t
     folded = re.findall("<summary>(.*?)</summary>(.*?)</details>", said)
     assert [(title, names.count("<a ")) for title, names in folded] == [("9 students", 9)]
 
+    tool.report.write(tmp_path, row("3.1", ["right", "almost"]), [], {"shut": [], "open": []})
+    assert "Where do its keys begin? Of 2 who" in (tmp_path / "summary.html").read_text(encoding="utf-8")
+
     tool.report.write(tmp_path, row("3.1", ["right", "not tried"]), [], {"shut": [], "open": []})
     assert "Hardest" not in (tmp_path / "summary.html").read_text(encoding="utf-8")
 
@@ -538,6 +547,117 @@ def test_a_cell_that_is_no_python_is_shown_to_its_student(tool):
         assert answer["state"] == "no verdict" and answer["shown"] == source
 
 
+START = "start = d_model + head * d_head\n    return slice(start, start + d_head * {})"
+READS = "def key_columns(d_model, d_head, head):\n    " + START
+LAST = READS.format("cache['a']")
+# how a statement at the top gives an answer what it reads: (the cell above the answer, the answer's own factor of 1)
+CHANGES = {
+    "a counter": ("calls = 0", "def key_columns(d_model, d_head, head):\n    global calls\n    calls += 1\n    " + START.format(1)),
+    "an item": ("cache = {}\ncache['a'] = 1", LAST),
+    "a method": ("cache = {}\ncache.update(a=1)", LAST),
+    "a method whose result is kept": ("cache = {}\none = cache.setdefault('a', 1)", LAST),
+    "a loop": ("cache = {}\nfor name in 'ab': cache[name] = 1", LAST),
+    "a with": ("cache = {}\nwith torch.no_grad():\n    cache['a'] = 1", LAST),
+    "an if": ("cache = {}\nif not cache:\n    cache['a'] = 1", LAST),
+    "an item that is added to": ("cache = {'a': 0}\ncache['a'] += 1", LAST),
+    "a name that is added to": ("cache = {}\ncache |= {'a': 1}", LAST),
+    "del": ("cache = {'b': 1, 'a': 2}\ndel cache['a']", READS.format("(1 if 'a' not in cache else 2)")),
+    "del of a shadow": ("int = None\ndel int", READS.format("int(1)")),
+    "a function that gets it": ("def fill(some): some['a'] = 1\ncache = {}\nfill(cache)", LAST),
+    "a function that gets it by name": ("def fill(some): some['a'] = 1\ncache = {}\nfill(some=cache)", LAST),
+    "a result that is thrown away": ("def fill(some): return some.setdefault('a', 1)\ncache = {}\n_ = fill(cache)", LAST),
+    "a function that knows it": ("cache = {}\ndef fill(): cache['a'] = 1\nfill()", LAST),
+    "a function that knows it and returns": ("cache = {}\ndef fill():\n    cache['a'] = 1\n    return 1\ndone = fill()", LAST),
+    "a function that calls one": ("cache = {}\ndef fill(): cache['a'] = 1\ndef all(): fill()\nall()", LAST),
+    "a function that declares it": ("cache = {}\ndef fill():\n    global cache\n    cache = {'a': 1}\nfill()", LAST),
+    "a class that knows it": ("cache = {}\nclass Fill:\n    def run(self): cache['a'] = 1\nfill = Fill()\nfill.run()", LAST),
+    "an object that keeps it": ("cache = {}\nclass Fill:\n    def __init__(self, some): self.some = some\n    def run(self): self.some['a'] = 1\nfill = Fill(cache)\nfill.run()", LAST),
+    "a decorator": ("cache = {}\ndef keep(one):\n    cache[one.__name__] = 1\n    return one\n@keep\ndef a(): pass", LAST),
+    "a decorator with words": ("cache = {}\ndef keep(name):\n    cache[name] = 1\n    return lambda one: one\n@keep('a')\ndef b(): pass", LAST),
+    "another name for it": ("cache = {}\nother = cache\nother['a'] = 1", LAST),
+    "a method of another name": ("cache = {}\nother = cache\nother.update(a=1)", LAST),
+    "a part of it": ("cache = {'a': [0]}\npart = cache['a']\npart[0] = 1", READS.format("cache['a'][0]")),
+    "a method by another name": ("cache = {}\nput = cache.update\nput(a=1)", LAST),
+    "a function by another name": ("cache = {}\ndef fill(): cache['a'] = 1\nrun = fill\nrun()", LAST),
+    "each of several": ("cache = {'b': 1}\nother = {}\nfor one in (cache, other): one['a'] = 1", LAST),
+    "setattr": ("class Sizes: pass\nsetattr(Sizes, 'a', 1)", READS.format("Sizes.a")),
+    "an attribute": ("class Sizes: pass\nSizes.a = 1", READS.format("Sizes.a")),
+    "next": ("numbers = iter([5, 1])\nfirst = next(numbers)", READS.format("(1 if list(numbers) in ([1], []) else 2)")),
+    "a condition's own name": ("cache = {}\nif (other := cache) is cache: other['a'] = 1", LAST),
+    "smollm2 in a docstring": ("", READS.format(1).replace("    start", '    """smollm2 has 30 blocks"""\n    start')),
+    "smollm2 in a table": ("cache = {'smollm2': 30, 'a': 1}", LAST),
+    "a function for the real model": ("def fetch(): return load_model('smollm2')\nwaits = [lambda: load_model('smollm2')]", READS.format("(1 if fetch and waits else 0)")),
+    "deleted when all is done": ("cache = {'a': 1}", LAST + "\ncheck_3_1(key_columns)\ndel cache"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def lesson_3(tool):
+    scope = {"__name__": "__main__"}
+    exec(importlib.import_module("grading.course").setup(3), scope)
+    return scope
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_whatever_changes_what_an_answer_reads_is_run(tool, lesson_3, name):
+    above, answer = CHANGES[name]
+    plan = importlib.import_module("grading.plan").plan
+    one = plan([("code", "from helpers.lesson3 import *"), ("code", above), ("code", answer)])["answers"]["3.1"]
+    assert "statements" in one, one
+    scope = dict(lesson_3)
+    for code in one["statements"]:
+        exec(code, scope)
+    assert judge(find("3.1"), scope["key_columns"]).sentence == RIGHT
+
+
+def test_what_an_answer_does_not_need_is_not_run(tool):
+    """Results of slow functions that only look at what the answer reads, and what only shows it."""
+    plan = importlib.import_module("grading.plan").plan
+    above = "cache = {'a': 1}\ndef slow(some): return len(some)\ntook = slow(cache)\nprint(cache)\nmean = took / 2\nreal = load_model('smollm2')"
+    answer = plan([("code", above), ("code", LAST), ("code", "check_3_1(key_columns)")])["answers"]["3.1"]
+    assert answer["statements"] == ["cache = {'a': 1}", LAST]
+
+
+def test_all_lessons_of_a_notebook_are_planned_and_a_name_alone_is_no_lesson(tool):
+    plan = importlib.import_module("grading.plan").plan
+    first = [("code", "from helpers.lesson1 import *"), ("code", "def changed_states(block, n_blocks):\n    return 3")]
+    third = [("code", "from helpers.lesson3 import *"), ("code", LAST)]
+    both = plan([*first, *third])
+    assert both["lessons"] == [1, 3]
+    assert {number for number, one in both["answers"].items() if "statements" in one} == {"1.1", "3.1"}
+    assert plan([*third, ("code", "check_1_1(lambda block, n_blocks: [])")])["lessons"] == [1, 3]
+    assert plan([*third, ("code", "def make_hook(factor): pass")])["lessons"] == [3]
+
+
+def test_code_is_shown_as_its_author_wrote_it(tool):
+    plan = importlib.import_module("grading.plan").plan
+    mine = "# the keys come second\n@staticmethod\ndef key_columns(d_model, d_head, head):  # 768, 64, 0\n    return slice( d_model,d_head )  # not yet"
+    cells = [
+        (
+            "code",
+            "from helpers.lesson3 import *\nfrom helpers.lesson1 import *\n\n"
+            + mine
+            + "\n\ncheck_3_1(key_columns)\n# hint('3.1')",
+        )
+    ]
+    assert plan(cells)["answers"]["3.1"]["shown"] == mine
+
+
+def test_a_cell_with_nul_bytes_is_told_without_a_line(tool):
+    plan = importlib.import_module("grading.plan").plan
+    answer = plan([("code", "from helpers.lesson3 import *"), ("code", "key_columns = 1\0")])["answers"]["3.1"]
+    assert answer["state"] == "no verdict" and "null bytes" in answer["sentence"] and "None" not in answer["sentence"]
+
+
+def test_a_page_does_not_speak_of_cells_and_says_why_the_real_model_is_missing(tool, graded):
+    page = html.unescape((graded[1] / "students" / "untouched.html").read_text(encoding="utf-8"))
+    assert "this cell" not in page and page.count("Nothing has been filled in yet.") == 5
+    for name, absent in {"uses the real model": "real", "uses what the real model gave": "clean"}.items():
+        said = f"Your answer uses `{absent}`, and grading does not run the real model"
+        assert graded[2][name, "3.1"].sentence.startswith(said)
+        assert graded[2][name, NEIGHBOUR].state == "right"
+
+
 @pytest.mark.parametrize("lesson", range(1, 6))
 def test_the_plan_of_every_exercise_is_found_by_name(tool, lesson):
     """Filled with its solutions, and handed out: what would run is the answer, and nothing that loads a model."""
@@ -546,7 +666,7 @@ def test_the_plan_of_every_exercise_is_found_by_name(tool, lesson):
     for solutions in (True, False):
         cells = [(one["cell_type"], "".join(one["source"])) for one in assignment(lesson, solutions)[0]["cells"]]
         found = plan(cells)
-        assert found["lesson"] == lesson and len(found["answers"]) >= 4
+        assert found["lessons"] == [lesson] and len(found["answers"]) >= 4
         for number, answer in found["answers"].items():
             assert answer["flags"] == answer["notes"] == []
             if solutions:

@@ -3,6 +3,7 @@
 gather.py   files and folders become students and cells; nothing of a learner runs here
 students.py whose file it is, told from its name and its folder's
 course.py   what the lessons ask: each exercise's cell, name and stub, read from the notebooks
+reading.py  the text of cells becomes statements: what each binds, may change and reads
 plan.py     cells become, for each exercise, the few statements that its answer needs
 box.py      asks the server below, watches it, starts it again
 server.py   a warm process; for each exercise it forks one that is limited, watched and thrown away

@@ -20,6 +20,11 @@ MARKS = {"right": "✓", "almost": "≈", "no verdict": "!", "not tried": "…",
 FORMATIVE = (
     "The course shows its solutions to everyone who asks. So points tell where somebody stands; they are no exam."
 )
+NOT_TRIED = "Nothing has been filled in yet."  # the check's own sentence speaks of the cell that is to be run again
+WITHOUT_REAL = (
+    "Your answer uses `{name}`, and grading does not run the real model: use what the check gives your answer, "
+    "or load_model(), the pocket model."
+)
 SKIN = """
 :root { color-scheme: light dark; --line: #8884; --good: #1a7f37; --half: #9a6700; --bad: #b42318; }
 @media (prefers-color-scheme: dark) { :root { --good: #4ac26b; --half: #d4a72c; --bad: #ff8a7a; } }
@@ -61,7 +66,10 @@ class Result:
     ) -> Result:
         """answer: from the plan; reply: from the box. The points are the exercise's difficulty."""
         right, state = reply["state"] == "right", reply["state"]
-        sentence = find(number).not_tried if state == "not tried" else reply["sentence"]
+        sentence = NOT_TRIED if state == "not tried" else reply["sentence"]
+        unknown = re.search(r"NameError: name '(\w+)' is not defined", sentence)
+        if not right and unknown and unknown[1] in answer.get("absent", ()):
+            state, sentence = "no verdict", WITHOUT_REAL.format(name=unknown[1])
         return cls(
             handed.student,
             number,
@@ -260,7 +268,8 @@ def _found(results: Sequence[Result], numbers: Sequence[str]) -> str:
         return ""
     number = min(shares, key=shares.__getitem__)
     right, title = tried[number], find(number).title
-    said = f"Hardest: exercise {number}, {title}. Of {len(right)} who tried it, {sum(right)} got it right."
+    end = "" if title.endswith(("?", "!")) else "."
+    said = f"Hardest: exercise {number}, {title}{end} Of {len(right)} who tried it, {sum(right)} got it right."
     wrong = [(number, *one) for number in numbers for one in _usual([one for one in results if one.exercise == number])]
     if wrong:
         number, sentence, students = max(wrong, key=lambda one: len(one[2]))

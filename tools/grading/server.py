@@ -362,7 +362,7 @@ def _plan(server: Server, request: dict[str, Any]) -> dict[str, Any]:
             plans.append(plan([tuple(cell) for cell in cells], lesson_by_name))
         except (RecursionError, MemoryError, ValueError) as error:
             plans.append(
-                {"lesson": None, "answers": {}, "problem": f"The code in it cannot be read ({type(error).__name__})."}
+                {"lessons": [], "answers": {}, "problem": f"The code in it cannot be read ({type(error).__name__})."}
             )
     return {"state": "right", "flags": [], "plans": plans}
 
