@@ -123,6 +123,17 @@ def test_sentences_in_troubleshooting_are_those_of_the_code():
         assert sentence.replace(" {name}", "") in TROUBLE
 
 
+def test_jupyterlabs_own_sentences_are_those_of_the_installed_one():
+    folder = Path(sys.prefix) / "share/jupyter/lab/static"
+    shown = "".join(path.read_text(encoding="utf-8") for path in folder.glob("jlab_core*.js"))
+    for words in (
+        'Document is read-only. "Save" is disabled; use "Save as…" instead', "File Save Error for ", "Saving failed", "File Changed",
+        "Server Connection Error", "A connection to the Jupyter server could not be established.",
+        "Server unavailable or unreachable", "Would you like to restart it?", "appears to have died. It will restart automatically.",
+    ):  # fmt: skip
+        assert words in shown and words in TROUBLE, words
+
+
 def test_the_unrelated_package_of_the_same_name_ends_in_the_words_of_the_page(tmp_path):
     code = "from helpers import load_model"
     for folder, expected in (
