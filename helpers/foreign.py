@@ -1,8 +1,7 @@
 """Code on a model that comes from no library: what the helpers cannot look into, and can only see is there.
 
 A hook of the user's own, a `forward` that was replaced on one module, a module of a class of one's own, a hook on all
-modules (`register_module_forward_hook`). Such code may do anything; a sweep gives it one row at a time, and `print(lm)`
-names it.
+modules (`register_module_forward_hook`). Such code may do anything, so a sweep gives it one row at a time.
 """
 
 from __future__ import annotations

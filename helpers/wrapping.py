@@ -28,8 +28,8 @@ def wrap(
 
     Without a tokenizer prompts are tensors of token ids. family: a row of your own for an architecture that is not in
     the table, or the name of another family whose row may fit; by default the row that the model's config names.
-    certify: try the row on the model (less than two passes of 8 tokens; `lm.certificate` says what was found). Without
-    it a wrong row, or a library that changed, gives wrong numbers: only for models whose every pass is dear.
+    certify: try the row on the model (from four blocks on less than two passes of 8 tokens); `lm.certificate` says what
+    was found. Without it a wrong row, or a library that changed, gives wrong numbers: only for models whose every pass is dear.
 
     Raises UnsupportedFamily, with the identity that fails and where, DidNotRun for a compiled model, or BadValue, also
     for a model whose heads are split over devices (tensor parallelism).
