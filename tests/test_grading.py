@@ -367,13 +367,18 @@ def test_no_page_runs_or_fetches_what_a_submission_wrote(graded):
         assert all((page.parent / link).exists() for link in links)
 
 
+def summary(tool, folder, results, left=()):
+    """The text of the teacher's page about these results."""
+    tool.report.write(folder, results, list(left), {"shut": [], "open": []})
+    return html.unescape((folder / "summary.html").read_text(encoding="utf-8"))
+
+
 def test_the_summary_tells_who_missed_what_and_the_usual_wrong_answer(tool, graded, tmp_path):
     mine = [one for (student, _), one in graded[2].items() if student in CLASS]
-    tool.report.write(tmp_path, mine, ["notes.txt: neither .ipynb nor .py"], {"shut": [], "open": []})
+    said = summary(tool, tmp_path, mine, ["notes.txt: neither .ipynb nor .py"])
     results = {(one.student, one.exercise): one for one in mine}
     common = "Almost: these are the head's values. The order is queries, keys, values."
     assert results["binh", "3.1"].sentence == results["chi", "3.1"].sentence == common
-    said = html.unescape((tmp_path / "summary.html").read_text(encoding="utf-8"))
     assert f"<td class=number>2</td><td>{common}" in said
     assert "Look at these yourself" not in said and "they are no exam" in said
     page = html.unescape((tmp_path / "students" / "an.html").read_text(encoding="utf-8"))
@@ -382,32 +387,27 @@ def test_the_summary_tells_who_missed_what_and_the_usual_wrong_answer(tool, grad
 
 def test_the_summary_begins_with_what_to_talk_about_and_folds_many_names(tool, tmp_path):
     def row(number, states):
-        return [tool.report.Result(f"s{n:02}", number, state, f"{state} {number}", 0) for n, state in enumerate(states)]
+        return [tool.Result(f"s{n:02}", number, state, f"{state} {number}", 0) for n, state in enumerate(states)]
 
     results = [
         *row("3.1", ["right"] * 8 + ["almost"] * 4),
         *row("3.2", ["right"] * 3 + ["almost"] * 3 + ["missing"] * 6),
         *row("3.3", ["right"] * 10 + ["not tried"] * 2),
     ]
-    tool.report.write(tmp_path, results, [], {"shut": [], "open": []})
-    said = html.unescape((tmp_path / "summary.html").read_text(encoding="utf-8"))
+    said = summary(tool, tmp_path, results)
     first = re.search("<strong>(.*?)</strong>", said)[1]
     assert first.startswith(f"Hardest: exercise 3.2, {find('3.2').title}. Of 6 who tried it, 3 got it right.")
     assert first.endswith("The most common wrong answer is to exercise 3.1, by 4: almost 3.1")
     folded = re.findall("<summary>(.*?)</summary>(.*?)</details>", said)
     assert [(title, names.count("<a ")) for title, names in folded] == [("9 students", 9)]
 
-    tool.report.write(tmp_path, row("3.1", ["right", "almost"]), [], {"shut": [], "open": []})
-    assert "Where do its keys begin? Of 2 who" in (tmp_path / "summary.html").read_text(encoding="utf-8")
-
-    tool.report.write(tmp_path, row("3.1", ["right", "not tried"]), [], {"shut": [], "open": []})
-    assert "Hardest" not in (tmp_path / "summary.html").read_text(encoding="utf-8")
+    assert "Where do its keys begin? Of 2 who" in summary(tool, tmp_path, row("3.1", ["right", "almost"]))
+    assert "Hardest" not in summary(tool, tmp_path, row("3.1", ["right", "not tried"]))
 
 
 def test_a_damaged_file_is_told_once_and_is_no_usual_wrong_answer(tool, graded, tmp_path):
     mine = [one for (student, _), one in graded[2].items() if student in {*CLASS, "broken json", "empty"}]
-    tool.report.write(tmp_path, mine, [], {"shut": [], "open": []})
-    said = html.unescape((tmp_path / "summary.html").read_text(encoding="utf-8"))
+    said = summary(tool, tmp_path, mine)
     before, not_graded = said.split("<h2>Not graded</h2>")
     assert "the file is damaged" not in before and not_graded.count("the file is damaged") == 2
     page = html.unescape((tmp_path / "students" / "empty.html").read_text(encoding="utf-8"))
@@ -418,8 +418,8 @@ def test_a_damaged_file_is_told_once_and_is_no_usual_wrong_answer(tool, graded, 
 
 def test_students_stand_in_the_order_of_their_letters_with_or_without_marks(tool):
     names = ["Anna", "Ảnh", "Çelik", "Dang", "Đặng", "dung", "Öz", "Zoe"]
-    handed = [tool.report.Result(name, "3.1", "right", "✓", 1) for name in reversed(names)]
-    assert [one.student for one in tool.report.merged(handed)] == ["Ảnh", "Anna", *names[2:]]
+    handed = [tool.Result(name, "3.1", "right", "✓", 1) for name in reversed(names)]
+    assert [one.student for one in tool.merged(handed)] == ["Ảnh", "Anna", *names[2:]]
 
 
 L1 = "01_downstream_scaling"

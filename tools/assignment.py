@@ -50,8 +50,9 @@ def write(out: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             notebook, linked = assignment(lesson, with_solutions=kind == "source")
             (folder / path.name).write_text(json.dumps(notebook, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+            here = {path.name, *(file.name for file in linked)}
             for file in linked:
-                shutil.copy(file, folder / file.name)
+                (folder / file.name).write_text(page(file.read_text(encoding="utf-8"), here), encoding="utf-8")
     shutil.copy(ROOT / "deploy" / "nbgrader_config.py", out)
 
 
@@ -81,6 +82,16 @@ def assignment(lesson: int, with_solutions: bool) -> tuple[dict[str, Any], list[
             cells.append(_test(one, exercise))
     notebook["cells"] = cells
     return notebook, sorted(linked)
+
+
+def page(text: str, here: set[str]) -> str:
+    """A page as it lies beside a lesson: a link to a file that lies there too leads to it, of another one the words are left."""
+
+    def link(found: re.Match[str]) -> str:
+        words, name, anchor = found.groups()
+        return f"[{words}]({name}{anchor})" if name in here else words
+
+    return re.sub(r"\[([^\[\]]+)\]\((?:\.\./)?(?:\w+/)*([\w.-]+\.(?:md|ipynb|py))(#[^)\s]*|)\)", link, text)
 
 
 def with_solution(source: str, one: Asked, exercise: Exercise) -> str:

@@ -18,7 +18,7 @@ from grading import report
 from grading.box import LIMITS, Box
 from grading.course import ROOT, asked
 from grading.gather import Handed, gather, read
-from grading.report import Result
+from grading.results import Result, merged
 
 TOGETHER = 16  # notebooks that are read by one process
 NO_FORK = (
@@ -48,7 +48,7 @@ def grade(
         with tqdm(total=len(handed), unit="notebook", disable=quiet) as bar:
             for one in _graded(box, handed, at_once or processors(), bar):
                 results += one
-    results = report.merged([*results, *_nothing(without, results)])
+    results = merged([*results, *_nothing(without, results)])
     report.write(out, results, left, box.measures)
     return results
 

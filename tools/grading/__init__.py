@@ -9,5 +9,6 @@ box.py      asks the server below, watches it, starts it again
 server.py   a warm process; for each exercise it forks one that is limited, watched and thrown away
 linux.py    what Linux offers to shut a process in
 seal.py     notices when a check has been changed, and undoes it
+results.py  how a student did in an exercise, and which of several answers counts
 report.py   the table, the teacher's summary, a page for each student
 """

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from html import escape
 from pathlib import Path
@@ -15,15 +13,11 @@ from typing import Any
 
 from helpers.course.exercise import find
 
-STATES = ("right", "almost", "no verdict", "not tried", "missing")  # best first: of two files the better one counts
+from .results import STATES, Result, numbered
+
 MARKS = {"right": "✓", "almost": "≈", "no verdict": "!", "not tried": "…", "missing": "–"}
 FORMATIVE = (
     "The course shows its solutions to everyone who asks. So points tell where somebody stands; they are no exam."
-)
-NOT_TRIED = "Nothing has been filled in yet."  # the check's own sentence speaks of the cell that is to be run again
-WITHOUT_REAL = (
-    "Your answer uses `{name}`, and grading does not run the real model: use what the check gives your answer, "
-    "or load_model(), the pocket model."
 )
 SKIN = """
 :root { color-scheme: light dark; --line: #8884; --good: #1a7f37; --half: #9a6700; --bad: #b42318; }
@@ -40,65 +34,6 @@ td.right { color: var(--good); } td.almost { color: var(--half); } td.no-verdict
 .scroll { overflow-x: auto; } .center { text-align: center; }
 pre { background: #8881; padding: .7rem; overflow-x: auto; font-size: .85rem; }
 """
-
-
-@dataclass(frozen=True)
-class Result:
-    """How one student did in one exercise. points: those that were got; flags: for the teacher; notes: for both.
-
-    unread: the whole notebook could not be read, and the sentence is about that. files: (digest, name) of each it was looked for in.
-    """
-
-    student: str
-    exercise: str
-    state: str
-    sentence: str
-    points: int
-    notes: tuple[str, ...] = ()
-    flags: tuple[str, ...] = ()
-    shown: str = ""
-    unread: bool = False
-    files: tuple[tuple[str, str], ...] = ()
-
-    @classmethod
-    def of(
-        cls, handed: Any, number: str, answer: dict[str, Any], reply: dict[str, Any], unread: bool = False
-    ) -> Result:
-        """answer: from the plan; reply: from the box. The points are the exercise's difficulty."""
-        right, state = reply["state"] == "right", reply["state"]
-        sentence = NOT_TRIED if state == "not tried" else reply["sentence"]
-        unknown = re.search(r"NameError: name '(\w+)' is not defined", sentence)
-        if not right and unknown and unknown[1] in answer.get("absent", ()):
-            state, sentence = "no verdict", WITHOUT_REAL.format(name=unknown[1])
-        return cls(
-            handed.student,
-            number,
-            state,
-            sentence,
-            find(number).difficulty if right else 0,
-            (*handed.notes, *answer["notes"]),
-            tuple(sorted({*answer["flags"], *reply["flags"]})),
-            answer["shown"],
-            unread,
-            ((handed.digest or handed.name, handed.name),),
-        )
-
-
-def merged(results: Iterable[Result]) -> list[Result]:
-    """One result for each student and exercise: the best, where somebody handed in more than one file."""
-    groups: dict[tuple[str, str], list[Result]] = defaultdict(list)
-    for one in results:
-        groups[one.student, one.exercise].append(one)
-    found = []
-    for group in groups.values():
-        best = min(group, key=lambda one: STATES.index(one.state))
-        files = dict(file for one in group for file in one.files)  # copies count once
-        if len(files) > 1:
-            note = f"{len(files)} files were handed in; the best answer counts"
-            best = Result(**{**vars(best), "notes": (*best.notes, note), "files": tuple(files.items())})
-        found.append(best)
-    known = {one.student for one in found if one.exercise != "?"}
-    return sorted((one for one in found if one.exercise != "?" or one.student not in known), key=_order)
 
 
 def counted(results: Sequence[Result]) -> str:
@@ -164,7 +99,7 @@ def summary_page(
 ) -> str:
     """What a teacher reads: the room, exercise by exercise, the usual wrong answers, who has what, what to look at."""
     results = [one for mine in by_student.values() for one in mine]
-    numbers = sorted({one.exercise for one in results if one.exercise != "?"}, key=_number)
+    numbers = sorted({one.exercise for one in results if one.exercise != "?"}, key=numbered)
     parts = [f"<h1>Summary</h1><p>{_html(counted(results))} {FORMATIVE}</p>{_found(results, numbers)}"]
     rows = []
     for number in numbers:
@@ -197,8 +132,8 @@ def summary_page(
         )
     )
     legend = ", ".join(f"{MARKS[state]} {state}" for state in STATES)
-    for lesson in sorted({_number(number)[0] for number in numbers}):
-        here = [number for number in numbers if _number(number)[0] == lesson]
+    for lesson in sorted({numbered(number)[0] for number in numbers}):
+        here = [number for number in numbers if numbered(number)[0] == lesson]
         rows = []
         for student, mine in by_student.items():
             state = {one.exercise: one for one in mine if one.exercise in here}
@@ -221,7 +156,7 @@ def summary_page(
         parts.append(_table("Look at these yourself: unusual, and perhaps harmless", columns, rows))
     files: dict[tuple[str, int], dict[str, str]] = defaultdict(dict)
     for one in (one for one in results if len(one.files) > 1 and one.exercise != "?"):
-        files[one.student, _number(one.exercise)[0]] |= one.files
+        files[one.student, numbered(one.exercise)[0]] |= one.files
     rows = [
         f"<tr><th scope=row>{_link(student, names)}</th><td>{lesson}</td><td>{_html(', '.join(sorted(mine.values())))}</td></tr>"
         for (student, lesson), mine in files.items()
@@ -283,17 +218,6 @@ def _points(results: Sequence[Result]) -> tuple[int, int]:
 
 def _worth(one: Result) -> int:
     return find(one.exercise).difficulty if one.exercise != "?" else 0
-
-
-def _order(one: Result) -> tuple[Any, ...]:
-    # Đặng comes after Dang, not after Zoe
-    letters = unicodedata.normalize("NFKD", one.student.casefold()).replace("đ", "d")
-    plain = "".join(letter for letter in letters if not unicodedata.combining(letter))
-    return plain, one.student, _number(one.exercise)
-
-
-def _number(number: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in number.split(".")) if number != "?" else (0,)
 
 
 def _page_names(students: Iterable[str]) -> dict[str, str]:
