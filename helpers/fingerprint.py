@@ -27,7 +27,7 @@ from transformers import PretrainedConfig
 from . import errors
 from .models import LanguageModel
 from .referred import theirs, theirs_by_file
-from .told import Teller, bytes_of, settings
+from .told import Teller, bytes_of, in_order, settings
 
 # Attributes of modules that do not compute: what PyTorch, transformers and accelerate note about loading, saving, training
 # and sharing out, and what a pass writes.
@@ -38,7 +38,7 @@ _NOTES = (
 )  # fmt: skip
 _NOTES_BEGIN = (
     "_tp_", "_ep_", "_fsdp_", "_pp_", "_keys_", "_keep_in", "_skip_keys", "_no_split", "_is_hf", "_is_full_backward",
-    "_non_persistent",
+    "_non_persistent", "_weight_conversions", "_use_kernels",
 )  # fmt: skip
 _PLAIN = (bool, int, float, complex, str, type(None), torch.dtype, torch.Size)
 
@@ -98,7 +98,7 @@ def _attributes(module: nn.Module, lm: LanguageModel) -> Iterator[tuple[str, Any
             if value is not lm.config:
                 yield name, settings(value)
         elif _counts(value):
-            yield name, value
+            yield name, in_order(value)
     # A forward that somebody put on this one module; accelerate's, which moves weights only, is none.
     own = vars(module).get("_old_forward" if hasattr(module, "_hf_hook") else "forward")
     if own is not None and getattr(own, "__func__", None) is not type(module).forward:

@@ -277,9 +277,9 @@ def _loader(model: Model, place: Path, fingerprint: str | None) -> Callable[[], 
             "jobs=1.",
             kind=kind.__name__,
         )
-    saved = place / f"model-{fingerprint[:16]}"
-    if not saved.is_dir():
+    there = place / f"model-{fingerprint[:16]}"
+    if not there.is_dir():
         with tempfile.TemporaryDirectory(dir=place) as part, quiet():
-            model.model.save_pretrained(Path(part) / "model")
-            (Path(part) / "model").rename(saved)
-    return worker.Saved(saved, kind.__name__, model.dtype, model.config._attn_implementation, model.parts)
+            worker.save(model, Path(part) / "model")
+            (Path(part) / "model").rename(there)
+    return worker.saved(model, there)

@@ -35,11 +35,12 @@ _DESCRIPTORS = (
     types.ClassMethodDescriptorType,
 )  # fmt: skip
 # Small values of Python's own library, which say in pickle's way what they are made of.
-_PICKLED = ("collections", "_collections", "re", "operator", "_operator", "datetime", "fractions", "decimal")
+_PICKLED = ("collections", "_collections", "re", "operator", "_operator", "datetime", "fractions", "decimal", "types")
 _OF_A_CLASS = (  # what Python writes into a class, and nothing computes with
     "__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__annotate_func__", "__annotations_cache__",
     "__annotate__", "__firstlineno__", "__static_attributes__", "__orig_bases__", "__parameters__", "__type_params__",
     "__abstractmethods__", "_abc_impl", "__dataclass_fields__", "__dataclass_params__", "__conditional_annotations__",
+    "_autograd_function_id", "_backward_cls",
 )  # fmt: skip
 _BY_SAVING = ("architectures", "dtype", "torch_dtype")  # save_pretrained writes these into a live config
 
@@ -144,16 +145,16 @@ class Teller:
             self.put("builtin", getattr(value, "__module__", None), value.__qualname__)
             if owner is not None and not isinstance(owner, ModuleType) and not resolves(value):
                 self.tell(owner)  # the method of an object
-        elif isinstance(value, functools.partial | functools.partialmethod):
+        elif type(value) in (functools.partial, functools.partialmethod):
             self.put(type(value).__name__)
             self._all(value.func, value.args, value.keywords)
-        elif isinstance(value, staticmethod | classmethod):
+        elif type(value) in (staticmethod, classmethod):
             self.put(type(value).__name__)
             self.tell(value.__func__)
-        elif isinstance(value, property):
+        elif type(value) is property or isinstance(value, types.DynamicClassAttribute):
             self.put("property")
             self._all(value.fget, value.fset, value.fdel)
-        elif isinstance(value, functools.cached_property):
+        elif type(value) is functools.cached_property:
             self.put("cached_property")
             self.tell(value.func)
         elif isinstance(value, functools._lru_cache_wrapper):
@@ -310,4 +311,12 @@ def settings(config: Any) -> dict[str, Any]:
     for name, value in found.items():
         if hasattr(value, "to_dict") and not isinstance(value, PretrainedConfig):  # how it is quantised
             found[name] = value.to_dict()
-    return found | {name: getattr(config, name, None) for name in ("_attn_implementation", "_experts_implementation")}
+    found |= {name: getattr(config, name, None) for name in ("_attn_implementation", "_experts_implementation")}
+    return {name: in_order(value) for name, value in found.items()}
+
+
+def in_order(value: Any) -> Any:
+    """With the names in each dict sorted, as saving does it; modules look up in them, and ask for no order."""
+    if isinstance(value, dict):
+        return {name: in_order(one) for name, one in sorted(value.items(), key=lambda pair: str(pair[0]))}
+    return [in_order(one) for one in value] if isinstance(value, list | tuple) else value

@@ -7,8 +7,9 @@ runs in your own process keeps nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -17,6 +18,7 @@ import cloudpickle
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from . import errors, sweeps
 from .copies import check_values_per_prompt, copy_of, for_prompts
@@ -66,22 +68,70 @@ class Shard:
 
 @dataclass(frozen=True)
 class Saved:
-    """Loads a model that a study has saved, as its owner had it."""
+    """Loads a model that a study has saved, as its owner had it.
+
+    experts: how a mixture of experts computes, where transformers lets one choose. dtypes: of the parameters and buffers, by
+    name; a model may have several.
+    """
 
     folder: Path
     kind: str  # its class in transformers
     dtype: torch.dtype
     attention: str
     family: Family
+    experts: str | None = None
+    dtypes: Mapping[str, torch.dtype] | None = None
 
     def __call__(self) -> LanguageModel:
-        kind = getattr(transformers, self.kind)
+        kind, dtypes = getattr(transformers, self.kind), self.dtypes or {}
+        chosen = {} if self.experts is None else {"experts_implementation": self.experts}
+        widest = reduce(torch.promote_types, (one for one in dtypes.values() if one.is_floating_point), self.dtype)
         with quiet():
             model = kind.from_pretrained(
-                self.folder, dtype=self.dtype, attn_implementation=self.attention, use_safetensors=True,
-                local_files_only=True, trust_remote_code=False,
+                self.folder, dtype=widest, attn_implementation=self.attention, use_safetensors=True,
+                local_files_only=True, trust_remote_code=False, **chosen,
             )  # fmt: skip
+        for name, parameter in model.named_parameters():
+            parameter.data = parameter.data.to(dtypes.get(name, parameter.dtype))
+        computed = load_file(self.folder / _COMPUTED)
+        for module, name, whole, _ in _tensors(model):
+            if whole in computed:
+                setattr(module, name, computed[whole])
+            elif name in module._buffers and whole in dtypes:
+                setattr(module, name, getattr(module, name).to(dtypes[whole]))
         return wrap(model, family=self.family)
+
+
+_COMPUTED = "computed.safetensors"
+
+
+def save(lm: LanguageModel, folder: Path) -> None:
+    """For `Saved`: what save_pretrained keeps, and what a model computes when it is made and a later `.double()` changes."""
+    lm.model.save_pretrained(folder)
+    kept = lm.model.state_dict()
+    computed = {
+        whole: value.detach().clone().contiguous()
+        for _, _, whole, value in _tensors(lm.model)
+        if whole not in kept and value.is_floating_point()
+    }
+    save_file(computed, folder / _COMPUTED)
+
+
+def _tensors(model: Any) -> Iterator[tuple[Any, str, str, torch.Tensor]]:
+    """(module, name, name in the whole model, value) of buffers, and of tensors that a module keeps without registering them."""
+    for path, module in model.named_modules():
+        for name, value in (*module._buffers.items(), *vars(module).items()):
+            if isinstance(value, torch.Tensor):
+                yield module, name, f"{path}.{name}".removeprefix("."), value
+
+
+def saved(lm: LanguageModel, folder: Path) -> Saved:
+    """What loads a live model again from the folder that it was saved in."""
+    config = lm.model.config
+    dtypes = {name: value.dtype for name, value in (*lm.model.named_parameters(), *lm.model.named_buffers())}
+    may_choose = hasattr(transformers.PretrainedConfig, "_experts_implementation")  # not in transformers 4
+    experts = config._experts_implementation if may_choose else None
+    return Saved(folder, type(lm.model).__name__, lm.dtype, config._attn_implementation, lm.parts, experts, dtypes)
 
 
 # ---- in the process
