@@ -48,15 +48,16 @@ _BY_SAVING = ("architectures", "dtype", "torch_dtype")  # save_pretrained writes
 class Teller:
     """Gives `write` the bytes of one value after the other. known: objects that have a name, by their ids."""
 
-    def __init__(self, write: Callable[[bytes], object], known: Mapping[int, str] | None = None) -> None:
+    def __init__(self, write: Callable[[Any], object], known: Mapping[int, str] | None = None) -> None:
         self.write, self.known = write, known or {}
         self.met: dict[int, tuple[int, object]] = {}  # what was followed, kept alive so that no other object gets its id
         self.inside: dict[int, int] = {}  # the containers that are being told, and how deep
 
     def put(self, *parts: object) -> None:
         for part in parts:
-            told = part if isinstance(part, bytes) else str(part).encode(errors="surrogatepass")
-            self.write(len(told).to_bytes(8, "big") + told)
+            told = part if isinstance(part, bytes | np.ndarray) else str(part).encode(errors="surrogatepass")
+            self.write(len(told).to_bytes(8, "big"))
+            self.write(told)
 
     def tell(self, value: Any) -> None:
         """Raises BadValue for what might change unseen."""
@@ -129,7 +130,7 @@ class Teller:
             self._refuse(value)
         if type(value) not in (Tensor, nn.Parameter):
             self._all(type(value), vars(value))
-        self.put("tensor", value.dtype, tuple(value.shape), bytes(bytes_of(value)))
+        self.put("tensor", value.dtype, tuple(value.shape), bytes_of(value))
 
     # ---- code
 
@@ -297,7 +298,8 @@ class Teller:
         )
 
 
-def bytes_of(value: Tensor) -> Any:
+def bytes_of(value: Tensor) -> bytes | np.ndarray:
+    """Its numbers, without a copy where they are on the CPU: (n,) of type uint8."""
     whole = value.detach().resolve_conj().resolve_neg().cpu().contiguous().flatten()
     return whole.view(torch.uint8).numpy() if whole.numel() else b""
 

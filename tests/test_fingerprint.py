@@ -1,0 +1,254 @@
+"""What a study's files are named after: another meaning has another fingerprint, and the same one the same, in any process."""
+
+import os
+import subprocess
+import sys
+import types
+
+import pytest
+import torch
+from tiny import CONFIGS, MORE, here, tiny
+from torch import nn
+
+from helpers import edit, errors, scale_attention, skip_block, sweep_blocks, trace
+from helpers.fingerprint import of_model, of_value
+
+_NAMES = (
+    "import abc, collections, contextlib, dataclasses, enum, functools, operator, re, types, typing\n"
+    "import numpy as np, torch\nfrom torch import nn\n"
+)
+
+
+def made(source):
+    """The `m` of a user's own file."""
+    space = {"__name__": "__main__"}
+    exec(compile(_NAMES + source, "/home/somebody/own.py", "exec"), space)
+    return space["m"]
+
+
+# In each, § becomes the one or the other.
+CHANGES = {
+    "order of attributes": ("m = lambda o: §", "o.edited - o.clean", "o.clean - o.edited"),
+    "order of globals": ("a, b = 1.0, 2.0\nm = lambda o: §", "a - b", "b - a"),
+    "a global of inner code": ("k = §\nm = lambda o: (lambda x: (lambda y: y * k))(o)", "1", "2"),
+    "a comprehension": ("k = §\ndef m(o):\n    return [k * x for x in o]", "1", "2"),
+    "exceptions": ("def m(o):\n    try:\n        return o\n    except §:\n        return 1", "ValueError", "KeyError"),
+    "a function's attribute": ("def m(o):\n    return m.k\nm.k = §", "1", "2"),
+    "two functions that call each other": ("def a(n): return b(n)\ndef b(n): return a(n) § 1\nm = lambda o: a(o)", "+", "-"),
+    "a method": ("class C:\n    def __call__(self, o): return o § 1\nm = C()", "+", "-"),
+    "a class attribute": ("class C:\n    k = §\n    def __call__(self, o): return o * self.k\nm = C()", "1", "2"),
+    "a base class": ("class B:\n    def f(self, o): return §\nclass C(B):\n    pass\nm = C().f", "1", "2"),
+    "super": ("class B:\n    def f(self): return §\nclass C(B):\n    def f(self): return super().f()\nm = C", "1", "2"),
+    "a metaclass": ("class M(type):\n    def f(c): return §\nclass C(metaclass=M):\n    pass\nm = lambda o: C.f()", "1", "2"),
+    "an object's state": ("class C:\n    def f(self, o): return o * self.k\nc = C()\nc.k = §\nm = c.f", "1", "2"),
+    "slots": ("class C:\n    __slots__ = ('k',)\n    def f(self, o): return o * self.k\nc = C()\nc.k = §\nm = c.f", "1", "2"),
+    "a property": ("class C:\n    @property\n    def k(self): return §\nm = C()", "1", "2"),
+    "a cached property": ("class C:\n    @functools.cached_property\n    def k(self): return §\nm = C()", "1", "2"),
+    "a static method": ("class C:\n    @staticmethod\n    def f(o): return §\nm = C.f", "1", "2"),
+    "a class method": ("class C:\n    @classmethod\n    def f(c, o): return §\nm = C.f", "1", "2"),
+    "a dataclass": ("@dataclasses.dataclass\nclass C:\n    k: float = 1.0\n    def __call__(self, o): return o § self.k\nm = C()", "+", "-"),
+    "a frozen dataclass": ("@dataclasses.dataclass(frozen=True, slots=True)\nclass C:\n    k: float = §\nm = C()", "1.0", "2.0"),
+    "an enum": ("class E(enum.Enum):\n    A = §\nm = lambda o: o * E.A.value", "1", "2"),
+    "an enum of integers": ("class E(enum.IntEnum):\n    A = §\nk = E.A\nm = lambda o: o * k", "1", "2"),
+    "a named tuple": ("T = collections.namedtuple('T', 'a b')\nm = T(1, §)", "1", "2"),
+    "a dict with a default": ("k = collections.defaultdict(lambda: §)\nm = lambda o: k['x']", "1", "2"),
+    "a dict of one's own": ("class D(dict):\n    def __missing__(self, k): return §\nk = D()\nm = lambda o: k[0]", "1", "2"),
+    "a method of a dict": ("m = {1: §}.get", "1", "2"),
+    "an operator of a dict": ("m = {1: §}.__getitem__", "1", "2"),
+    "a method of a tensor": ("m = torch.tensor([§]).mul", "1", "2"),
+    "an item getter": ("m = operator.itemgetter(§)", "1", "2"),
+    "a pattern": ("m = re.compile('§').search", "a", "b"),
+    "a namespace": ("k = types.SimpleNamespace(a=§)\nm = lambda o: k.a", "1", "2"),
+    "a cache": ("@functools.cache\ndef h(x): return x § 1\nm = lambda o: h(o)", "+", "-"),
+    "a wrapper": ("def w(f):\n    @functools.wraps(f)\n    def g(*a): return f(*a)\n    return g\n@w\ndef m(o): return §", "1", "2"),
+    "a borrowed name": ("@functools.wraps(nn.functional.silu)\ndef m(o): return o § 1", "+", "-"),
+    "no gradients": ("@torch.no_grad()\ndef m(o): return o § 1", "+", "-"),
+    "a context": ("@contextlib.contextmanager\ndef c(): yield §\ndef m(o):\n    with c() as x: return x", "1", "2"),
+    "autograd": ("class F(torch.autograd.Function):\n    @staticmethod\n    def forward(c, x): return x § 1\nm = lambda o: F.apply(o)", "+", "-"),
+    "weights of a probe": ("p = nn.Linear(2, 2, bias=False)\nnn.init.constant_(p.weight, §)\nm = lambda o: p(o)", "1.0", "2.0"),
+    "a setting of a probe": ("p = nn.Sequential(nn.LayerNorm(4, eps=§))\nm = lambda o: p(o)", "1e-5", "1e-6"),
+    "code of a probe": ("class P(nn.Module):\n    def forward(self, x): return x § 1\np = P()\nm = lambda o: p(o)", "+", "-"),
+    "a hook of a probe": ("p = nn.Identity()\np.register_forward_hook(lambda m, a, o: o § 1)\nm = lambda o: p(o)", "+", "-"),
+    "an array of objects": ("k = np.array([§, None], dtype=object)\nm = lambda o: k", "1", "2"),
+    "a conjugate": ("k = torch.tensor([1 + §j]).conj()\nm = lambda o: k", "1", "2"),
+    "a list that holds itself": ("k = [§]\nk.append(k)\nm = lambda o: k", "1", "2"),
+    "a long list": ("k = [*range(100_000), §]\nm = lambda o: k", "1", "2"),
+    "a global that comes later": ("def m(o): return later\n§", "", "later = 1"),
+    "functions of packages": ("m = lambda o: torch.§(o)", "sin", "cos"),
+    "an import inside": ("def m(o):\n    from math import §\n    return §(o)", "sin", "cos"),
+    "a builtin that was replaced": ("import builtins\n__builtins__ = dict(vars(builtins), max=lambda *a: §)\nm = lambda o: max(o)", "1", "2"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("source", "one", "other"), CHANGES.values(), ids=CHANGES)
+def test_another_meaning_has_another_fingerprint(source, one, other):
+    first, again = (of_value(made(source.replace("§", one))) for _ in range(2))
+    assert first == again != of_value(made(source.replace("§", other)))
+
+
+REFUSED = {
+    "code from text": ("k = 1\ndef m(o): return eval('k')", r"cannot tell what eval\(\) in m will find"),
+    "globals by text": ("k = 1\nm = lambda o: globals()['k']", r"cannot tell what globals\(\) in <lambda> will find"),
+    "a ufunc of one's own": ("k = np.frompyfunc(lambda x: x, 1, 1)\nm = lambda o: k(o)", "type ufunc"),
+    "an iterator": ("k = iter([1])\nm = lambda o: next(k)", "type list_iterator"),
+    "a masked array": ("m = np.ma.array([1, 2], mask=[0, 1])", "type MaskedArray"),
+    "a sparse tensor": ("m = torch.eye(2).to_sparse()", "type Tensor"),
+    "a file": ("import tempfile\nm = tempfile.TemporaryFile()", "type BufferedRandom"),
+    "a generator": ("m = np.random.default_rng(0).normal", "type Generator"),
+    "a class over one in C": ("import array\nclass A(array.array):\n    pass\nm = A('d', [1])", "type A"),
+    "too deep": ("m = []\nfor _ in range(100_000): m = [m]", "too deep"),
+}
+
+
+@pytest.mark.parametrize(("source", "says"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_followed_is_refused(source, says):
+    with pytest.raises(errors.BadValue, match=says):
+        of_value(made(source))
+
+
+CALLS = {
+    "an attribute": "import mylib\nm = lambda o: mylib.f(o)",
+    "a name": "from mylib import f\nm = lambda o: f(o)",
+    "imported inside": "def m(o):\n    import mylib\n    return mylib.f(o)",
+    "a name imported inside": "def m(o):\n    from mylib import f\n    return f(o)",
+    "under another name": "import mylib\ndef m(o):\n    there = mylib\n    return there.f(o)",
+    "by text": "import mylib\nm = lambda o: getattr(mylib, 'f')(o)",
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_modules_of_ones_own_are_followed(call, tmp_path, monkeypatch):
+    for name in ("mylib", "mylower"):
+        monkeypatch.setitem(sys.modules, name, None)
+        del sys.modules[name]
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mylib.py").write_text("from mylower import g\nSCALE = 2.0\ndef f(x): return g(x) * SCALE\n")
+    (tmp_path / "mylower.py").write_text("def g(x): return x + 1\n")
+    m = made(call)
+    first = of_value(m)
+    import mylib
+    import mylower
+
+    mylib.SCALE = 3.0
+    second = of_value(m)
+    mylower.g.__code__ = (lambda x: x - 1).__code__
+    assert len({first, second, of_value(m)}) == 3
+
+
+def test_a_fingerprint_is_the_same_in_every_process():
+    """Python hashes texts differently in each, and so iterates sets in another order."""
+    code = (
+        "import sys; sys.path.insert(0, 'tests'); import test_fingerprint as t\n"
+        "m = t.made(\"k = {'a', 'b', 'c'}\\nm = lambda o: o in {'x', 'y', 'z'} or o in k\")\n"
+        "print(t.of_value(m), t.of_model(t.tiny('llama')))"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        ).stdout.splitlines()[-1]
+        for seed in ("1", "2")
+    }
+    assert len(said) == 1
+
+
+# ---- models
+
+
+@pytest.mark.parametrize("family", [name for name in (*CONFIGS, *MORE) if here(name)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_passes_and_saving_change_nothing(family, dtype, tmp_path):
+    """Also of a model that became float64 after it was made, with what it computed then: another process makes the same."""
+    from helpers.worker import save, saved
+
+    lm = tiny(family, dtype=dtype)
+    lm.model.double()
+    before = of_model(lm)
+    assert before == of_model(tiny(family, dtype=dtype)) or dtype is torch.float32
+    ids = torch.arange(2, 24).reshape(2, 11)
+    trace(lm, ids)
+    with edit(lm, skip_block(1), scale_attention(2, 0.5)):
+        trace(lm, ids)
+    found = sweep_blocks(lm, ids, 7)
+    assert of_model(lm) == before
+    if type(lm.model).config_class is type(lm.model.config):  # tiny's InternLM 3 is another family's model by its config
+        save(lm, tmp_path / "model")
+        again = saved(lm, tmp_path / "model")()
+        assert of_model(again) == before
+        assert torch.equal(sweep_blocks(again, ids, 7), found)
+
+
+def _changed(lm, how):
+    block = lm.blocks[1]
+    if how == "epsilon":
+        block.input_layernorm.variance_epsilon = 0.3
+    elif how == "scaling":
+        block.self_attn.scaling *= 2
+    elif how == "a tensor that is no buffer":
+        block.mlp.table = torch.ones(2)
+    elif how == "dropout":
+        block.self_attn.attention_dropout = 0.5
+    elif how == "a forward":
+        block.mlp.forward = lambda x: 2 * x
+    elif how == "another forward":
+        block.mlp.forward = lambda x: 3 * x
+    elif how == "a bound forward":
+        block.mlp.forward = types.MethodType(lambda self, x: 2 * self.up_proj(x)[..., :24], block.mlp)
+    elif how == "a wrapped forward":
+        old = block.mlp.forward
+        block.mlp.forward = lambda x: old(x) * 2
+    elif how == "an activation":
+        block.mlp.act_fn.forward = torch.tanh
+    elif how in ("a class", "the same class with another code"):
+        by = 2 if how == "a class" else 3
+
+        class Own(nn.Module):
+            def forward(self, x):
+                return by * x
+
+        block.mlp.act_fn = Own()
+    elif how == "the config of the whole":
+        lm.config.attention_dropout = 0.5
+
+
+def test_what_computes_besides_the_weights_counts():
+    """The fingerprints of all are different, and each is the same when it is made again."""
+    ways = (
+        "nothing", "epsilon", "scaling", "a tensor that is no buffer", "dropout", "a forward", "another forward",
+        "a bound forward", "a wrapped forward", "an activation", "a class", "the same class with another code",
+        "the config of the whole",
+    )  # fmt: skip
+    keys = []
+    for how in ways:
+        one, two = tiny("llama"), tiny("llama")
+        _changed(one, how)
+        _changed(two, how)
+        keys.append(of_model(one))
+        assert keys[-1] == of_model(two), how
+    assert len(set(keys)) == len(ways)
+
+
+def test_a_librarys_code_that_was_replaced_counts(monkeypatch):
+    from transformers.models.llama import modeling_llama
+
+    lm = tiny("llama")
+    keys = [of_model(lm)]
+    with monkeypatch.context() as patch:
+        patch.setattr(modeling_llama.LlamaMLP, "forward", lambda self, x: x)
+        keys.append(of_model(lm))
+        patch.setattr(modeling_llama.LlamaMLP, "forward", lambda self, x: 2 * x)
+        keys.append(of_model(lm))
+    with monkeypatch.context() as patch:
+        patch.setattr(modeling_llama, "rotate_half", lambda x: -x)
+        keys.append(of_model(lm))
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.functional, "linear", lambda *a: a[0])
+        keys.append(of_model(lm))
+    assert len(set(keys)) == len(keys) and of_model(lm) == keys[0]
+
+
+def test_code_on_a_model_that_cannot_be_followed_is_refused():
+    lm = tiny("llama")
+    noise = torch.Generator()
+    lm.blocks[1].mlp.forward = lambda x: x + torch.randn(x.shape, generator=noise)
+    with pytest.raises(errors.BadValue, match="type Generator"):
+        of_model(lm)
