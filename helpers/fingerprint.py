@@ -41,6 +41,7 @@ _NOTES_BEGIN = (
     "_non_persistent", "_weight_conversions", "_use_kernels",
 )  # fmt: skip
 _PLAIN = (bool, int, float, complex, str, type(None), torch.dtype, torch.Size)
+_FOLLOWED = (Tensor, nn.Module, FunctionType, MethodType, BuiltinFunctionType, functools.partial, type)
 
 
 def of_model(lm: LanguageModel) -> str:
@@ -110,7 +111,7 @@ def _counts(value: Any) -> bool:
         return all(_counts(one) for pair in value.items() for one in pair)
     if isinstance(value, list | tuple | set | frozenset):
         return all(_counts(one) for one in value)
-    if isinstance(value, (*_PLAIN, Tensor, nn.Module, FunctionType, MethodType, BuiltinFunctionType, functools.partial, type)):
+    if isinstance(value, (*_PLAIN, *_FOLLOWED)):
         return True
     return not theirs(type(value).__module__)  # the user's own: followed, or refused
 

@@ -50,7 +50,8 @@ class Teller:
 
     def __init__(self, write: Callable[[Any], object], known: Mapping[int, str] | None = None) -> None:
         self.write, self.known = write, known or {}
-        self.met: dict[int, tuple[int, object]] = {}  # what was followed, kept alive so that no other object gets its id
+        # What was followed, kept alive so that no other object gets its id.
+        self.met: dict[int, tuple[int, object]] = {}
         self.inside: dict[int, int] = {}  # the containers that are being told, and how deep
 
     def put(self, *parts: object) -> None:
@@ -239,7 +240,9 @@ class Teller:
             self.put(kind.__qualname__)
         elif kind.__module__ == "typing" or isinstance(value, types.GenericAlias | types.UnionType):
             self.put(repr(value))
-        elif isinstance(value, np.dtype) or kind.__module__ == "torch._ops" and str(value).startswith(("aten.", "prims.")):
+        elif isinstance(value, np.dtype) or (
+            kind.__module__ == "torch._ops" and str(value).startswith(("aten.", "prims."))
+        ):
             self.put(kind.__qualname__, value)
         elif isinstance(value, PretrainedConfig):
             self.tell(settings(value))
@@ -253,7 +256,9 @@ class Teller:
         elif kind.__module__ in _PICKLED:
             made = copyreg.dispatch_table[kind](value) if kind in copyreg.dispatch_table else value.__reduce_ex__(4)
             self.put("made", kind.__qualname__)
-            self.tell(made if isinstance(made, str) else [list(one) if hasattr(one, "__next__") else one for one in made])
+            self.tell(
+                made if isinstance(made, str) else [list(one) if hasattr(one, "__next__") else one for one in made]
+            )
         else:
             self._refuse(value)
 
@@ -287,7 +292,8 @@ class Teller:
                 continue  # here only itself; its function says what it does
             self.put(name)
             if isinstance(value, nn.Module) and "hooks" in name and isinstance(one, dict):
-                one = list(one.values()) if name.endswith("hooks") else len(one)  # by numbers that count all hooks ever made
+                # Their keys are numbers that count all hooks ever made.
+                one = list(one.values()) if name.endswith("hooks") else len(one)
             self.tell(one)
 
     def _refuse(self, value: object) -> None:

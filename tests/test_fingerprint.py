@@ -46,7 +46,9 @@ CHANGES = {
     "a cached property": ("class C:\n    @functools.cached_property\n    def k(self): return §\nm = C()", "1", "2"),
     "a static method": ("class C:\n    @staticmethod\n    def f(o): return §\nm = C.f", "1", "2"),
     "a class method": ("class C:\n    @classmethod\n    def f(c, o): return §\nm = C.f", "1", "2"),
-    "a dataclass": ("@dataclasses.dataclass\nclass C:\n    k: float = 1.0\n    def __call__(self, o): return o § self.k\nm = C()", "+", "-"),
+    "a dataclass": (
+        "@dataclasses.dataclass\nclass C:\n    k: float = 1.0\n    def __call__(self, o): return o § self.k\nm = C()", "+", "-",
+    ),
     "a frozen dataclass": ("@dataclasses.dataclass(frozen=True, slots=True)\nclass C:\n    k: float = §\nm = C()", "1.0", "2.0"),
     "an enum": ("class E(enum.Enum):\n    A = §\nm = lambda o: o * E.A.value", "1", "2"),
     "an enum of integers": ("class E(enum.IntEnum):\n    A = §\nk = E.A\nm = lambda o: o * k", "1", "2"),
@@ -64,7 +66,9 @@ CHANGES = {
     "a borrowed name": ("@functools.wraps(nn.functional.silu)\ndef m(o): return o § 1", "+", "-"),
     "no gradients": ("@torch.no_grad()\ndef m(o): return o § 1", "+", "-"),
     "a context": ("@contextlib.contextmanager\ndef c(): yield §\ndef m(o):\n    with c() as x: return x", "1", "2"),
-    "autograd": ("class F(torch.autograd.Function):\n    @staticmethod\n    def forward(c, x): return x § 1\nm = lambda o: F.apply(o)", "+", "-"),
+    "autograd": (
+        "class F(torch.autograd.Function):\n    @staticmethod\n    def forward(c, x): return x § 1\nm = lambda o: F.apply(o)", "+", "-",
+    ),
     "weights of a probe": ("p = nn.Linear(2, 2, bias=False)\nnn.init.constant_(p.weight, §)\nm = lambda o: p(o)", "1.0", "2.0"),
     "a setting of a probe": ("p = nn.Sequential(nn.LayerNorm(4, eps=§))\nm = lambda o: p(o)", "1e-5", "1e-6"),
     "code of a probe": ("class P(nn.Module):\n    def forward(self, x): return x § 1\np = P()\nm = lambda o: p(o)", "+", "-"),
@@ -76,7 +80,9 @@ CHANGES = {
     "a global that comes later": ("def m(o): return later\n§", "", "later = 1"),
     "functions of packages": ("m = lambda o: torch.§(o)", "sin", "cos"),
     "an import inside": ("def m(o):\n    from math import §\n    return §(o)", "sin", "cos"),
-    "a builtin that was replaced": ("import builtins\n__builtins__ = dict(vars(builtins), max=lambda *a: §)\nm = lambda o: max(o)", "1", "2"),
+    "a builtin that was replaced": (
+        "import builtins\n__builtins__ = dict(vars(builtins), max=lambda *a: §)\nm = lambda o: max(o)", "1", "2",
+    ),
 }  # fmt: skip
 
 
@@ -144,7 +150,11 @@ def test_a_fingerprint_is_the_same_in_every_process():
     )
     said = {
         subprocess.run(
-            [sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout.splitlines()[-1]
         for seed in ("1", "2")
     }
@@ -170,7 +180,7 @@ def test_passes_and_saving_change_nothing(family, dtype, tmp_path):
         trace(lm, ids)
     found = sweep_blocks(lm, ids, 7)
     assert of_model(lm) == before
-    if type(lm.model).config_class is type(lm.model.config):  # tiny's InternLM 3 is another family's model by its config
+    if family != "internlm3":  # tiny's has a config that its class does not read again
         save(lm, tmp_path / "model")
         again = saved(lm, tmp_path / "model")()
         assert of_model(again) == before
