@@ -181,9 +181,11 @@ class Teller:
         self._all(value.__defaults__, value.__kwdefaults__, dict(vars(value)))
         for cell in value.__closure__ or ():
             try:
-                self.tell(cell.cell_contents)
+                found = cell.cell_contents
             except ValueError:
                 self.put("empty")
+            else:
+                self.tell(found)
         if not theirs_by_file(value):
             self._referred(value)
         return None

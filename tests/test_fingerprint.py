@@ -67,7 +67,7 @@ CHANGES = {
     "no gradients": ("@torch.no_grad()\ndef m(o): return o § 1", "+", "-"),
     "a context": ("@contextlib.contextmanager\ndef c(): yield §\ndef m(o):\n    with c() as x: return x", "1", "2"),
     "autograd": (
-        "class F(torch.autograd.Function):\n    @staticmethod\n    def forward(c, x): return x § 1\nm = lambda o: F.apply(o)", "+", "-",
+        "class F(torch.autograd.Function):\n    @staticmethod\n    def forward(c, x): return x § 1\nm = lambda o: F.apply(o)", "+", "-",  # noqa: E501
     ),
     "weights of a probe": ("p = nn.Linear(2, 2, bias=False)\nnn.init.constant_(p.weight, §)\nm = lambda o: p(o)", "1.0", "2.0"),
     "a setting of a probe": ("p = nn.Sequential(nn.LayerNorm(4, eps=§))\nm = lambda o: p(o)", "1e-5", "1e-6"),
@@ -93,6 +93,7 @@ def test_another_meaning_has_another_fingerprint(source, one, other):
 
 
 REFUSED = {
+    "in a closure": ("def w(g): return lambda o: g\nm = w(torch.Generator())", "type Generator"),
     "code from text": ("k = 1\ndef m(o): return eval('k')", r"cannot tell what eval\(\) in m will find"),
     "globals by text": ("k = 1\nm = lambda o: globals()['k']", r"cannot tell what globals\(\) in <lambda> will find"),
     "a ufunc of one's own": ("k = np.frompyfunc(lambda x: x, 1, 1)\nm = lambda o: k(o)", "type ufunc"),
@@ -184,7 +185,9 @@ def test_passes_and_saving_change_nothing(family, dtype, tmp_path):
         save(lm, tmp_path / "model")
         again = saved(lm, tmp_path / "model")()
         assert of_model(again) == before
-        assert torch.equal(sweep_blocks(again, ids, 7), found)
+        torch.testing.assert_close(
+            sweep_blocks(again, ids, 7), found, rtol=0, atol=1e-11
+        )  # a file's numbers lie elsewhere
 
 
 def _changed(lm, how):
