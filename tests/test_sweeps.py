@@ -233,10 +233,11 @@ def test_prompts_of_several_lengths_get_values_padded_as_they_are(family, chunk)
     with torch.no_grad():
         expected = torch.tensor([[by_hand(number, copy) for copy in range(3)] for number in range(4)])
     torch.testing.assert_close(found, expected.double(), rtol=0, atol=1e-6)
-    with edit(lm, patch_block(1, stream)):  # and as in one padded pass
+    # And as in one padded pass, whose softmax in float32 adds up other lengths, on some processors in another order.
+    with edit(lm, patch_block(1, stream)):
         padded = lm.logits(as_tokens(prompts))[range(4), [5, 3, 8, 5]].log_softmax(-1)[:, TARGET]
     before = lm.logits(as_tokens(prompts))[range(4), [5, 3, 8, 5]].log_softmax(-1)[:, TARGET]
-    torch.testing.assert_close(found[:, 0], padded - before, rtol=0, atol=1e-12)
+    torch.testing.assert_close(found[:, 0], padded - before, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
