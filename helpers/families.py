@@ -219,9 +219,9 @@ def family_named(name: str, config: Mapping[str, Any] | None = None) -> Family:
             families=", ".join(FAMILIES),
         )
     raise errors.UnsupportedFamily(
-        "{name!r} models are not in the table of families; it has {families}. Choose a model of one of "
-        "these, or, if this is a decoder-only transformer, tell where its parts are: wrap(model, "
-        "tokenizer, family=Family(...)).",
+        "{name!r} models are not in the table of families; it has {families}. If this is a decoder-only transformer, try the "
+        "row of one that it resembles, wrap(model, tokenizer, family='llama'), which is refused where it does not fit, or "
+        "tell where its parts are, family=Family(...).",
         name=name,
         families=", ".join(FAMILIES),
     )
