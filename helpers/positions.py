@@ -1,7 +1,9 @@
 """Which tokens an edit is limited to, counted from the start of the text whatever part of it a pass runs over.
 
 With a cache, positions still count from the start of the text, so that edits of a generated text are those of a pass over
-the whole of it. Several texts may be generated in turns, each with its cache.
+the whole of it: one of all tokens too, so it is refused where a cache holds tokens that ran without it. Several texts may be
+generated in turns, each with its cache. In `generate` an end that moves is refused; in a loop of one's own without a cache each
+pass is taken for a prompt of its own, and -1 for its last token.
 
 Prompts padded on the right count their own tokens, each for itself. In a batch padded on the left, and in one that somebody
 gives to `lm.model` with a mask, they count the batch's columns, and one that is padding there is refused.
