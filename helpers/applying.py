@@ -19,7 +19,7 @@ from .causes import did_not_run, refuse_compiled_around, refuse_own_checkpoint
 from .hooks import on_pass, on_site, remove
 from .models import LanguageModel, check_model
 from .passes import Live
-from .positions import Positions, chosen_columns, chosen_tokens, columns_now, marked
+from .positions import Positions, chosen_columns, chosen_tokens, columns_now, marked, refuse_before
 from .say import say
 from .sites import site_of
 
@@ -54,8 +54,8 @@ class edit:
     """Context manager that applies edits to `lm` and takes them off again, also after an exception or an interrupt.
 
     `with edit(lm, one, another) as lm:` makes no copy: until the block ends, every pass of `lm.model`, from here or from
-    another thread, is edited. Raises a HelpersError at once, before anything is registered, if one of the edits does not
-    fit the model, the model is compiled, or another thread has edits on it. A pass in which one of the edits does not
+    another thread or asyncio task, is edited. Raises a HelpersError at once, before anything is registered, if one of the edits
+    does not fit the model, the model is compiled, or another thread or task has edits on it. A pass in which one of the edits does not
     run exactly once raises DidNotRun; a position that no pass reached raises PositionOutOfRange when the `with` ends.
     """
 
@@ -90,6 +90,11 @@ class edit:
                     "another thread has edits on this model, and both would be edited by both: give each thread its "
                     "own copy (copy.deepcopy(lm)), or wait until the other's `with` has ended."
                 )
+            if any(other.task not in (None, group.task) and not other.task.done() for other in self.lm.live_edits):
+                raise errors.BadEdit(
+                    "another asyncio task has edits on this model, and both would be edited by both: give each task its own "
+                    "copy (copy.deepcopy(lm)), do not await inside the `with`, or hold an asyncio.Lock around it."
+                )
             group.hung = True
             _register(self.lm, self.lm.live_edits)
             return self.lm
@@ -100,6 +105,7 @@ class edit:
     def __exit__(self, kind: object = None, *_: object) -> None:
         group = self.entered[-1]
         try:
+            passes.drop_interrupted(self.lm)
             self._leave(group)
         except BaseException:  # an interrupt in here: finish, then let it through
             self._leave(group)
@@ -178,10 +184,12 @@ def _counted(lm: LanguageModel, group: Live, index: int) -> Callable[[Tensor, Te
             return function(value, stream)
         now.count(group, index)
         if one.positions is None:
+            if now.start:
+                refuse_before(one, now.since(group))
             return function(value, stream)
         if now.single and not now.start:
             return function(value, stream, None if now.mask is None else chosen_tokens(one.positions, now.mask))
-        columns = columns_now(one, group, index, now, value.shape[1])
+        columns = columns_now(one, group, index, now, value.shape[:2])
         return function(value, stream, marked(columns, value.shape[1])) if columns else None
 
     return see

@@ -9,11 +9,16 @@ where in the text it begins, too: with a cache, its first column is the first ne
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import sys
+import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from threading import get_ident
+from types import FrameType
 from typing import TYPE_CHECKING, Any
-from weakref import ReferenceType, WeakKeyDictionary, ref
+from weakref import ReferenceType, WeakSet, ref
 
 from torch import Tensor, nn
 
@@ -44,11 +49,24 @@ class Live(list):
         super().__init__(edits)
         self.on = True  # False from the end of the `with`: a copy of the model may still carry the hooks
         self.hung = False  # True once its hooks may hang on the model
-        self.thread = get_ident()
+        self.thread, self.task = get_ident(), _task()
         self.fired = [0] * len(self)  # how often each has run
         self.waiting: list[Waiting] = []  # of several texts, if they are generated in turns
-        # caches that these edits saw filled, from which column of the text to which
-        self.known: WeakKeyDictionary[Any, tuple[int, int]] = WeakKeyDictionary()
+        # caches that these edits saw filled; what part of each is written on it, under `name`
+        self.known: WeakSet[Any] = WeakSet()
+        self.name = uuid.uuid4().hex
+
+
+def _task() -> Any:
+    """The asyncio task that runs here, if one does; nobody has one who never imported asyncio."""
+    asyncio = sys.modules.get("asyncio")
+    try:
+        return asyncio and asyncio.current_task()
+    except RuntimeError:  # no loop runs
+        return None
+
+
+KNOWN = "_tokens_under_edits"  # {name of a Live: from which column of the text on, and to which}: a copy of a cache has it too
 
 
 @dataclass(eq=False)
@@ -58,7 +76,8 @@ class Pass:
     model: nn.Module  # whose call this is
     groups: list[Live]  # the edits that were live when it began
     single: bool  # the helpers' own pass of whole prompts: no more text will come
-    mask: Tensor | None  # (batch, pos) False where the text is padding; None if it is not known, or there is none
+    mask: Any  # of an own pass (batch, pos), False where padded, or None; of another, what the model was called with
+    frame: FrameType | None = None  # of that call: the pass is over once no code runs in it
     stack: nn.Module | None = None  # the module with the blocks, once it has begun
     start: int = 0  # tokens of the text before the first column: those in the cache
     cache: Any = None
@@ -72,8 +91,15 @@ class Pass:
 
     def since(self, group: Live) -> int:
         """From which column of the text on every token, those in the cache included, ran under these edits."""
-        since, end = group.known.get(self.cache, (0, 0)) if self.cache is not None else (0, 0)
+        if not self.start:
+            return 0  # also in a cache that was emptied and is used again
+        since, end = getattr(self.cache, KNOWN, {}).get(group.name, (0, 0))
         return since if end >= self.start else self.start
+
+    def drop(self) -> None:
+        """It ended in the middle: what it did not reach waits no longer."""
+        for group in self.groups:
+            group.waiting = [late for late in group.waiting if late not in self.late]
 
 
 def current(lm: LanguageModel) -> Pass | None:
@@ -100,6 +126,7 @@ def run(lm: LanguageModel, inputs: dict[str, Any], blocks: int | None = None, ma
     BadEdit if another thread's `with` began or ended meanwhile.
     """
     running = lm.passes.setdefault(get_ident(), [])
+    drop_interrupted(lm)
     depth, groups = len(running), list(lm.live_edits)
     try:
         running.append(Ours(mask))
@@ -131,14 +158,29 @@ def begin(lm: LanguageModel, module: nn.Module, args: tuple, kwargs: dict[str, A
     refuse_checkpointing(lm)
     _refuse_copy(lm, module)
     running = lm.passes.setdefault(get_ident(), [])
+    drop_interrupted(lm)
     now = running[-1] if running else None
     if not (isinstance(now, Pass) and now.model is lm.model and now.stack is None and module is not lm.model):
-        mask = now.mask if isinstance(now, Ours) else _mask_in(kwargs)
-        now = Pass(module, list(lm.live_edits), isinstance(now, Ours), mask)
+        mask = now.mask if isinstance(now, Ours) else _mask_in(module, args, kwargs)
+        now = Pass(module, list(lm.live_edits), isinstance(now, Ours), mask, sys._getframe(2))
         running.append(now)
+    elif now.mask is None and not now.single:
+        now.mask = _mask_in(module, args, kwargs)  # some wrapper's own
     if module is not lm.model or stack_of(lm) is lm.model:
         now.stack = module
         now.cache, now.start = _cached((*args, *kwargs.values()))
+
+
+def drop_interrupted(lm: LanguageModel) -> None:
+    """Forget passes that are over: after a KeyboardInterrupt PyTorch calls no hook that would have said so."""
+    running = lm.passes.get(get_ident(), [])
+    while running and isinstance(running[-1], Pass):
+        frame: FrameType | None = sys._getframe()
+        while frame is not None and frame is not running[-1].frame:
+            frame = frame.f_back
+        if frame is not None:
+            return
+        running.pop().drop()
 
 
 def _refuse_copy(lm: LanguageModel, module: nn.Module) -> None:
@@ -160,6 +202,7 @@ def end(lm: LanguageModel, module: nn.Module, output: Any) -> None:
     now = running[numbers[-1]]
     if output is None:  # an exception; at a pass of ours that a recorder left, `run` looks
         if not now.single:
+            now.drop()
             del running[numbers[-1] :]
         if not running:
             lm.passes.pop(get_ident(), None)
@@ -177,13 +220,17 @@ def end(lm: LanguageModel, module: nn.Module, output: Any) -> None:
     if cache is not None and now.stack is module:
         for late in now.late:
             late.cache = ref(cache)
+        known = {group.name: (now.since(group), int(cache.get_seq_length())) for group in now.groups}
+        with contextlib.suppress(AttributeError):  # a cache of another library's, that takes no attribute
+            setattr(cache, KNOWN, known)
         for group in now.groups:
-            group.known[cache] = now.since(group), int(cache.get_seq_length())
+            group.known.add(cache)
 
 
-def _mask_in(kwargs: dict[str, Any]) -> Tensor | None:
-    found = kwargs.get("attention_mask")
-    return found.bool() if isinstance(found, Tensor) and found.ndim == 2 else None
+def _mask_in(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+    if len(args) > 1:
+        kwargs = {**dict(zip(inspect.signature(module.forward).parameters, args, strict=False)), **kwargs}
+    return kwargs.get("attention_mask")
 
 
 def _cached(values: Iterable[Any]) -> tuple[Any, int]:
