@@ -47,6 +47,7 @@ class LanguageModel(Encoder):
         self.live_edits: list[Any] = []
         self.edit_handles: list[RemovableHandle] = []
         self.passes: dict[int, list[Any]] = {}  # by thread, the edited passes that it is in: helpers/passes.py
+        self.stamps: dict[int, object] = {}  # by thread, a new one for each time that it put edits on
         self.d_model: int = self.config.hidden_size
         self.n_heads: int = self.config.num_attention_heads
         self.d_head: int = getattr(self.config, "head_dim", None) or self.d_model // self.n_heads
@@ -65,7 +66,7 @@ class LanguageModel(Encoder):
             ) from None
 
     def __repr__(self) -> str:
-        names = ", ".join(repr(one) for group in self.live_edits for one in group) or "none"
+        names = ", ".join(repr(one) for group in passes.live_here(self) for one in group) or "none"
         proven = "not certified" if self.certificate is None else self.certificate.short
         return (
             f"LanguageModel({self.family}: {self.n_blocks} blocks of {self.n_heads} heads, d_model {self.d_model}, "

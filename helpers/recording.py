@@ -70,7 +70,7 @@ def groups(rows: list[Tensor], copies: int, tokens: int) -> Iterator[list[int]]:
 
 
 def _where_rows_run_alone(lm: LanguageModel) -> Alone:
-    live = {one.block for group in lm.live_edits for one in group}
+    live = {one.block for group in passes.live_here(lm) for one in group}
     hooked = {id(module) for module in lm.hooks_of_others.values()}
     inside = [*lm.blocks, lm.final_norm, lm.unembed, lm.model]
     everywhere = bool(foreign.hooks_on_all_modules())
@@ -129,8 +129,8 @@ def _record(lm: LanguageModel, ids: Tensor, to_the_end: bool) -> tuple[Tensor, l
     handles: list[RemovableHandle] = []
     try:
         handles += [hooks.on_call(block, keep) for block in lm.blocks]
-        handles += [hooks.on_output(block, leave) for block in lm.blocks]
-        handles.append(hooks.on_input(lm.final_norm, stop, prepend=True))
+        handles += [hooks.on_output(block, hooks.only_here(leave)) for block in lm.blocks]
+        handles.append(hooks.on_input(lm.final_norm, hooks.only_here(stop), prepend=True))
         output = passes.run(lm, lm.inputs(lm.encode(ids)), lm.n_blocks)  # live edits are part of the baseline
     finally:
         hooks.remove(handles)
@@ -183,7 +183,14 @@ def _for_any_rows(value: Any, prompts: int) -> Any:
 
 
 def refuse_what_a_walk_cannot_do(lm: LanguageModel) -> None:
-    """Raises BadValue in train mode, for hooks on the whole model, and for weights that are not there."""
+    """Raises BadValue in train mode, for hooks on the whole model, and for weights that are not there; BadEdit for edits of
+    another thread.
+    """
+    if passes.elsewhere(lm):
+        raise errors.BadEdit(
+            "another thread has edits on this model, which would change what is swept here: wait until its `with` has ended, "
+            "or give each thread its own copy (copy.deepcopy(lm))."
+        )
     if lm.model.training:
         raise errors.BadValue(
             "the model is in train mode, where dropout makes every copy another experiment: call lm.model.eval() first."

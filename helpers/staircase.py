@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from . import errors, hooks
+from . import errors, hooks, passes
+from .applying import Edit, applied, edit_here
 from .copies import Copy, edit_for
-from .edits import Edit, applied, edit
 from .measures import Measure, Outcome
 from .models import LanguageModel
 from .products import quick_products
 from .recording import Alone, Clean
-from .say import say
+from .say import say, translatable
 
 Change = Callable[[Tensor, Tensor], Tensor]
 
@@ -54,14 +54,16 @@ def run(lm: LanguageModel, plan: Plan, cleans: Iterator[Clean], done: Callable[[
     done(block passes) is told how it goes. Raises BadValue.
     """
     results: dict[int, Tensor] = {}
-    for clean in cleans:
-        measured: list[list[Tensor]] = [[] for _ in clean.prompts]
-        with quick_products():
-            for copies in _pieces(plan.copies_of(clean.prompts), WAITING * plan.chunk // clean.ids.numel()):
-                streams = _walk(lm, plan, clean, copies, done)
-                for p, found in enumerate(measured):
-                    found += _measure(lm, plan, clean, streams[:, p], p)
-        results |= {prompt: torch.cat(found).cpu() for prompt, found in zip(clean.prompts, measured, strict=True)}
+    with passes.edited_as_a_whole(lm, translatable("this sweep")) as check:
+        for clean in cleans:
+            measured: list[list[Tensor]] = [[] for _ in clean.prompts]
+            with quick_products():
+                for copies in _pieces(plan.copies_of(clean.prompts), WAITING * plan.chunk // clean.ids.numel()):
+                    streams = _walk(lm, plan, clean, copies, done)
+                    for p, found in enumerate(measured):
+                        found += _measure(lm, plan, clean, streams[:, p], p)
+            results |= {prompt: torch.cat(found).cpu() for prompt, found in zip(clean.prompts, measured, strict=True)}
+            check()
     return [results[prompt] for prompt in range(len(results))]
 
 
@@ -74,7 +76,7 @@ def _walk(lm: LanguageModel, plan: Plan, clean: Clean, copies: Sequence[Copy], d
     stairs = _stairs(copies)
     edits = _CopyEdits(stairs, prompts, length)
     streams = clean.streams.new_empty(len(copies), prompts, length, lm.d_model)
-    with (walk := edit(lm, *edits.on_all_rows())):
+    with (walk := edit_here(lm, *edits.on_all_rows())):
         for block, (rest, named) in enumerate(clean.calls):
             for row in range(stairs.before(block), stairs.before(block + 1)):  # the copies that join here
                 parent = stairs.parents[row]
@@ -130,6 +132,7 @@ class _CopyEdits:
     def __init__(self, stairs: _Stairs, prompts: int, length: int) -> None:
         self.prompts = prompts
         self.here = range(0)
+        self.busy = False  # a function is running: if it runs the model, that must not be taken for these copies
         self.places: dict[tuple[str, int], list[tuple[int, list[Change]]]] = {}
         for row, copy in enumerate(stairs.copies):
             for one in copy:
@@ -144,13 +147,17 @@ class _CopyEdits:
 
     def _change(self, there: list[tuple[int, list[Change]]]) -> Change:
         def change(value: Tensor, stream: Tensor) -> Tensor:
+            if self.busy:
+                raise passes.run_inside()
             now = [(row, changes) for row, changes in there if row in self.here]
             new = value.clone() if now else value
+            self.busy = True
             for row, changes in now:
                 start = (row - self.here.start) * self.prompts
                 for p, function in enumerate(changes):
                     mine = slice(start + p, start + p + 1)
                     new[mine] = function(new[mine], stream[mine])
+            self.busy = False  # after an error the walk is over
             return new
 
         return change
@@ -181,7 +188,7 @@ def _shortcuts(
     handles: list[RemovableHandle] = []
     try:
         for part, see, prepend in inputs:
-            handles.append(hooks.on_input(lm.part(block, part), see, prepend))
+            handles.append(hooks.on_input(lm.part(block, part), hooks.only_here(see), prepend))
         yield
     finally:
         hooks.remove(handles)

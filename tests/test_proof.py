@@ -20,6 +20,8 @@ from helpers import (
     scale_block,
     skip_block,
     skip_mlp,
+    sweep_blocks,
+    sweep_edits,
     sweep_heads,
     trace,
     wrap,
@@ -327,6 +329,103 @@ def test_a_trace_during_which_another_thread_edits_is_refused():
     handle.remove()
     one.__exit__(None, None, None)
     assert lm.live_edits == []
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+def test_threads_that_sweep_trace_and_wrap_one_model_each_get_their_own_numbers(family):
+    lm = tiny(family)
+    prompts = [torch.arange(2 + k, 8 + 2 * k) for k in range(4)]
+    swept, traced = [sweep_heads(lm, p, 7) for p in prompts], [trace(lm, p) for p in prompts]
+    before = hooks_of(lm)
+
+    def work(k):
+        for _ in range(4):
+            if k < 2:
+                torch.testing.assert_close(sweep_heads(lm, prompts[k], 7), swept[k], rtol=0, atol=1e-6)
+            elif k == 2:
+                found = trace(lm, prompts[2])
+                assert all(
+                    getattr(found, name).equal(getattr(traced[2], name)) for name in ("resid", "heads", "logits")
+                )
+            else:
+                assert wrap(lm.model).certificate.digits == lm.certificate.digits
+
+    assert all_at_once(work) == []
+    assert hooks_of(lm) == before and lm.live_edits == [] and lm.edit_handles == [] and lm.passes == {}
+
+
+def test_a_sweep_beside_a_thread_that_edits_is_right_or_refused():
+    lm, prompt = tiny("llama"), torch.arange(2, 8)
+    swept, clean = sweep_heads(lm, prompt, 7), lm.logits(prompt)
+    with edit(lm, scale_block(1, 3)):
+        edited = lm.logits(prompt)
+
+    def work(k):
+        for _ in range(10):
+            if k == 0:
+                with edit(
+                    lm, scale_block(1, 3)
+                ):  # the only one that edits: never refused, and never a copy of the sweep's
+                    assert lm.logits(prompt).equal(edited)
+                assert lm.logits(prompt).equal(clean)
+                continue
+            try:
+                torch.testing.assert_close(sweep_heads(lm, prompt, 7), swept, rtol=0, atol=1e-6)
+            except BadEdit as error:
+                assert "another thread" in str(error)
+
+    assert all_at_once(work, 3) == []
+    assert lm.live_edits == [] and lm.edit_handles == [] and lm.passes == {}
+
+
+@pytest.mark.parametrize("act", [lambda lm: trace(lm, IDS), lambda lm: sweep_heads(lm, IDS, 7)])
+def test_an_edit_of_another_thread_that_came_and_went_during_a_pass_is_seen(act):
+    lm = tiny("gpt2")
+
+    def elsewhere(*_):
+        def come_and_go():
+            with edit(lm, scale_block(2, 2)):
+                pass
+
+        thread = threading.Thread(target=come_and_go)
+        thread.start()
+        thread.join()
+
+    handle = lm.blocks[0].register_forward_hook(elsewhere)
+    with pytest.raises(BadEdit, match="put on or taken off while this (pass|sweep) ran"):
+        act(lm)
+    handle.remove()
+    assert lm.live_edits == [] and lm.edit_handles == []
+
+
+def test_a_function_that_runs_the_model_inside_a_pass_or_a_sweep_of_it_is_told_so():
+    lm, prompt = tiny("gpt2"), torch.arange(2, 8)
+    other, busy = copy.deepcopy(lm), []
+
+    def runs(act):
+        def function(value):
+            if not busy:  # as a careful user would write it
+                busy.append(1)
+                act()
+                busy.clear()
+            return value
+
+        return function
+
+    for act in (lambda: trace(lm, prompt), lambda: lm.logits(prompt), lambda: sweep_blocks(lm, prompt, 7)):
+        mine = change("block", 1, runs(act))
+        for run in (lambda: sweep_edits(lm, prompt, [mine, skip_mlp(2)], 7), lambda: trace(lm, prompt)):
+            busy.clear()
+            with pytest.raises(BadEdit, match="runs the model itself"), edit(lm, mine):
+                run()
+    busy.clear()
+    with pytest.raises(BadEdit, match="runs the model itself"):
+        raw = change("block", 1, runs(lambda: lm.model(prompt[None])))
+        sweep_edits(lm, prompt, [skip_mlp(0), raw], 7)
+    busy.clear()
+    on_a_copy = change("block", 1, runs(lambda: trace(other, prompt)))
+    assert sweep_edits(lm, prompt, [on_a_copy], 7).item() == 0
+    assert lm.live_edits == [] and lm.edit_handles == [] and lm.passes == {}
 
 
 def test_a_copy_of_an_edited_model_is_not_edited_for_ever():
