@@ -44,6 +44,13 @@ class Edit:
     prompts: int | None = field(default=None, repr=False, compare=False)
     length: int | None = field(default=None, repr=False, compare=False)
     for_prompts: Callable[[Sequence[int], int], Edit] | None = field(default=None, repr=False, compare=False)
+    made: object = field(default=None, repr=False, compare=False)  # the change that these and `given` belong to
+
+    def __post_init__(self) -> None:
+        if self.made not in (None, self.change):  # dataclasses.replace gave it another change: it is another edit
+            for name, value in {"given": object(), "prompts": None, "length": None, "for_prompts": None}.items():
+                object.__setattr__(self, name, value)
+        object.__setattr__(self, "made", self.change)
 
     def __repr__(self) -> str:
         where = "" if self.positions is None else f" at positions {self.positions}"

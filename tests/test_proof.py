@@ -27,7 +27,7 @@ from helpers import (
     wrap,
     zero_heads,
 )  # fmt: skip
-from helpers.errors import BadEdit, DidNotRun
+from helpers.errors import BadEdit, BadValue, DidNotRun
 
 IDS = torch.arange(2, 24).reshape(2, 11)
 
@@ -143,6 +143,35 @@ def test_a_module_at_two_places_is_refused():
     for do in (lambda: trace(lm, IDS), lambda: under(lm, scale_block(1, 2)), lambda: read_site(lm, IDS, "mlp", 2)):
         with pytest.raises(DidNotRun, match=r"ran 2 times, since the same module stands at several places"):
             do()
+
+
+@pytest.mark.parametrize(
+    "act", [lambda lm: sweep_heads(lm, IDS, 7), lambda lm: sweep_edits(lm, IDS, [skip_block(0)], 7)]
+)
+def test_an_early_exit_names_the_first_block_that_a_sweep_misses(act):
+    lm = tiny("llama")
+    lm.model.config.num_hidden_layers = 2
+    with pytest.raises(DidNotRun) as error:
+        act(lm)
+    assert str(error.value).count("did not run") == 1
+    assert "layers[2] did not run, since lm.model.config.num_hidden_layers is 2" in str(error.value)
+
+
+def test_one_block_in_train_mode_is_seen():
+    """OPT drops out in a function that no hook sees, Phi where nothing tells the deltas apart; layers checkpoint by their mode."""
+    lm = tiny("opt")
+    lm.blocks[2].train()
+    found = trace(lm, IDS)
+    assert far(found.resid[1:], found.resid[:-1] + found.attn + found.mlp) < 1e-12
+    lm = tiny("phi", resid_pdrop=0.3)
+    lm.blocks[2].train()
+    with pytest.raises(BadValue, match="cannot be told apart"):
+        trace(lm, IDS)
+    lm = tiny("llama")
+    lm.model.gradient_checkpointing_enable()
+    lm.blocks[2].train()
+    with pytest.raises(BadEdit, match="checkpointing is on"):
+        under(lm, scale_block(0, 2))
 
 
 def test_layerdrop_is_named():
@@ -392,7 +421,7 @@ def test_an_edit_of_another_thread_that_came_and_went_during_a_pass_is_seen(act)
         thread.join()
 
     handle = lm.blocks[0].register_forward_hook(elsewhere)
-    with pytest.raises(BadEdit, match="put on or taken off while this (pass|sweep) ran"):
+    with pytest.raises(BadEdit, match=r"put on or taken off while this (pass|sweep) ran"):
         act(lm)
     handle.remove()
     assert lm.live_edits == [] and lm.edit_handles == []
