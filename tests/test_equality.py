@@ -308,7 +308,7 @@ def test_prompts_on_both_sides_of_longropes_limit_are_never_in_one_batch():
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     all_of_them = Tokens(ids, torch.arange(40) < torch.tensor([len(row) for row in rows])[:, None])
     for read in (trace, lambda lm, tokens: lm.logits(tokens)):
-        with pytest.raises(errors.BadValue, match="8 to 40 tokens, .* more than 16 .* up to 16 tokens apart"):
+        with pytest.raises(errors.BadValue, match=r"8 to 40 tokens, .* more than 16 .* up to 16 tokens apart"):
             read(lm, all_of_them)
     short = Tokens(ids[:2, :16], all_of_them.mask[:2, :16])
     assert (trace(lm, short).resid[:, 0, :8] - trace(lm, rows[0]).resid[:, 0]).abs().max() < 1e-6
