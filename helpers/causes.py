@@ -50,6 +50,16 @@ def did_not_run(lm: LanguageModel, what: str, site: str, block: int, number: int
     return errors.DidNotRun(sentence, what=what, place=place, **values)
 
 
+def norm_ran(number: int) -> errors.DidNotRun:
+    """What to raise for a final norm that ran `number` times in a pass and not once."""
+    return errors.DidNotRun(
+        "the final norm ran {number} times in this pass and not once, so the stream's last point is not "
+        "known: something calls the model's parts in another way (a wrapper, a replaced forward); undo "
+        "that.",
+        number=number,
+    )
+
+
 def _path(lm: LanguageModel, site: str, block: int) -> str:
     """Of the names that a part has in different versions of transformers, the one that this block knows."""
     *others, last = lm.parts.module_of(site).split("|")
@@ -84,7 +94,7 @@ def _cause(lm: LanguageModel, block: int, path: str) -> tuple[str, dict[str, Any
                 "{what}: {place} did not run, since the forward of {name} was replaced by a function of its own: take it off "
                 "(del {name}.forward)."
             ), {"name": name}
-    if getattr(_text_config(lm), "layerdrop", 0) and lm.model.training:
+    if getattr(_text_config(lm), "layerdrop", 0) and stack_of(lm).training:
         return translatable(
             "{what}: {place} did not run, since layerdrop leaves out blocks at random in train mode: call lm.model.eval()."
         ), {}
@@ -200,9 +210,9 @@ def refuse_while_compiling() -> None:
 
 def refuse_checkpointing(lm: LanguageModel) -> None:
     """Raises BadEdit: a checkpointed block runs again in the backward pass, when edits may be gone and noise is drawn anew."""
-    if not (lm.model.training and torch.is_grad_enabled()):
+    if not torch.is_grad_enabled():
         return
-    if any(getattr(module, "gradient_checkpointing", False) for module in (stack_of(lm), *lm.blocks)):
+    if any(one.training and getattr(one, "gradient_checkpointing", False) for one in (stack_of(lm), *lm.blocks)):
         raise _checkpointed()
 
 

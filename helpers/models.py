@@ -23,7 +23,7 @@ from .checks import check_indices, kind_of, whole
 from .encoding import Encoder
 from .encoding import Tokens as Tokens
 from .families import Family, row_of
-from .layout import check_parts, features, inside_peft, module_at
+from .layout import check_parts, features, inside_peft, longrope_limit, module_at
 from .say import translatable
 
 
@@ -47,11 +47,13 @@ class LanguageModel(Encoder):
         self.live_edits: list[Any] = []
         self.edit_handles: list[RemovableHandle] = []
         self.passes: dict[int, list[Any]] = {}  # by thread, the edited passes that it is in: helpers/passes.py
+        self.stamps: dict[int, object] = {}  # by thread, a new one for each time that it put edits on
         self.d_model: int = self.config.hidden_size
         self.n_heads: int = self.config.num_attention_heads
         self.d_head: int = getattr(self.config, "head_dim", None) or self.d_model // self.n_heads
         self.context: int = getattr(self.config, "max_position_embeddings", None) or sys.maxsize
         self.vocabulary: int = self.config.vocab_size
+        self.longrope_limit = longrope_limit(self.config)
         try:
             self.n_key_heads = check_parts(self)
             self.d_mlp = features(self.part(0, self.parts.neurons_out), 0) if self.parts.neurons_out else 0
@@ -65,7 +67,7 @@ class LanguageModel(Encoder):
             ) from None
 
     def __repr__(self) -> str:
-        names = ", ".join(repr(one) for group in self.live_edits for one in group) or "none"
+        names = ", ".join(repr(one) for group in passes.live_here(self) for one in group) or "none"
         proven = "not certified" if self.certificate is None else self.certificate.short
         return (
             f"LanguageModel({self.family}: {self.n_blocks} blocks of {self.n_heads} heads, d_model {self.d_model}, "
@@ -164,7 +166,10 @@ class LanguageModel(Encoder):
 
         Raises BadValue in train mode where even that cannot be: attention's and the MLP's deltas are dropped out together.
         """
-        hidden = self.model.training and bool(self.setting(self.parts.hidden_dropout))
+        # Not lm.model.training: somebody may train some blocks alone.
+        hidden = bool(self.setting(self.parts.hidden_dropout)) and any(
+            one.training for block in self.blocks for one in block.modules()
+        )
         if hidden and not self.parts.before_mlp:
             raise errors.BadValue(
                 "in train mode the blocks of {family} models drop out the deltas where no hook sees it "
@@ -233,12 +238,24 @@ class LanguageModel(Encoder):
                 "attention_mask=tokens.mask.long(); for a pass of which you read real tokens alone, say "
                 "lm.inputs(tokens, right_padding=True)."
             )
+        if self.longrope_limit is not None:
+            self._refuse_both_ropes(tokens.mask.sum(1), self.longrope_limit)
         found: dict[str, Tensor | bool] = {"input_ids": tokens.ids, "use_cache": False}
         if self.check_left_padding(tokens.mask):
             found["attention_mask"] = tokens.mask.long()
             # Without these, padding on the left would shift the positions of the real tokens.
             found["position_ids"] = (tokens.mask.long().cumsum(1) - 1).clamp(min=0)
         return found
+
+    def _refuse_both_ropes(self, lengths: Tensor, limit: int) -> None:
+        if bool((lengths <= limit).any()) and bool((lengths > limit).any()):
+            raise errors.BadValue(
+                "these prompts have {shortest} to {longest} tokens, and in a batch with one of more than {limit} this model "
+                "gives all the rotary positions of long prompts: run those of up to {limit} tokens apart from the longer ones.",
+                shortest=int(lengths.min()),
+                longest=int(lengths.max()),
+                limit=limit,
+            )
 
     def check_left_padding(self, mask: Tensor) -> bool:
         """Whether a real token comes after padding. Raises BadValue where the model cannot run with it."""

@@ -9,11 +9,11 @@ where in the text it begins, too: with a cache, its first column is the first ne
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import sys
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from threading import get_ident
 from types import FrameType
@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 from weakref import ReferenceType, WeakSet, ref
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from . import errors
 from .causes import did_not_run, refuse_checkpointing, refuse_compiled, stack_of
-from .say import say
+from .say import say, translatable
 
 if TYPE_CHECKING:
     from .models import LanguageModel
@@ -45,8 +46,11 @@ class Live(list):
 
     __eq__, __hash__ = object.__eq__, object.__hash__  # type: ignore[assignment]
 
-    def __init__(self, edits: Iterable[Any]) -> None:
+    def __init__(self, edits: Iterable[Any], private: bool = False) -> None:
         super().__init__(edits)
+        self.private = private  # a sweep's own: calls by other threads are not edited
+        self.handles: list[RemovableHandle] = []  # of its hooks, in the order in which they were put on
+        self.ready = False  # True once all of them hang
         self.on = True  # False from the end of the `with`: a copy of the model may still carry the hooks
         self.hung = False  # True once its hooks may hang on the model
         self.thread, self.task = get_ident(), _task()
@@ -67,6 +71,43 @@ def _task() -> Any:
 
 
 KNOWN = "_tokens_under_edits"  # {name of a Live: from which column of the text on, and to which}: a copy of a cache has it too
+
+
+def live_here(lm: LanguageModel) -> list[Live]:
+    """The edits that this thread's passes run under, in groups: all but those of sweeps in other threads."""
+    return [group for group in list(lm.live_edits) if not group.private or group.thread == get_ident()]
+
+
+def editing(lm: LanguageModel) -> Any:
+    """Differs, for this thread, when edits have been put on or taken off since, or another thread has done so in between."""
+    others = {thread: stamp for thread, stamp in list(lm.stamps.items()) if thread != get_ident()}
+    return [(group, group.ready and group.on) for group in live_here(lm)], others
+
+
+def elsewhere(lm: LanguageModel) -> bool:
+    """Whether edits of another thread change this one's passes now."""
+    return any(group.thread != get_ident() for group in live_here(lm))
+
+
+@contextmanager
+def edited_as_a_whole(lm: LanguageModel, what: str) -> Iterator[Callable[[], None]]:
+    """Raises BadEdit at the end, or when the function that it gives is called, if edits came or went since `what` began."""
+    before = editing(lm)
+
+    def check() -> None:
+        if editing(lm) != before:
+            raise errors.BadEdit(
+                "edits were put on or taken off while {what} ran, so it is edited in part: another thread "
+                "uses the same model. Give each thread its own copy, or take turns.",
+                what=say(what),
+            )
+
+    try:
+        yield check
+    except errors.HelpersError:
+        check()  # then that is why
+        raise
+    check()
 
 
 @dataclass(eq=False)
@@ -123,30 +164,40 @@ def run(lm: LanguageModel, inputs: dict[str, Any], blocks: int | None = None, ma
     """The model's output in one pass of ours over whole prompts; None if a recorder left it, after its first `blocks` blocks.
 
     inputs: what the model is called with, from `lm.inputs`. mask: (batch, pos) False where padded. Raises DidNotRun, and
-    BadEdit if another thread's `with` began or ended meanwhile.
+    BadEdit if another thread's `with` began or ended meanwhile, or inside of another pass of ours.
     """
     running = lm.passes.setdefault(get_ident(), [])
     drop_interrupted(lm)
-    depth, groups = len(running), list(lm.live_edits)
-    try:
-        running.append(Ours(mask))
+    depth = len(running)
+    with edited_as_a_whole(lm, translatable("this pass")):
         try:
-            output = lm.model(**inputs)
-        except Left:
-            output = None
-            missing = _not_run(lm, running[-1], blocks) if isinstance(running[-1], Pass) else None
-            if missing:
-                raise missing from None
-        if len(groups) != len(lm.live_edits) or any(a is not b for a, b in zip(groups, lm.live_edits, strict=True)):
-            raise errors.BadEdit(
-                "edits were put on or taken off while this pass ran, so it is edited in part: another thread "
-                "uses the same model. Give each thread its own copy, or take turns."
-            )
-        return output
-    finally:
-        del running[depth:]
-        if not running:
-            lm.passes.pop(get_ident(), None)
+            _refuse_inside(lm, running)
+            running.append(Ours(mask))
+            try:
+                return lm.model(**inputs)
+            except Left:
+                missing = _not_run(lm, running[-1], blocks) if isinstance(running[-1], Pass) else None
+                if missing:
+                    raise missing from None
+                return None
+        finally:
+            del running[depth:]
+            if not running:
+                lm.passes.pop(get_ident(), None)
+
+
+def _refuse_inside(lm: LanguageModel, running: list[Any]) -> None:
+    """Raises BadEdit inside of a pass of ours or of a sweep: the recorders and edits there would take this pass for their own."""
+    if any(isinstance(one, Ours) for one in running) or any(group.private for group in live_here(lm)):
+        raise run_inside()
+
+
+def run_inside() -> errors.BadEdit:
+    return errors.BadEdit(
+        "a function that runs inside a pass or a sweep of this model, an edit's or a hook's, runs the model itself, and "
+        "each would meet the other's edits: compute before what it needs, or let it run a copy of the model "
+        "(copy.deepcopy(lm))."
+    )
 
 
 # ---- what the two pairs of hooks do
@@ -162,7 +213,8 @@ def begin(lm: LanguageModel, module: nn.Module, args: tuple, kwargs: dict[str, A
     now = running[-1] if running else None
     if not (isinstance(now, Pass) and now.model is lm.model and now.stack is None and module is not lm.model):
         mask = now.mask if isinstance(now, Ours) else _mask_in(module, args, kwargs)
-        now = Pass(module, list(lm.live_edits), isinstance(now, Ours), mask, sys._getframe(2))
+        groups = [group for group in live_here(lm) if group.ready]
+        now = Pass(module, groups, isinstance(now, Ours), mask, sys._getframe(2))
         running.append(now)
     elif now.mask is None and not now.single:
         now.mask = _mask_in(module, args, kwargs)  # some wrapper's own
@@ -221,7 +273,7 @@ def end(lm: LanguageModel, module: nn.Module, output: Any) -> None:
         for late in now.late:
             late.cache = ref(cache)
         known = {group.name: (now.since(group), int(cache.get_seq_length())) for group in now.groups}
-        with contextlib.suppress(AttributeError):  # a cache of another library's, that takes no attribute
+        with suppress(AttributeError):  # a cache of another library's, that takes no attribute
             setattr(cache, KNOWN, known)
         for group in now.groups:
             group.known.add(cache)

@@ -154,7 +154,7 @@ class _Recorder:
         return hooks.only_here(see)
 
     def run(self, stop: bool) -> Trace:
-        lm, n = self.lm, self.n
+        lm, n, hides_deltas = self.lm, self.n, self.lm.hides_deltas
         inputs = lm.inputs(self.tokens, right_padding=True)
         handles: list[RemovableHandle] = []
 
@@ -166,7 +166,7 @@ class _Recorder:
             try:
                 for block in range(n):
                     handles.append(hooks.on_input(lm.part(block, ""), self.keep("resid", block)))
-                    if lm.hides_deltas:
+                    if hides_deltas:
                         self._differences(block, handles)
                     else:
                         handles += hooks.on_site(lm, "attention", block, self.keep("attn", block))
@@ -205,12 +205,7 @@ class _Recorder:
             if number == 1:
                 continue
             if block == self.lm.n_blocks:
-                raise errors.DidNotRun(
-                    "the final norm ran {number} times in this pass and not once, so the stream's last point is not "
-                    "known: something calls the model's parts in another way (a wrapper, a replaced forward); undo "
-                    "that.",
-                    number=number,
-                )
+                raise causes.norm_ran(number)
             if number == 0 and block == self.n and name == "resid":
                 what = say("the pass could not stop before block {block}", block=block)
             else:
