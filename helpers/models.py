@@ -114,10 +114,14 @@ class LanguageModel(Encoder):
 
     @property
     def device(self) -> torch.device:
-        """Where the unembedding computes: for weights that wait elsewhere (accelerate's offload), where they will run."""
+        """Where the unembedding computes: for weights that wait elsewhere (accelerate's offload), where they will run.
+
+        Raises BadValue for weights that are nowhere.
+        """
         found = self.unembed.weight.device
         if found.type != "meta":
             return found
+        causes.refuse_nowhere(self.model)  # every prompt comes by here
         there = getattr(getattr(self.unembed, "_hf_hook", None), "execution_device", None)
         return torch.device("cpu" if there is None else there)
 

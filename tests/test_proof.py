@@ -25,7 +25,7 @@ from helpers import (
     wrap,
     zero_heads,
 )  # fmt: skip
-from helpers.errors import BadEdit, DidNotRun
+from helpers.errors import BadEdit, BadValue, DidNotRun
 
 IDS = torch.arange(2, 24).reshape(2, 11)
 
@@ -409,3 +409,59 @@ def test_the_repr_names_hooks_of_others():
         assert repr(lm).endswith("live edits: skip_block(1); hooks of others: transformer.h.3)")
     handle.remove()
     assert "hooks of others" not in repr(lm)
+
+
+# ---- weights that are nowhere
+
+NOWHERE = "is on the meta device and nothing brings it back for a pass"
+
+
+@pytest.mark.parametrize("certify", [True, False])
+@pytest.mark.parametrize(
+    "part", ["", "model.embed_tokens", "model.layers.2.mlp.down_proj", "model.rotary_emb", "lm_head"]
+)
+def test_a_model_with_weights_on_the_meta_device_is_not_wrapped(part, certify):
+    """A product with such a weight is no error: it gives memory that nobody wrote."""
+    model = tiny("llama", tie_word_embeddings=False).model
+    model.get_submodule(part).to("meta")
+    with pytest.raises(BadValue, match=NOWHERE) as caught:
+        wrap(model, certify=certify)
+    assert str(caught.value).startswith(f"the weight {part or 'model.embed_tokens'}")
+
+
+@pytest.mark.parametrize("part", ["", "model.layers.2.mlp.down_proj", "lm_head"])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda lm: trace(lm, IDS),
+        lambda lm: attention_patterns(lm, IDS),
+        lambda lm: read_site(lm, IDS, "mlp", 2),
+        lambda lm: sweep_heads(lm, IDS, 5),
+        lambda lm: edit(lm, skip_block(2)).__enter__(),
+    ],
+)
+def test_weights_that_go_after_wrap_are_refused_at_each_door(part, use):
+    lm = tiny("llama", tie_word_embeddings=False)
+    lm.model.get_submodule(part).to("meta")
+    if part == "lm_head" and use.__code__.co_names[0] == "edit":
+        use = lambda lm: lm.logits(IDS)  # noqa: E731  the edit looks at its own block, the prompt at the rest
+    with pytest.raises(BadValue, match=NOWHERE):
+        use(lm)
+    assert not lm.live_edits and "live edits: none" in repr(lm)
+
+
+def test_a_hook_of_accelerates_that_brings_nothing_is_no_excuse():
+    hooks = pytest.importorskip("accelerate.hooks")
+    model, spread = tiny("llama").model, tiny("llama")
+    model.model.layers[2].mlp.to("meta")
+    hooks.add_hook_to_module(
+        model, hooks.AlignDevicesHook(io_same_device=True)
+    )  # as dispatch_model puts on every model
+    with pytest.raises(BadValue, match=rf"layers\.2\.mlp\.gate_proj\.weight {NOWHERE}"):
+        wrap(model)
+    expected = spread.logits(IDS)
+    for block in spread.blocks:  # one hook on each, which brings all inside
+        weights = {name: weight.clone() for name, weight in block.state_dict().items()}
+        bring = hooks.AlignDevicesHook("cpu", offload=True, weights_map=weights, place_submodules=True)
+        hooks.add_hook_to_module(block, bring)
+    assert spread.part(2, "mlp.down_proj").weight.is_meta and wrap(spread.model).logits(IDS).equal(expected)
