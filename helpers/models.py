@@ -152,14 +152,17 @@ class LanguageModel(Encoder):
         except AttributeError:  # a user put another module in the block's place
             raise causes.missing(self, block, path) from None
 
-    def setting(self, name: str) -> Any:
-        """What the model's config says under a name that a row gives; None if the row gives none, or the config has none."""
-        return getattr(self.config, name, None) if name else None
+    def setting(self, name: str, user: nn.Module | None = None) -> Any:
+        """What the model's config says under a name that a row gives; None if the row gives none, or the config has none.
 
-    @property
-    def delta_factor(self) -> float:
-        """What both deltas are multiplied by on their way into the stream: 1 in most families."""
-        found = self.setting(self.parts.delta_factor)
+        user: the module that computes with it. Some keep a copy from when they were made, and that is what counts then.
+        """
+        copied = getattr(user, name, None) if name and user is not None else None
+        return copied if copied is not None or not name else getattr(self.config, name, None)
+
+    def delta_factor(self, block: int) -> float:
+        """What both deltas of a block are multiplied by on their way into the stream: 1 in most families."""
+        found = self.setting(self.parts.delta_factor, self.part(block, "")) if self.parts.delta_factor else None
         return 1.0 if found is None else float(found)
 
     @property
@@ -168,17 +171,23 @@ class LanguageModel(Encoder):
 
         Raises BadValue in train mode where even that cannot be: attention's and the MLP's deltas are dropped out together.
         """
-        hidden = self.model.training and bool(self.setting(self.parts.hidden_dropout))
-        if hidden and not self.parts.before_mlp:
+        name = self.parts.hidden_dropout
+        if not (self.model.training and name):
+            return False
+        # Blocks keep the number from when they were made, as a copy or in a module that both deltas go through.
+        copies = [self.setting(name, block) for block in self.blocks]
+        modules = [one.p for block in self.blocks for one in block.children() if isinstance(one, nn.Dropout)]
+        value = max((found for found in (self.setting(name), *copies, *modules) if found), default=0)
+        if value and not self.parts.before_mlp:
             raise errors.BadValue(
                 "in train mode the blocks of {family} models drop out the deltas where no hook sees it "
                 "({setting}={value}), and attention and MLP side by side, so that what each adds to the stream "
                 "cannot be told apart: call lm.model.eval() first.",
                 family=self.family,
-                setting=self.parts.hidden_dropout,
-                value=self.setting(self.parts.hidden_dropout),
+                setting=name,
+                value=value,
             )
-        return hidden
+        return bool(value)
 
     def read_out(self, stream: Tensor) -> Tensor:
         """Logits (…, vocabulary) from the residual stream (…, d_model) after the last block, as the model itself makes them."""
@@ -188,10 +197,12 @@ class LanguageModel(Encoder):
             module = getattr(module_at(".".join(path), self.model), name, None)
             state = state if module is None else module(state)
         logits = self.unembed(state)
-        factor, divisor = self.setting(self.parts.logit_factor), self.setting(self.parts.logit_divisor)
+        factor, divisor, cap = (
+            self.setting(name, self.model)
+            for name in (self.parts.logit_factor, self.parts.logit_divisor, self.parts.logit_cap)
+        )
         logits = logits if factor is None else logits * factor
         logits = logits if divisor is None else logits / divisor
-        cap = self.setting(self.parts.logit_cap)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     # ---- checks that everybody shares

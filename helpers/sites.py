@@ -39,8 +39,11 @@ def check_site(site: object) -> None:
         )
 
 
-def site_of(lm: LanguageModel, site: str) -> Site:
-    """Where `site` is in the blocks of this model. Raises BadEdit, also for a site that the model's family does not have."""
+def site_of(lm: LanguageModel, site: str, block: int = 0) -> Site:
+    """Where `site` is in the blocks of this model. Raises BadEdit, also for a site that the model's family does not have.
+
+    block: whose value is viewed and put back, since blocks may multiply their deltas by numbers of their own.
+    """
     check_site(site)
     parts = lm.parts
     lacking = parts.lacks(site)
@@ -50,7 +53,7 @@ def site_of(lm: LanguageModel, site: str) -> Site:
         )
     path = parts.module_of(site)
     if site in ("attention", "mlp"):
-        return Site(path, "output", *_scaled(lm.delta_factor), flat=site == "mlp" and parts.flat_mlp)
+        return Site(path, "output", *_scaled(lm, block), flat=site == "mlp" and parts.flat_mlp)
     if site == "heads":
         return Site(path, "input", lambda v: v.unflatten(-1, (lm.n_heads, lm.d_head)), _side_by_side)
     if site == "keys":
@@ -70,11 +73,12 @@ def _side_by_side(value: Tensor, _: Tensor) -> Tensor:
     return value.flatten(-2)
 
 
-def _scaled(factor: float) -> tuple[View, Back]:
-    """A delta that the block multiplies by `factor` on its way into the stream: people see what the stream gets."""
-    if factor == 1:
+def _scaled(lm: LanguageModel, block: int) -> tuple[View, Back]:
+    """A delta that the block multiplies on its way into the stream: people see what the stream gets."""
+    if not lm.parts.delta_factor:
         return lambda passed: passed, lambda value, _: value
-    return lambda passed: passed * factor, lambda value, _: value / factor
+    # Asked for each time: it is an attribute of the block, which may change.
+    return lambda passed: passed * lm.delta_factor(block), lambda value, _: value / lm.delta_factor(block)
 
 
 def _first_half(passed: Tensor) -> Tensor:
