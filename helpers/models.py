@@ -69,7 +69,8 @@ class LanguageModel(Encoder):
         proven = "not certified" if self.certificate is None else self.certificate.short
         return (
             f"LanguageModel({self.family}: {self.n_blocks} blocks of {self.n_heads} heads, d_model {self.d_model}, "
-            f"{self.vocabulary} tokens, {self.context} positions, {self.dtype}; {proven}; live edits: {names}{self._others()})"
+            f"{self.vocabulary} tokens, {self.context} positions, {self.dtype}; {proven}; live edits: {names}"
+            f"{foreign.named(self.model, self.hooks_of_others)})"
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LanguageModel:
@@ -83,9 +84,13 @@ class LanguageModel(Encoder):
         found.edit_handles = []
         return found
 
-    def _others(self) -> str:
-        found = [name or "the model" for name in self.hooks_of_others]
-        return f"; hooks of others: {', '.join(found[:5])}{', …' if len(found) > 5 else ''}" if found else ""
+    def __getstate__(self) -> dict[str, Any]:
+        if self.live_edits:
+            raise errors.BadEdit(
+                "edits are on this model, and neither pickle nor torch.save nor copy.copy can take their hooks along: do it "
+                "outside of the `with`, or with copy.deepcopy(lm), which leaves them out."
+            )
+        return vars(self)
 
     @property
     def hooks_of_others(self) -> dict[str, nn.Module]:

@@ -1,6 +1,8 @@
 """What was asked for happened, or the pass raises: replaced, left out, compiled, checkpointed and shared modules, and threads."""
 
 import copy
+import io
+import pickle
 import sys
 import threading
 
@@ -409,6 +411,37 @@ def test_the_repr_names_hooks_of_others():
         assert repr(lm).endswith("live edits: skip_block(1); hooks of others: transformer.h.3)")
     handle.remove()
     assert "hooks of others" not in repr(lm)
+
+
+def test_the_repr_names_replaced_forwards_and_hooks_on_all_modules():
+    lm = tiny("gpt2")
+    assert repr(lm).endswith("live edits: none)")
+    mlp = lm.mlp(1)
+    mlp.forward = lambda value, plain=mlp.forward: 0.5 * plain(value)
+    assert repr(lm).endswith("live edits: none; forward replaced on: transformer.h.1.mlp)")
+    handle = torch.nn.modules.module.register_module_forward_hook(halve)
+    try:
+        assert repr(lm).endswith("forward replaced on: transformer.h.1.mlp; hooks on all modules: halve)")
+    finally:
+        handle.remove()
+    del mlp.forward
+    lm.model.forward = lm.model.forward
+    assert repr(lm).endswith("forward replaced on: the model)")
+
+
+def halve(module, args, output):
+    return None
+
+
+def test_an_edited_model_says_why_it_cannot_be_pickled():
+    lm = tiny("gpt2")
+    expected = lm.logits(IDS)
+    with edit(lm, skip_block(1)):
+        for store in (pickle.dumps, lambda lm: torch.save(lm, io.BytesIO()), copy.copy):
+            with pytest.raises(BadEdit, match=r"pickle.*outside of the `with`.*copy\.deepcopy\(lm\)"):
+                store(lm)
+        assert copy.deepcopy(lm).logits(IDS).equal(expected)
+    assert pickle.loads(pickle.dumps(lm)).logits(IDS).equal(expected)
 
 
 # ---- weights that are nowhere
