@@ -276,7 +276,10 @@ class LanguageModel(Encoder):
 
     @torch.no_grad()
     def logits(self, prompt: str | Sequence[str] | Tensor | Tokens) -> Tensor:
-        """(batch, pos, vocabulary) logits of a plain pass, in the mode and with the hooks that the model has now."""
+        """(batch, pos, vocabulary) logits of a plain pass, in the mode and with the hooks that the model has now.
+
+        In the dtype that the model gives them: inside torch.autocast, in autocast's.
+        """
         tokens = self.encode(prompt)
         return passes.run(self, self.inputs(tokens, right_padding=True), mask=tokens.mask).logits
 

@@ -45,7 +45,8 @@ class Trace:
 
     resid[l], (batch, pos, d_model), enters block l and resid[n_blocks] leaves the last block, before the final norm. In a
     pass without edits resid[l + 1] == resid[l] + attn[l] + mlp[l]. At a skipped block attn and mlp are what it computed
-    in vain.
+    in vain. Inside torch.autocast what the model computes in 16 bits is exact to those only, this sum too, and logits are of
+    autocast's dtype.
     """
 
     tokens: Tensor  # (batch, pos) ids

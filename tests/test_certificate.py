@@ -371,3 +371,13 @@ def test_every_property_of_a_row_is_used_by_one():
     usual = {f.name: f.default for f in fields(Family) if f.default is not f.default_factory}
     for f in fields(Family):
         assert any(getattr(row, f.name) != usual.get(f.name) for row in FAMILIES.values()), f.name
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
+def test_autocast_around_wrap_is_not_taken_for_a_wrong_row(family):
+    lm = tiny(family, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert wrap(lm.model).certificate == lm.certificate
+        found = trace(lm, IDS)
+    assert found.logits.dtype == torch.bfloat16 and found.resid.dtype == torch.float32
+    torch.testing.assert_close(found.resid[:-1] + found.attn + found.mlp, found.resid[1:], rtol=0.01, atol=0.01)
