@@ -371,7 +371,7 @@ def test_a_copy_that_is_made_under_edits_is_a_plain_model_of_its_own(family):
             assert copied.logits(IDS).equal(clean) and not lm.logits(IDS).equal(clean)
             assert "live edits: none" in repr(copied) and len(lm.live_edits) == 2
             with torch.no_grad():
-                assert copied.model(input_ids=IDS).logits.equal(clean)
+                assert copied.model(input_ids=IDS, use_cache=False).logits.equal(clean)  # a cache differs in last bits
             with edit(copied, scale_block(0, 3)):
                 assert copied.logits(IDS).equal(once)
             assert copied.logits(IDS).equal(clean)
