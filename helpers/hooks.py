@@ -155,7 +155,7 @@ def on_site(lm: LanguageModel, site: str, block: int, see: Seen, prepend: bool =
     n_key_heads, d_head); "neurons" and "preactivation" the MLP after and before its activation function, (batch, pos,
     d_mlp). stream: the residual stream that entered the block, for "block"; the value itself elsewhere.
     """
-    found = site_of(lm, site)
+    found = site_of(lm, site, block)
     try:
         module = lm.part(block, found.path)
     except AttributeError:

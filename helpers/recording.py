@@ -211,20 +211,4 @@ def refuse_what_a_walk_cannot_do(lm: LanguageModel) -> None:
                 "or hang it on a block.",
                 name=f"lm.model.{name}" if name else "lm.model",
             )
-    for name in _weights_nowhere(lm.model):
-        raise errors.BadValue(
-            "the weight {name} is on the meta device and nothing brings it back for a pass, so its numbers "
-            "do not exist: load the model whole, or let accelerate offload it.",
-            name=name,
-        )
-
-
-def _weights_nowhere(module: nn.Module, path: str = "") -> Iterator[str]:
-    """Names of weights on the meta device that no hook of accelerate's fetches."""
-    if "_hf_hook" in vars(module):
-        return
-    for name, weight in module.named_parameters(recurse=False):
-        if weight.is_meta:
-            yield path + name
-    for name, inner in module.named_children():
-        yield from _weights_nowhere(inner, f"{path}{name}.")
+    causes.refuse_nowhere(lm.model)

@@ -406,3 +406,13 @@ def test_what_the_page_calls_settings_and_paths_are_properties_of_a_row():
     assert (
         {f.name for f in fields(Family)} >= names >= {"delta_factor", "keys_layout", "flat_mlp", "sinks", "after_norm"}
     )
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
+def test_autocast_around_wrap_is_not_taken_for_a_wrong_row(family):
+    lm = tiny(family, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert wrap(lm.model).certificate == lm.certificate
+        found = trace(lm, IDS)
+    assert found.logits.dtype == torch.bfloat16 and found.resid.dtype == torch.float32
+    torch.testing.assert_close(found.resid[:-1] + found.attn + found.mlp, found.resid[1:], rtol=0.01, atol=0.01)

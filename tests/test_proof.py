@@ -1,6 +1,8 @@
 """What was asked for happened, or the pass raises: replaced, left out, compiled, checkpointed and shared modules, and threads."""
 
 import copy
+import io
+import pickle
 import sys
 import threading
 
@@ -537,3 +539,90 @@ def test_the_repr_names_hooks_of_others():
         assert repr(lm).endswith("live edits: skip_block(1); hooks of others: transformer.h.3)")
     handle.remove()
     assert "hooks of others" not in repr(lm)
+
+
+def test_the_repr_names_replaced_forwards_and_hooks_on_all_modules():
+    lm = tiny("gpt2")
+    assert repr(lm).endswith("live edits: none)")
+    mlp = lm.mlp(1)
+    mlp.forward = lambda value, plain=mlp.forward: 0.5 * plain(value)
+    assert repr(lm).endswith("live edits: none; forward replaced on: transformer.h.1.mlp)")
+    handle = torch.nn.modules.module.register_module_forward_hook(halve)
+    try:
+        assert repr(lm).endswith("forward replaced on: transformer.h.1.mlp; hooks on all modules: halve)")
+    finally:
+        handle.remove()
+    del mlp.forward
+    lm.model.forward = lm.model.forward
+    assert repr(lm).endswith("forward replaced on: the model)")
+
+
+def halve(module, args, output):
+    return None
+
+
+def test_an_edited_model_says_why_it_cannot_be_pickled():
+    lm = tiny("gpt2")
+    expected = lm.logits(IDS)
+    with edit(lm, skip_block(1)):
+        for store in (pickle.dumps, lambda lm: torch.save(lm, io.BytesIO()), copy.copy):
+            with pytest.raises(BadEdit, match=r"pickle.*outside of the `with`.*copy\.deepcopy\(lm\)"):
+                store(lm)
+        assert copy.deepcopy(lm).logits(IDS).equal(expected)
+    assert pickle.loads(pickle.dumps(lm)).logits(IDS).equal(expected)
+
+
+# ---- weights that are nowhere
+
+NOWHERE = "is on the meta device and nothing brings it back for a pass"
+
+
+@pytest.mark.parametrize("certify", [True, False])
+@pytest.mark.parametrize(
+    "part", ["", "model.embed_tokens", "model.layers.2.mlp.down_proj", "model.rotary_emb", "lm_head"]
+)
+def test_a_model_with_weights_on_the_meta_device_is_not_wrapped(part, certify):
+    """A product with such a weight is no error: it gives memory that nobody wrote."""
+    model = tiny("llama", tie_word_embeddings=False).model
+    model.get_submodule(part).to("meta")
+    with pytest.raises(BadValue, match=NOWHERE) as caught:
+        wrap(model, certify=certify)
+    assert str(caught.value).startswith(f"the weight {part or 'model.embed_tokens'}")
+
+
+@pytest.mark.parametrize("part", ["", "model.layers.2.mlp.down_proj", "lm_head"])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda lm: trace(lm, IDS),
+        lambda lm: attention_patterns(lm, IDS),
+        lambda lm: read_site(lm, IDS, "mlp", 2),
+        lambda lm: sweep_heads(lm, IDS, 5),
+        lambda lm: edit(lm, skip_block(2)).__enter__(),
+    ],
+)
+def test_weights_that_go_after_wrap_are_refused_at_each_door(part, use):
+    lm = tiny("llama", tie_word_embeddings=False)
+    lm.model.get_submodule(part).to("meta")
+    if part == "lm_head" and use.__code__.co_names[0] == "edit":
+        use = lambda lm: lm.logits(IDS)  # noqa: E731  the edit looks at its own block, the prompt at the rest
+    with pytest.raises(BadValue, match=NOWHERE):
+        use(lm)
+    assert not lm.live_edits and "live edits: none" in repr(lm)
+
+
+def test_a_hook_of_accelerates_that_brings_nothing_is_no_excuse():
+    hooks = pytest.importorskip("accelerate.hooks")
+    model, spread = tiny("llama").model, tiny("llama")
+    model.model.layers[2].mlp.to("meta")
+    hooks.add_hook_to_module(
+        model, hooks.AlignDevicesHook(io_same_device=True)
+    )  # as dispatch_model puts on every model
+    with pytest.raises(BadValue, match=rf"layers\.2\.mlp\.gate_proj\.weight {NOWHERE}"):
+        wrap(model)
+    expected = spread.logits(IDS)
+    for block in spread.blocks:  # one hook on each, which brings all inside
+        weights = {name: weight.clone() for name, weight in block.state_dict().items()}
+        bring = hooks.AlignDevicesHook("cpu", offload=True, weights_map=weights, place_submodules=True)
+        hooks.add_hook_to_module(block, bring)
+    assert spread.part(2, "mlp.down_proj").weight.is_meta and wrap(spread.model).logits(IDS).equal(expected)
