@@ -115,7 +115,7 @@ def _keys(lm: LanguageModel) -> tuple[View, Back]:
 
 
 def hides_deltas(lm: LanguageModel) -> bool:
-    """Whether dropout hides what is added to the stream now, so that it only shows as a difference of the stream itlm.
+    """Whether dropout hides what is added to the stream now, so that it only shows as a difference of the stream itself.
 
     Raises BadValue in train mode where even that cannot be: attention's and the MLP's deltas are dropped out together.
     """
