@@ -33,7 +33,7 @@ CODE := helpers tools tests deploy start.py
 # What is about the course or its tools, not about the helpers, runs once, on the pinned transformers.
 COURSE_TESTS := $(addprefix tests/,test_notebooks_rules.py test_guards.py test_browser.py test_package.py test_training.py test_evaluation.py test_measured.py test_messages.py test_readability.py test_translated.py test_start.py test_page.py test_page_export.py test_hub.py test_teaching.py test_assignment.py test_grading.py plots)
 # What takes long and does not ask transformers either is left to the pinned and the newest.
-SLOW_TESTS := $(addprefix tests/,test_bringing.py test_studies.py test_claims_tool.py test_leaks.py course/test_panels.py course/test_rows.py course/test_two_models.py)
+SLOW_TESTS := $(addprefix tests/,test_bringing.py test_studies.py test_fingerprint.py test_claims_tool.py test_leaks.py course/test_panels.py course/test_rows.py course/test_two_models.py)
 # Of a lesson's room the exercises (tests/course) and the claims are tried on transformers 4.57 too.
 ROOM_TESTS := $(foreach part,language modes panel plots runs says steps study,--ignore-glob='*_$(part).py')
 # What translators wrote is compiled before it is needed; English needs nothing.

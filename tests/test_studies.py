@@ -542,9 +542,9 @@ def test_a_model_with_edits_or_hooks_is_refused_and_a_function_that_hangs_them_i
 
 
 def test_a_model_that_its_weights_do_not_make_again_is_refused_in_other_processes(lm, tmp_path):
-    from helpers.worker import Saved, Shard, Work, loaded, run
+    from helpers.worker import Saved, Shard, Work, loaded, run, save
 
-    lm.model.save_pretrained(tmp_path)
+    save(lm, tmp_path)
     load = Saved(tmp_path, "GPT2LMHeadModel", torch.float32, "eager", lm.parts)
     again, model = loaded(load)
     assert again.dtype == torch.float32
@@ -570,10 +570,10 @@ def test_a_worker_that_lives_on_loads_a_changed_model_again(lm, tmp_path):
         return worker.there("look", cloudpickle.dumps(work), cloudpickle.dumps((ids, 7))).model
 
     try:
-        lm.model.save_pretrained(tmp_path)
+        worker.save(lm, tmp_path)
         first = seen_by("first")
         other = tiny("gpt2", seed=1)
-        other.model.save_pretrained(tmp_path)
+        worker.save(other, tmp_path)
         assert seen_by("first") == first == of_model(lm), "once for all shards of a study"
         assert seen_by("second") == of_model(other) != first
     finally:
@@ -585,3 +585,33 @@ def test_the_file_says_what_was_asked_and_which_numbers_it_holds(lm, prompts, tm
     assert found.attrs["sweep"] == "sweep_heads, replacement='mean'"
     found = study(sweep_blocks, lm, prompts, folder=tmp_path, measure=predictions(lm, 3))
     assert found.attrs["long_name"] == "target, kl, same top-1, target is top-1" == ", ".join(found.column.values)
+
+
+def doubled():
+    """As people do it: a config in float32, and buffers that `.double()` has turned, which a loading in float64 would not make."""
+    return wrap(tiny("llama", torch.float32).model.double())
+
+
+def experts():
+    return wrap(tiny("olmoe").model)
+
+
+@pytest.mark.parametrize("make", [doubled, experts])
+def test_a_live_model_goes_into_other_processes_as_it_is(make, prompts, tmp_path):
+    lm = make()
+    found = study(sweep_blocks, lm, prompts, TARGETS, jobs=2, shard=4, folder=tmp_path)
+    here = study(sweep_blocks, lm, prompts, TARGETS, folder=tmp_path / "here")
+    assert found.attrs["model_fingerprint"] == here.attrs["model_fingerprint"]
+    assert abs(found.values - here.values).max() < 1e-12 and abs(here.values).max() > 0.01
+
+
+def test_a_changed_attribute_is_another_model_which_processes_cannot_make_again(prompts, tmp_path):
+    lm = wrap(tiny("llama").model)
+    before = study(sweep_blocks, lm, prompts, TARGETS, folder=tmp_path)
+    for block in lm.blocks:
+        block.input_layernorm.variance_epsilon = 0.5
+    after = study(sweep_blocks, lm, prompts, TARGETS, folder=tmp_path)
+    plain = sweep_blocks(lm, prompts, TARGETS)
+    assert close(after, plain) and not close(before, plain, 1e-3), "nothing is read that was measured before the change"
+    with pytest.raises(errors.BadValue, match=r"is not the one that the study began with.*or use jobs=1"):
+        study(sweep_blocks, lm, prompts, TARGETS, jobs=2, folder=tmp_path / "two")
