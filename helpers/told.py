@@ -29,7 +29,14 @@ _ATOMS = (
     torch.Size,
 )  # fmt: skip
 _CONTAINERS = (dict, list, tuple, set, frozenset)
-_BUILT_IN = (*_CONTAINERS, int, float, complex, str, bytes)  # what a class of one's own may be a kind of
+_BUILT_IN: tuple[Any, ...] = (
+    *_CONTAINERS,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+)  # what a class of one's own may be a kind of
 _DESCRIPTORS = (
     types.MemberDescriptorType, types.GetSetDescriptorType, types.MethodDescriptorType, types.WrapperDescriptorType,
     types.ClassMethodDescriptorType,
@@ -256,7 +263,9 @@ class Teller:
             if self._new(value):
                 self._state(value)
         elif kind.__module__ in _PICKLED:
-            made = copyreg.dispatch_table[kind](value) if kind in copyreg.dispatch_table else value.__reduce_ex__(4)
+            made: Any = (
+                copyreg.dispatch_table[kind](value) if kind in copyreg.dispatch_table else value.__reduce_ex__(4)
+            )
             self.put("made", kind.__qualname__)
             self.tell(
                 made if isinstance(made, str) else [list(one) if hasattr(one, "__next__") else one for one in made]
@@ -267,7 +276,7 @@ class Teller:
     def _can_be_followed(self, kind: type) -> bool:
         """Whether all that its objects hold can be seen: nothing that a class written in C keeps for itself."""
         if theirs(kind.__module__) and not kind.__module__.startswith("helpers."):
-            return issubclass(kind, nn.Module | torch.utils._contextlib._DecoratorContextManager)  # type: ignore[arg-type]
+            return issubclass(kind, nn.Module | torch.utils._contextlib._DecoratorContextManager)
         return all(
             not theirs(base.__module__)
             or base in (object, *_BUILT_IN)
@@ -319,8 +328,8 @@ def settings(config: Any) -> dict[str, Any]:
     )
     found = {name: getattr(config, name, None) for name in sorted(names)}
     for name, value in found.items():
-        if hasattr(value, "to_dict") and not isinstance(value, PretrainedConfig):  # how it is quantised
-            found[name] = value.to_dict()
+        if value is not None and hasattr(value, "to_dict") and not isinstance(value, PretrainedConfig):
+            found[name] = value.to_dict()  # how it is quantised
     found |= {name: getattr(config, name, None) for name in ("_attn_implementation", "_experts_implementation")}
     return {name: in_order(value) for name, value in found.items()}
 
