@@ -278,7 +278,7 @@ def plot_top_one(
             label=say("{name} ({chosen} heads)", name=name, chosen=int(chosen.sum())),
             **style,
         )
-    asked = [p for p in strongest(change.masked_fill(sure, 0), 2) if not bool(sure[p])]  # far out, and not significant
+    asked = [p for p in strongest(change.masked_fill(sure, 0), 1) if not bool(sure[p])]  # far out, and not significant
     for place in dict.fromkeys([*strongest(lost.double(), named), *asked]):
         ax.annotate(name_of(*place), (float(change[place]), float(lost[place])), xytext=(6, 3), textcoords="offset points",
                     fontsize=9)  # fmt: skip
