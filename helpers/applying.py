@@ -16,10 +16,10 @@ from torch import Tensor
 
 from . import errors, passes
 from .causes import did_not_run, refuse_compiled_around, refuse_own_checkpoint
-from .hooks import on_pass, on_site, remove
+from .hooks import on_pass, on_site, to_the_front
 from .models import LanguageModel, check_model
-from .passes import Live
-from .positions import Positions, chosen_columns, chosen_tokens, columns_now, marked
+from .passes import Live, elsewhere, live_here
+from .positions import Positions, chosen_columns, chosen_tokens, columns_now, marked, refuse_before
 from .say import say
 from .sites import site_of
 
@@ -44,6 +44,13 @@ class Edit:
     prompts: int | None = field(default=None, repr=False, compare=False)
     length: int | None = field(default=None, repr=False, compare=False)
     for_prompts: Callable[[Sequence[int], int], Edit] | None = field(default=None, repr=False, compare=False)
+    made: object = field(default=None, repr=False, compare=False)  # the change that these and `given` belong to
+
+    def __post_init__(self) -> None:
+        if self.made not in (None, self.change):  # dataclasses.replace gave it another change: it is another edit
+            for name, value in {"given": object(), "prompts": None, "length": None, "for_prompts": None}.items():
+                object.__setattr__(self, name, value)
+        object.__setattr__(self, "made", self.change)
 
     def __repr__(self) -> str:
         where = "" if self.positions is None else f" at positions {self.positions}"
@@ -54,12 +61,13 @@ class edit:
     """Context manager that applies edits to `lm` and takes them off again, also after an exception or an interrupt.
 
     `with edit(lm, one, another) as lm:` makes no copy: until the block ends, every pass of `lm.model`, from here or from
-    another thread, is edited. Raises a HelpersError at once, before anything is registered, if one of the edits does not
-    fit the model, the model is compiled, or another thread has edits on it. A pass in which one of the edits does not
+    another thread or asyncio task, is edited. Raises a HelpersError at once, before anything is registered, if one of the edits
+    does not fit the model, the model is compiled, or another thread or task has edits on it. A pass in which one of the edits does not
     run exactly once raises DidNotRun; a position that no pass reached raises PositionOutOfRange when the `with` ends.
     """
 
     forgotten = False  # True between being made and being put on
+    private = False  # True: other threads' calls are not edited
 
     def __init__(self, lm: LanguageModel, *edits: Edit) -> None:
         check_edits(lm, edits)
@@ -79,19 +87,17 @@ class edit:
         for one in self.edits:
             refuse_compiled_around(self.lm, one.site, one.block)
         self._refuse_another_lm()
-        group = Live(self.edits)
+        group = Live(self.edits, self.private)
         try:
             self.entered.append(group)
-            self.lm.live_edits.append(
-                group
-            )  # first there, then a look around: of two threads, one at least sees the other
-            if any(other.thread != group.thread for other in list(self.lm.live_edits)):
-                raise errors.BadEdit(
-                    "another thread has edits on this model, and both would be edited by both: give each thread its "
-                    "own copy (copy.deepcopy(lm)), or wait until the other's `with` has ended."
-                )
+            # First there, then a look around: of two threads, one at least sees the other.
+            self.lm.live_edits.append(group)
+            if not self.private:
+                self.lm.stamps[group.thread] = object()
+                self._refuse_others(group)
             group.hung = True
-            _register(self.lm, self.lm.live_edits)
+            _hang(self.lm, group)
+            group.ready = True
             return self.lm
         except BaseException:  # an interrupt in here: Python would not call __exit__
             self._leave(group)
@@ -100,6 +106,7 @@ class edit:
     def __exit__(self, kind: object = None, *_: object) -> None:
         group = self.entered[-1]
         try:
+            passes.drop_interrupted(self.lm)
             self._leave(group)
         except BaseException:  # an interrupt in here: finish, then let it through
             self._leave(group)
@@ -117,6 +124,19 @@ class edit:
                 "once, and use that one everywhere."
             )
 
+    def _refuse_others(self, group: Live) -> None:
+        """Raises BadEdit if another thread or asyncio task has edits on this model."""
+        if elsewhere(self.lm):
+            raise errors.BadEdit(
+                "another thread has edits on this model, and both would be edited by both: give each thread its "
+                "own copy (copy.deepcopy(lm)), or wait until the other's `with` has ended."
+            )
+        if any(other.task not in (None, group.task) and not other.task.done() for other in live_here(self.lm)):
+            raise errors.BadEdit(
+                "another asyncio task has edits on this model, and both would be edited by both: give each task its own "
+                "copy (copy.deepcopy(lm)), do not await inside the `with`, or hold an asyncio.Lock around it."
+            )
+
     def check_ran(self) -> None:
         """For code that calls blocks one by one, inside the `with`: every edit has run since it began. Raises DidNotRun."""
         group = self.entered[-1]
@@ -127,7 +147,7 @@ class edit:
     def _leave(self, group: Live) -> None:
         group.on = False
         if group.hung:
-            _register(self.lm, [other for other in self.lm.live_edits if other is not group])
+            _take_off(self.lm, group)
         if any(other is group for other in self.lm.live_edits):
             self.lm.live_edits.remove(group)  # last: until the hooks are off, other threads shall see that they are on
         self.entered = [other for other in self.entered if other is not group]
@@ -147,20 +167,36 @@ def check_edits(lm: LanguageModel, edits: Sequence[Edit]) -> None:
         one.check(lm)
 
 
-def _register(lm: LanguageModel, groups: list[Live]) -> None:
-    """Hang these edits on the model and no others, ahead of every other hook, in their order.
+class edit_here(edit):
+    """The same for calls by this thread alone, whatever part of the model they call: a sweep's edits."""
 
-    All are taken off and put on again, since `prepend` would run the newest first; the last one goes on first.
-    """
-    remove(lm.edit_handles)
-    for group in reversed(groups):
-        for index in reversed(range(len(group))):
-            see = _counted(lm, group, index)
-            lm.edit_handles += on_site(lm, group[index].site, group[index].block, see, prepend=True)
-    if groups:
-        on_pass(lm, lm.edit_handles)
-    else:
+    private = True
+
+
+def _hang(lm: LanguageModel, group: Live) -> None:
+    """Hang these edits on the model in their order, after those that are there and ahead of every other hook."""
+    older = [other for other in live_here(lm) if other is not group]
+    for index in reversed(range(len(group))):
+        see = _counted(lm, group, index)
+        group.handles += on_site(lm, group[index].site, group[index].block, see, prepend=True)
+        lm.edit_handles += [handle for handle in group.handles if handle not in lm.edit_handles]
+    for other in reversed(older):
+        to_the_front(other.handles)
+    if not group.private and all(other.private for other in older):
+        on_pass(lm, lm.edit_handles)  # a sweep calls blocks, and nothing that these marks hang on
+
+
+def _take_off(lm: LanguageModel, group: Live) -> None:
+    others = [other for other in lm.live_edits if other is not group]
+    mine = list(group.handles)
+    if not group.private and all(other.private for other in others):  # and the marks, which no group has
+        kept = {id(handle) for other in others for handle in other.handles}
+        mine += [handle for handle in list(lm.edit_handles) if id(handle) not in kept]
         lm.passes.pop(get_ident(), None)
+    for handle in mine:
+        handle.remove()
+        if handle in lm.edit_handles:
+            lm.edit_handles.remove(handle)
 
 
 def _counted(lm: LanguageModel, group: Live, index: int) -> Callable[[Tensor, Tensor], Tensor | None]:
@@ -169,7 +205,7 @@ def _counted(lm: LanguageModel, group: Live, index: int) -> Callable[[Tensor, Te
     function = applied(one)
 
     def see(value: Tensor, stream: Tensor) -> Tensor | None:
-        if not group.on:
+        if not group.on or (group.private and group.thread != get_ident()):
             return None
         refuse_own_checkpoint()
         group.fired[index] += 1
@@ -178,10 +214,12 @@ def _counted(lm: LanguageModel, group: Live, index: int) -> Callable[[Tensor, Te
             return function(value, stream)
         now.count(group, index)
         if one.positions is None:
+            if now.start:
+                refuse_before(one, now.since(group))
             return function(value, stream)
         if now.single and not now.start:
             return function(value, stream, None if now.mask is None else chosen_tokens(one.positions, now.mask))
-        columns = columns_now(one, group, index, now, value.shape[1])
+        columns = columns_now(one, group, index, now, value.shape[:2])
         return function(value, stream, marked(columns, value.shape[1])) if columns else None
 
     return see

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,6 +51,16 @@ def did_not_run(lm: LanguageModel, what: str, site: str, block: int, number: int
     return errors.DidNotRun(sentence, what=what, place=place, **values)
 
 
+def norm_ran(number: int) -> errors.DidNotRun:
+    """What to raise for a final norm that ran `number` times in a pass and not once."""
+    return errors.DidNotRun(
+        "the final norm ran {number} times in this pass and not once, so the stream's last point is not "
+        "known: something calls the model's parts in another way (a wrapper, a replaced forward); undo "
+        "that.",
+        number=number,
+    )
+
+
 def _path(lm: LanguageModel, site: str, block: int) -> str:
     """Of the names that a part has in different versions of transformers, the one that this block knows."""
     *others, last = lm.parts.module_of(site).split("|")
@@ -84,7 +95,7 @@ def _cause(lm: LanguageModel, block: int, path: str) -> tuple[str, dict[str, Any
                 "{what}: {place} did not run, since the forward of {name} was replaced by a function of its own: take it off "
                 "(del {name}.forward)."
             ), {"name": name}
-    if getattr(_text_config(lm), "layerdrop", 0) and lm.model.training:
+    if getattr(_text_config(lm), "layerdrop", 0) and stack_of(lm).training:
         return translatable(
             "{what}: {place} did not run, since layerdrop leaves out blocks at random in train mode: call lm.model.eval()."
         ), {}
@@ -157,9 +168,57 @@ def refuse_compiled(model: nn.Module) -> None:
 
 
 def refuse_compiled_around(lm: LanguageModel, site: str, block: int) -> None:
-    """Raises DidNotRun if a place or what contains it is compiled, which is all that an edit there needs."""
+    """Raises DidNotRun if a place or what contains it is compiled, BadValue if weights of its block are nowhere.
+
+    That is all that an edit there needs, and a walk through the whole model would cost as much as the edit itself.
+    """
     if any(_compiled(module) for _, module in _steps(lm, block, _path(lm, site, block))):
         refuse_compiled(lm.model)
+    if _on_meta(lm.blocks[block]):
+        refuse_nowhere(lm.model)
+
+
+def refuse_nowhere(model: nn.Module) -> None:
+    """Raises BadValue for weights on the meta device that nothing brings back for a pass.
+
+    A product with such a weight is no error in PyTorch: it gives memory that nobody wrote.
+    """
+    if not _on_meta(model):
+        return
+    for name in _nowhere(model, "", brought=False):
+        raise errors.BadValue(
+            "the weight {name} is on the meta device and nothing brings it back for a pass, so its numbers "
+            "do not exist: load the model whole, or let accelerate offload it.",
+            name=name,
+        )
+
+
+def _on_meta(model: nn.Module) -> bool:
+    """Whether any weight or buffer is on the meta device now; a walk as in `compiled_part`."""
+    found = [model]
+    for module in found:
+        state = module.__dict__
+        for value in (*state["_parameters"].values(), *state["_buffers"].values()):
+            if value is not None and value.is_meta:
+                return True
+        inner = state["_modules"]
+        if inner:
+            found += [one for one in inner.values() if one is not None]
+    return False
+
+
+def _nowhere(module: nn.Module, path: str, brought: bool) -> Iterator[str]:
+    """Names of weights on the meta device that no hook of accelerate's fetches. brought: a module around it does."""
+    hook = vars(module).get("_hf_hook")
+    hooks = getattr(hook, "hooks", [hook] if hook else [])  # of several in a row, each
+    bring = [one for one in hooks if getattr(one, "offload", True)]  # others only move what the module is called with
+    if not (brought or bring):
+        for name, value in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            if value.is_meta:
+                yield path + name
+    brought = brought or any(getattr(one, "place_submodules", True) for one in bring)
+    for name, inner in module.named_children():
+        yield from _nowhere(inner, f"{path}{name}.", brought)
 
 
 def refuse_split(model: nn.Module) -> None:
@@ -200,9 +259,9 @@ def refuse_while_compiling() -> None:
 
 def refuse_checkpointing(lm: LanguageModel) -> None:
     """Raises BadEdit: a checkpointed block runs again in the backward pass, when edits may be gone and noise is drawn anew."""
-    if not (lm.model.training and torch.is_grad_enabled()):
+    if not torch.is_grad_enabled():
         return
-    if any(getattr(module, "gradient_checkpointing", False) for module in (stack_of(lm), *lm.blocks)):
+    if any(one.training and getattr(one, "gradient_checkpointing", False) for one in (stack_of(lm), *lm.blocks)):
         raise _checkpointed()
 
 

@@ -60,7 +60,8 @@ class Certificate:
 @torch.no_grad()
 def verify(lm: LanguageModel) -> Certificate:
     cuda = sorted({p.device.index for p in lm.model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=cuda):
+    # In the model's own dtype: in autocast, which may be on around `wrap`, nothing holds to more than its 16 bits.
+    with torch.random.fork_rng(devices=cuda), torch.autocast(lm.device.type, enabled=False):
         seen = short_pass(lm)
         judge = _Judge(lm)
         _judge_pass(lm, seen, judge)

@@ -95,3 +95,12 @@ def real_number(value: object, name: str, least: float = -math.inf) -> float:
             "{name} {value!r} cannot be used: give {allowed}, for example 0.5.", name=name, value=value, allowed=allowed
         )
     return number
+
+
+def wide(values: Tensor) -> Tensor:
+    """The same numbers, in 32 bits where they are stored in 16. Raises BadValue for what is no tensor."""
+    if not isinstance(values, Tensor):
+        raise errors.BadValue(
+            "expected a tensor, but this is a {kind}: pass for example trace(...).resid.", kind=type(values).__name__
+        )
+    return values if values.dtype in (torch.float32, torch.float64) else values.float()

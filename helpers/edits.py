@@ -9,7 +9,7 @@ first hook is registered, so that nothing is ever half applied. Edits at the sam
 an outer `with` first. Every factory takes `positions`: None for all tokens, a position, several, or a slice, counted from
 the start of the text; negative ones from its end (helpers/positions.py: padding, caches). A position that the prompt does not
 have is only found when the prompt is there: a pass of ours raises PositionOutOfRange, and in `generate`, where it may still
-come, the end of the `with` does.
+come, the end of the `with` does. Tokens in a cache that was filled before the `with` ran without the edit: choose those after it.
 
 "attention" and "mlp" are what the two parts add to the residual stream. In Gemma 2 and 3 that is their output after the
 norm that follows it; in OPT in train mode it is the value before its dropout, which no hook can see.

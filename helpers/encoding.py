@@ -17,7 +17,10 @@ from .say import say
 
 @dataclass(frozen=True)
 class Tokens:
-    """Encoded prompts: ids (batch, pos) and mask (batch, pos), False where a shorter prompt is padded."""
+    """Encoded prompts: ids (batch, pos) and mask (batch, pos), False where a shorter prompt is padded.
+
+    What `lm.encode` gives, and what a trace keeps, are copies of the ids and masks that were passed in.
+    """
 
     ids: Tensor
     mask: Tensor
@@ -104,7 +107,8 @@ class Encoder:
                 shape=tuple(ids.shape),
                 dtype=ids.dtype,
             )
-        ids = ids.reshape(-1, ids.shape[-1]).long().to(self.device)
+        # A copy: what is kept with results must not change when somebody writes into the given one.
+        ids = ids.reshape(-1, ids.shape[-1]).to(self.device, torch.long, copy=True)
         if ids.min() < 0 or ids.max() >= self.vocabulary:
             wrong = ids[(ids < 0) | (ids >= self.vocabulary)][0].item()
             raise errors.BadPrompt(
@@ -126,7 +130,7 @@ class Encoder:
                 mask_shape=tuple(mask.shape),
                 dtype=mask.dtype,
             )
-        return Tokens(ids, mask.to(ids.device))
+        return Tokens(ids, mask.to(ids.device, copy=True))
 
     def _check_length(self, length: int) -> None:
         if length > self.context:

@@ -22,7 +22,8 @@ class Family:
     "a|b" is a where a block has it, else b: names differ between versions of transformers.
 
     Further properties are empty for a decoder that does nothing unusual. Names of settings are those of the model's
-    config: a setting that a config lacks, or that is None, counts as not there.
+    config: a setting that a config lacks, or that is None, counts as not there; a copy that a block or the model keeps of
+    it counts more.
     """
 
     blocks: str
@@ -157,7 +158,9 @@ FAMILIES: dict[str, Family] = {
     "gemma": _LLAMA,
     "gemma2": _GEMMA,
     "gemma3_text": _GEMMA,
-    "gemma3": replace(_GEMMA, blocks="model.language_model.layers", final_norm="model.language_model.norm"),
+    "gemma3": replace(  # whose class never caps its logits, whatever the config says
+        _GEMMA, blocks="model.language_model.layers", final_norm="model.language_model.norm", logit_cap="",
+    ),
     "olmo": _LLAMA,
     "olmo2": _OLMO2,
     "olmo3": _OLMO2,
@@ -219,9 +222,9 @@ def family_named(name: str, config: Mapping[str, Any] | None = None) -> Family:
             families=", ".join(FAMILIES),
         )
     raise errors.UnsupportedFamily(
-        "{name!r} models are not in the table of families; it has {families}. Choose a model of one of "
-        "these, or, if this is a decoder-only transformer, tell where its parts are: wrap(model, "
-        "tokenizer, family=Family(...)).",
+        "{name!r} models are not in the table of families; it has {families}. If this is a decoder-only transformer, try the "
+        "row of one that it resembles, wrap(model, tokenizer, family='llama'), which is refused where it does not fit, or "
+        "tell where its parts are, family=Family(...).",
         name=name,
         families=", ".join(FAMILIES),
     )

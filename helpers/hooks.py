@@ -71,18 +71,47 @@ def on_input(module: nn.Module, see: Callable[[Tensor], Tensor | None], prepend:
             return None
         return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
 
+    _mark(hook, see)
     return module.register_forward_pre_hook(hook, prepend=prepend, with_kwargs=True)
 
 
 def on_call(module: nn.Module, see: Callable[[tuple, dict], None]) -> RemovableHandle:
-    """Call `see(args, kwargs)` with everything that `module` is called with, before any other pre-hook changes it."""
-    return module.register_forward_pre_hook(lambda m, args, kwargs: see(args, kwargs), prepend=True, with_kwargs=True)
+    """Call `see(args, kwargs)` with everything that this thread calls `module` with, before any other pre-hook changes it."""
+    look = only_here(see)
+
+    def hook(module: nn.Module, args: tuple, kwargs: dict | None = None) -> None:
+        if kwargs is not None:  # else taken off while another thread was about to call it
+            look(args, kwargs)
+
+    _mark(hook, look)
+    return module.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
 
 
 def only_here(see: Callable[..., Any]) -> Callable[..., Any]:
     """`see`, blind to passes of other threads: a recorder's hooks hang on a model that others may run at the same time."""
     here = get_ident()
-    return lambda *values: see(*values) if get_ident() == here else None
+
+    def look(*values: Any) -> Any:
+        return see(*values) if get_ident() == here else None
+
+    look.only_looks = True  # type: ignore[attr-defined]
+    return look
+
+
+def _mark(hook: Callable[..., Any], see: Callable[..., Any]) -> None:
+    """What `only_here` blinds is nothing that other threads must beware of: `lm.hooks_of_others` does not name it."""
+    if hasattr(see, "only_looks"):
+        hook.only_looks = True  # type: ignore[attr-defined]
+
+
+def to_the_front(handles: list[RemovableHandle]) -> None:
+    """As if each were put on again with `prepend`, the last one last, but with no moment without them: other threads may
+    be in a pass.
+    """
+    for handle in handles:
+        table = handle.hooks_dict_ref()
+        if table is not None and handle.id in table:
+            table.move_to_end(handle.id, last=False)
 
 
 def on_pass(lm: LanguageModel, handles: list[RemovableHandle]) -> None:
@@ -114,6 +143,7 @@ def on_output(module: nn.Module, see: Seen, prepend: bool = False) -> RemovableH
         new = see(first(output), entering(args, kwargs) if args or "hidden_states" in kwargs else first(output))
         return None if new is None else with_first(output, new)
 
+    _mark(hook, see)
     return module.register_forward_hook(hook, prepend=prepend, with_kwargs=True)
 
 
@@ -125,25 +155,28 @@ def on_site(lm: LanguageModel, site: str, block: int, see: Seen, prepend: bool =
     n_key_heads, d_head); "neurons" and "preactivation" the MLP after and before its activation function, (batch, pos,
     d_mlp). stream: the residual stream that entered the block, for "block"; the value itself elsewhere.
     """
-    found = site_of(lm, site)
+    found = site_of(lm, site, block)
     try:
         module = lm.part(block, found.path)
     except AttributeError:
         raise causes.missing(lm, block, found.path) from None
     if site == "block":
         return [on_output(module, see, prepend)]
-    shape: list[int] = []
+    shapes: dict[int, Any] = {}  # by thread
     handles: list[RemovableHandle] = []
 
     def remember(stream: Tensor) -> None:
-        shape[:] = stream.shape[:2]
+        shapes[get_ident()] = stream.shape[:2]
 
     def apply(passed: Tensor, _: Tensor | None = None) -> Tensor | None:
-        whole = passed.reshape(*shape, passed.shape[-1]) if passed.ndim == 2 and shape else passed
+        shape = shapes.get(get_ident()) if passed.ndim == 2 else None
+        whole = passed.reshape(*shape, passed.shape[-1]) if shape else passed
         value = found.view(whole)
         new = see(value, value)
         return None if new is None else found.back(new, whole).reshape(passed.shape)
 
+    _mark(apply, see)
+    _mark(remember, see)
     try:
         if found.flat:
             handles.append(on_input(lm.blocks[block], remember))

@@ -84,8 +84,31 @@ def inside_peft(model: Any, parts: Family) -> Family:
     return replace(parts, blocks=f"{path}.{parts.blocks}", final_norm=f"{path}.{parts.final_norm}", after_norm=after)
 
 
+def longrope_limit(config: Any) -> int | None:
+    """Up to how many tokens the rotary positions are those of short prompts, in a model with "longrope"; None in others.
+
+    A pass takes all prompts of a batch by the longest one of them.
+    """
+    given = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    for one in (given, *given.values()):  # some have one for each kind of layer
+        if isinstance(one, dict) and "longrope" in (one.get("rope_type"), one.get("type")):
+            found = one.get("original_max_position_embeddings")
+            return found or getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings
+    return None
+
+
 def features(module: Any, side: int) -> int:
-    """Numbers per token that a projection reads (side 0) or writes (side 1); of a norm, both are its width."""
+    """Numbers per token that a projection reads (side 0) or writes (side 1); of a norm, both are its width.
+
+    Raises UnsupportedFamily for a module that does not say so: of a bare matrix it cannot be told which side is which.
+    """
     if hasattr(module, "in_features") and hasattr(module, "out_features"):
         return (module.in_features, module.out_features)[side]
-    return module.weight.shape[side if module.weight.ndim > 1 else 0]  # transformers' Conv1D: (in, out)
+    weight = getattr(module, "weight", None)
+    if weight is None or (weight.ndim > 1 and type(module).__name__ != "Conv1D"):  # transformers' has (in, out)
+        raise errors.UnsupportedFamily(
+            "a {kind} in this model does not say how many numbers it reads and writes: give it in_features and out_features, "
+            "as nn.Linear has them, or subclass nn.Linear.",
+            kind=type(module).__name__,
+        )
+    return weight.shape[side if weight.ndim > 1 else 0]

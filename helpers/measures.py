@@ -37,12 +37,17 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Measure:
-    """Numbers from an Outcome: compute(outcome) gives (copies, ...). columns: names along the last axis, if it has one."""
+    """Numbers from an Outcome: compute(outcome) gives (copies, ...). columns: names along the last axis, if it has one.
+
+    A copy's numbers must not depend on the other copies in the Outcome: how many come at once is the sweep's business. Where
+    they come in several pieces, a sweep tries that on its first prompt, and raises BadValue.
+    """
 
     compute: Callable[[Outcome], Tensor]
     columns: tuple[str, ...] = ()
     every_position: bool = False
     prompts: int | None = None  # the number of prompts that it can be used with, if that matters
+    by_copy: bool = False  # known to read each copy by itself, so that a sweep need not try it
 
     def __post_init__(self) -> None:
         if not callable(self.compute):
@@ -59,6 +64,46 @@ class Measure:
                 n_prompts=prompts,
                 n_targets=self.prompts,
             )
+
+
+class Trial:
+    """Tries a measure once: are a copy's numbers the same whichever copies come with it? Else they would depend on `chunk`."""
+
+    def __init__(self, measure: Measure, chunk: int) -> None:
+        self.done, self.chunk = measure.by_copy, chunk
+        self.kept: tuple[int, Tensor, Tensor] | None = None  # a copy that came by itself
+
+    def __call__(self, prompt: int, edited: Tensor, value: Tensor, of: Callable[[Tensor], Tensor]) -> None:
+        """edited: a prompt's logits, of which the measure made `value`; of(logits) measures others. Raises BadValue."""
+        if self.done:
+            return
+        if len(edited) > 1:
+            half = len(edited) // 2
+            together, parts = value, [of(edited[:half]), of(edited[half:])]
+        elif self.kept is None or self.kept[0] != prompt:
+            self.kept = self.kept or (prompt, edited, value)
+            return
+        else:
+            together, parts = of(torch.cat([self.kept[1], edited])), [self.kept[2], value]
+        self.done, self.kept = True, None
+        if any(part.shape[1:] != together.shape[1:] for part in parts) or not _equal_up_to_rounding(
+            together, torch.cat(parts), edited
+        ):
+            raise errors.BadValue(
+                "this measure gives a copy other numbers when other copies come with it, and a prompt's copies come in "
+                "pieces here: let it read each copy by itself and compare copies in the result of the sweep, or give a "
+                "larger chunk than {chunk}, so that all come at once.",
+                chunk=self.chunk,
+            )
+
+
+def _equal_up_to_rounding(a: Tensor, b: Tensor, logits: Tensor) -> bool:
+    different = ~((a == b) | ((a != a) & (b != b)))  # NaN is equal to NaN here
+    if not a.is_floating_point() or not different.any():
+        return not different.any()
+    size = sum(one[one.isfinite()].abs().amax().item() if one.isfinite().any() else 0.0 for one in (a, logits))
+    eps = max(torch.finfo(one.dtype).eps for one in (a, logits))
+    return bool(((a - b).abs()[different] <= 32 * eps * size).all())
 
 
 def predictions(lm: LanguageModel, target: Targets, contrast: Targets | None = None) -> Measure:
@@ -88,7 +133,7 @@ def predictions(lm: LanguageModel, target: Targets, contrast: Targets | None = N
         return torch.stack(found, dim=-1)
 
     names = columns if contrast is None else (*columns, "contrast", "logit difference")
-    return Measure(compute, names, prompts=_number(targets, contrasts))
+    return Measure(compute, names, prompts=_number(targets, contrasts), by_copy=True)
 
 
 def text_damage() -> Measure:
@@ -106,7 +151,7 @@ def text_damage() -> Measure:
         agreement = (edited.argmax(-1) == clean.argmax(-1)).to(edited)
         return torch.stack([rise.mean(-1), divergence.mean(-1), agreement.mean(-1)], dim=-1)
 
-    return Measure(compute, ("loss", "kl", "same top-1"), every_position=True)
+    return Measure(compute, ("loss", "kl", "same top-1"), every_position=True, by_copy=True)
 
 
 def log_prob_change(lm: LanguageModel, target: Targets) -> Measure:
@@ -118,7 +163,7 @@ def log_prob_change(lm: LanguageModel, target: Targets) -> Measure:
         after = outcome.edited[:, wanted] - outcome.edited.logsumexp(-1)
         return _change(after, outcome.clean[wanted] - outcome.clean.logsumexp(-1))
 
-    return Measure(compute, prompts=_number(targets))
+    return Measure(compute, prompts=_number(targets), by_copy=True)
 
 
 def _change(after: Tensor, before: Tensor) -> Tensor:

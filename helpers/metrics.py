@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import errors
-from .checks import whole
+from .checks import whole, wide
 from .models import LanguageModel
 
 
@@ -28,14 +28,6 @@ def _pair(clean: Tensor, edited: Tensor, include_first: bool, mask: Tensor | Non
     return a, b
 
 
-def _wide(values: Tensor) -> Tensor:
-    if not isinstance(values, Tensor):
-        raise errors.BadValue(
-            "expected a tensor, but this is a {kind}: pass for example trace(...).resid.", kind=type(values).__name__
-        )
-    return values if values.dtype in (torch.float32, torch.float64) else values.float()
-
-
 def check_mask(mask: Tensor, resid: Tensor) -> None:
     """Raises BadValue unless the mask is bool, with one place for each token of `resid`."""
     if mask.dtype != torch.bool or mask.shape != resid.shape[1:3]:
@@ -48,8 +40,8 @@ def check_mask(mask: Tensor, resid: Tensor) -> None:
 
 
 def _select(resid: Tensor, include_first: bool, mask: Tensor | None) -> Tensor:
-    """(n_points, batch, pos, d_model) with padding set to 0, and without the first token if asked."""
-    resid = _wide(resid)
+    """(n_points, batch, pos, d_model) with padding set to 0, and without the first token if asked. Never of no token."""
+    resid = wide(resid)
     if resid.ndim != 4:
         raise errors.BadValue(
             "expected (points, batch, pos, d_model), but this has shape {shape}: pass for example trace(...).resid.",
@@ -66,6 +58,11 @@ def _select(resid: Tensor, include_first: bool, mask: Tensor | None) -> Tensor:
         if mask is not None and not mask[:, 0].all():
             raise errors.BadValue("the first token is not in the first column: pad on the right to leave it out.")
         resid = resid[:, :, 1:]
+    if 0 in resid.shape[1:] or not (mask is None or mask[:, -resid.shape[2] :].any()):
+        raise errors.BadValue(
+            "no token is left to measure: the states are empty, or the mask leaves padding only; pass Trace.mask of the "
+            "same pass."
+        )
     return resid
 
 
@@ -82,16 +79,22 @@ def delta_norm(clean: Tensor, edited: Tensor, include_first: bool = True, mask: 
 def relative_error(clean: Tensor, edited: Tensor, include_first: bool = True, mask: Tensor | None = None) -> Tensor:
     """Δ divided by the clean stream's own norm at the same point. (n_points,), no unit: 1 is an error as long as the stream.
 
-    Options as in `delta_norm`. Raises BadValue.
+    Options as in `delta_norm`. Raises BadValue, also where the clean stream is zero.
     """
     a, b = _pair(clean, edited, include_first, mask)
-    return (a - b).flatten(1).norm(dim=1) / a.flatten(1).norm(dim=1)
+    length = a.flatten(1).norm(dim=1)
+    if (length == 0).any():
+        raise errors.BadValue(
+            "the clean stream is zero at point {point}, so no error is relative to it: use delta_norm.",
+            point=(length == 0).nonzero()[0].item(),
+        )
+    return (a - b).flatten(1).norm(dim=1) / length
 
 
 def cosine_similarity(clean: Tensor, edited: Tensor, include_first: bool = True, mask: Tensor | None = None) -> Tensor:
     """Mean over tokens of the cosine between the clean and the edited stream. (n_points,), −1 to 1: 1 is the same direction.
 
-    Options as in `delta_norm`. Raises BadValue.
+    A token whose stream is zero has no direction, and counts as 0. Options as in `delta_norm`. Raises BadValue.
     """
     a, b = _pair(clean, edited, include_first, mask)
     cosines = torch.nn.functional.cosine_similarity(a, b, dim=-1)
@@ -141,7 +144,7 @@ def step_norm(resid: Tensor, include_first: bool = True, mask: Tensor | None = N
 
 def token_norms(resid: Tensor) -> Tensor:
     """Length of the stream of each token. (n_points, batch, pos), in the stream's unit."""
-    return _wide(resid).norm(dim=-1)
+    return wide(resid).norm(dim=-1)
 
 
 def _check_token(logits: Tensor, token: object) -> int:
@@ -162,7 +165,7 @@ def log_prob(logits: Tensor, token: int | Tensor) -> Tensor:
 
     Raises BadValue.
     """
-    logprobs = _wide(logits).log_softmax(dim=-1)
+    logprobs = wide(logits).log_softmax(dim=-1)
     if not isinstance(token, Tensor) or token.ndim == 0:
         return logprobs[..., _check_token(logits, token)]
     if token.shape != logits.shape[:-1]:
@@ -178,22 +181,25 @@ def log_prob(logits: Tensor, token: int | Tensor) -> Tensor:
 
 def logit_difference(logits: Tensor, target: int, contrast: int) -> Tensor:
     """logit(target) − logit(contrast), in nats of log odds: 0 when both are equally probable. (…). Raises BadValue."""
-    logits = _wide(logits)
+    logits = wide(logits)
     return logits[..., _check_token(logits, target)] - logits[..., _check_token(logits, contrast)]
 
 
 def kl(clean_logits: Tensor, edited_logits: Tensor) -> Tensor:
     """KL divergence of the edited prediction from the clean one, KL(clean ‖ edited), in nats, over the last axis. (…).
 
-    Raises BadValue.
+    A difference of two logarithms: in 32 bits exact to about 1e-7, so that less than 1e-6 says no more than "about the
+    same". Raises BadValue.
     """
-    clean, edited = _wide(clean_logits).log_softmax(-1), _wide(edited_logits).log_softmax(-1)
+    clean, edited = wide(clean_logits).log_softmax(-1), wide(edited_logits).log_softmax(-1)
     if clean.shape != edited.shape:
         raise errors.BadValue(
             "the two predictions differ in shape, {clean_shape} and {edited_shape}: compare the same prompt.",
             clean_shape=tuple(clean.shape),
             edited_shape=tuple(edited.shape),
         )
+    if not clean.shape[-1]:
+        raise errors.BadValue("these predictions are of no token at all: pass logits over the vocabulary.")
     # What has no probability adds nothing, also where the difference of two infinities would be NaN.
     return (clean.exp() * (clean - edited).masked_fill(clean == -math.inf, 0)).sum(-1).clamp(min=0)
 
@@ -203,7 +209,7 @@ def top_k(lm: LanguageModel, logits: Tensor, k: int = 5) -> list[tuple[str, floa
 
     Raises BadValue.
     """
-    logits, number = _wide(logits), whole(k)
+    logits, number = wide(logits), whole(k)
     if logits.numel() != logits.shape[-1]:
         raise errors.BadValue(
             "top_k needs the logits of one position, but this has shape {shape}: index one.", shape=tuple(logits.shape)

@@ -23,7 +23,7 @@ from .checks import check_indices, kind_of, whole
 from .encoding import Encoder
 from .encoding import Tokens as Tokens
 from .families import Family, row_of
-from .layout import check_parts, features, inside_peft, module_at
+from .layout import check_parts, features, inside_peft, longrope_limit, module_at
 from .say import translatable
 
 
@@ -47,11 +47,13 @@ class LanguageModel(Encoder):
         self.live_edits: list[Any] = []
         self.edit_handles: list[RemovableHandle] = []
         self.passes: dict[int, list[Any]] = {}  # by thread, the edited passes that it is in: helpers/passes.py
+        self.stamps: dict[int, object] = {}  # by thread, a new one for each time that it put edits on
         self.d_model: int = self.config.hidden_size
         self.n_heads: int = self.config.num_attention_heads
         self.d_head: int = getattr(self.config, "head_dim", None) or self.d_model // self.n_heads
         self.context: int = getattr(self.config, "max_position_embeddings", None) or sys.maxsize
         self.vocabulary: int = self.config.vocab_size
+        self.longrope_limit = longrope_limit(self.config)
         try:
             self.n_key_heads = check_parts(self)
             self.d_mlp = features(self.part(0, self.parts.neurons_out), 0) if self.parts.neurons_out else 0
@@ -65,11 +67,12 @@ class LanguageModel(Encoder):
             ) from None
 
     def __repr__(self) -> str:
-        names = ", ".join(repr(one) for group in self.live_edits for one in group) or "none"
+        names = ", ".join(repr(one) for group in passes.live_here(self) for one in group) or "none"
         proven = "not certified" if self.certificate is None else self.certificate.short
         return (
             f"LanguageModel({self.family}: {self.n_blocks} blocks of {self.n_heads} heads, d_model {self.d_model}, "
-            f"{self.vocabulary} tokens, {self.context} positions, {self.dtype}; {proven}; live edits: {names}{self._others()})"
+            f"{self.vocabulary} tokens, {self.context} positions, {self.dtype}; {proven}; live edits: {names}"
+            f"{foreign.named(self.model, self.hooks_of_others)})"
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LanguageModel:
@@ -83,9 +86,13 @@ class LanguageModel(Encoder):
         found.edit_handles = []
         return found
 
-    def _others(self) -> str:
-        found = [name or "the model" for name in self.hooks_of_others]
-        return f"; hooks of others: {', '.join(found[:5])}{', …' if len(found) > 5 else ''}" if found else ""
+    def __getstate__(self) -> dict[str, Any]:
+        if self.live_edits:
+            raise errors.BadEdit(
+                "edits are on this model, and neither pickle nor torch.save nor copy.copy can take their hooks along: do it "
+                "outside of the `with`, or with copy.deepcopy(lm), which leaves them out."
+            )
+        return vars(self)
 
     @property
     def hooks_of_others(self) -> dict[str, nn.Module]:
@@ -114,10 +121,14 @@ class LanguageModel(Encoder):
 
     @property
     def device(self) -> torch.device:
-        """Where the unembedding computes: for weights that wait elsewhere (accelerate's offload), where they will run."""
+        """Where the unembedding computes: for weights that wait elsewhere (accelerate's offload), where they will run.
+
+        Raises BadValue for weights that are nowhere.
+        """
         found = self.unembed.weight.device
         if found.type != "meta":
             return found
+        causes.refuse_nowhere(self.model)  # every prompt comes by here
         there = getattr(getattr(self.unembed, "_hf_hook", None), "execution_device", None)
         return torch.device("cpu" if there is None else there)
 
@@ -148,33 +159,18 @@ class LanguageModel(Encoder):
         except AttributeError:  # a user put another module in the block's place
             raise causes.missing(self, block, path) from None
 
-    def setting(self, name: str) -> Any:
-        """What the model's config says under a name that a row gives; None if the row gives none, or the config has none."""
-        return getattr(self.config, name, None) if name else None
+    def setting(self, name: str, user: nn.Module | None = None) -> Any:
+        """What the model's config says under a name that a row gives; None if the row gives none, or the config has none.
 
-    @property
-    def delta_factor(self) -> float:
-        """What both deltas are multiplied by on their way into the stream: 1 in most families."""
-        found = self.setting(self.parts.delta_factor)
-        return 1.0 if found is None else float(found)
-
-    @property
-    def hides_deltas(self) -> bool:
-        """Whether dropout hides what is added to the stream now, so that it only shows as a difference of the stream itself.
-
-        Raises BadValue in train mode where even that cannot be: attention's and the MLP's deltas are dropped out together.
+        user: the module that computes with it. Some keep a copy from when they were made, and that is what counts then.
         """
-        hidden = self.model.training and bool(self.setting(self.parts.hidden_dropout))
-        if hidden and not self.parts.before_mlp:
-            raise errors.BadValue(
-                "in train mode the blocks of {family} models drop out the deltas where no hook sees it "
-                "({setting}={value}), and attention and MLP side by side, so that what each adds to the stream "
-                "cannot be told apart: call lm.model.eval() first.",
-                family=self.family,
-                setting=self.parts.hidden_dropout,
-                value=self.setting(self.parts.hidden_dropout),
-            )
-        return hidden
+        copied = getattr(user, name, None) if name and user is not None else None
+        return copied if copied is not None or not name else getattr(self.config, name, None)
+
+    def delta_factor(self, block: int) -> float:
+        """What both deltas of a block are multiplied by on their way into the stream: 1 in most families."""
+        found = self.setting(self.parts.delta_factor, self.part(block, "")) if self.parts.delta_factor else None
+        return 1.0 if found is None else float(found)
 
     def read_out(self, stream: Tensor) -> Tensor:
         """Logits (…, vocabulary) from the residual stream (…, d_model) after the last block, as the model itself makes them."""
@@ -184,10 +180,12 @@ class LanguageModel(Encoder):
             module = getattr(module_at(".".join(path), self.model), name, None)
             state = state if module is None else module(state)
         logits = self.unembed(state)
-        factor, divisor = self.setting(self.parts.logit_factor), self.setting(self.parts.logit_divisor)
+        factor, divisor, cap = (
+            self.setting(name, self.model)
+            for name in (self.parts.logit_factor, self.parts.logit_divisor, self.parts.logit_cap)
+        )
         logits = logits if factor is None else logits * factor
         logits = logits if divisor is None else logits / divisor
-        cap = self.setting(self.parts.logit_cap)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     # ---- checks that everybody shares
@@ -233,12 +231,24 @@ class LanguageModel(Encoder):
                 "attention_mask=tokens.mask.long(); for a pass of which you read real tokens alone, say "
                 "lm.inputs(tokens, right_padding=True)."
             )
+        if self.longrope_limit is not None:
+            self._refuse_both_ropes(tokens.mask.sum(1), self.longrope_limit)
         found: dict[str, Tensor | bool] = {"input_ids": tokens.ids, "use_cache": False}
         if self.check_left_padding(tokens.mask):
             found["attention_mask"] = tokens.mask.long()
             # Without these, padding on the left would shift the positions of the real tokens.
             found["position_ids"] = (tokens.mask.long().cumsum(1) - 1).clamp(min=0)
         return found
+
+    def _refuse_both_ropes(self, lengths: Tensor, limit: int) -> None:
+        if bool((lengths <= limit).any()) and bool((lengths > limit).any()):
+            raise errors.BadValue(
+                "these prompts have {shortest} to {longest} tokens, and in a batch with one of more than {limit} this model "
+                "gives all the rotary positions of long prompts: run those of up to {limit} tokens apart from the longer ones.",
+                shortest=int(lengths.min()),
+                longest=int(lengths.max()),
+                limit=limit,
+            )
 
     def check_left_padding(self, mask: Tensor) -> bool:
         """Whether a real token comes after padding. Raises BadValue where the model cannot run with it."""
@@ -256,7 +266,10 @@ class LanguageModel(Encoder):
 
     @torch.no_grad()
     def logits(self, prompt: str | Sequence[str] | Tensor | Tokens) -> Tensor:
-        """(batch, pos, vocabulary) logits of a plain pass, in the mode and with the hooks that the model has now."""
+        """(batch, pos, vocabulary) logits of a plain pass, in the mode and with the hooks that the model has now.
+
+        In the dtype that the model gives them: inside torch.autocast, in autocast's.
+        """
         tokens = self.encode(prompt)
         return passes.run(self, self.inputs(tokens, right_padding=True), mask=tokens.mask).logits
 

@@ -9,17 +9,23 @@ where in the text it begins, too: with a cache, its first column is the first ne
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import inspect
+import sys
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from threading import get_ident
+from types import FrameType
 from typing import TYPE_CHECKING, Any
-from weakref import ReferenceType, WeakKeyDictionary, ref
+from weakref import ReferenceType, WeakSet, ref
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from . import errors
 from .causes import did_not_run, refuse_checkpointing, refuse_compiled, stack_of
-from .say import say
+from .say import say, translatable
 
 if TYPE_CHECKING:
     from .models import LanguageModel
@@ -40,15 +46,68 @@ class Live(list):
 
     __eq__, __hash__ = object.__eq__, object.__hash__  # type: ignore[assignment]
 
-    def __init__(self, edits: Iterable[Any]) -> None:
+    def __init__(self, edits: Iterable[Any], private: bool = False) -> None:
         super().__init__(edits)
+        self.private = private  # a sweep's own: calls by other threads are not edited
+        self.handles: list[RemovableHandle] = []  # of its hooks, in the order in which they were put on
+        self.ready = False  # True once all of them hang
         self.on = True  # False from the end of the `with`: a copy of the model may still carry the hooks
         self.hung = False  # True once its hooks may hang on the model
-        self.thread = get_ident()
+        self.thread, self.task = get_ident(), _task()
         self.fired = [0] * len(self)  # how often each has run
         self.waiting: list[Waiting] = []  # of several texts, if they are generated in turns
-        # caches that these edits saw filled, from which column of the text to which
-        self.known: WeakKeyDictionary[Any, tuple[int, int]] = WeakKeyDictionary()
+        # caches that these edits saw filled; what part of each is written on it, under `name`
+        self.known: WeakSet[Any] = WeakSet()
+        self.name = uuid.uuid4().hex
+
+
+def _task() -> Any:
+    """The asyncio task that runs here, if one does; nobody has one who never imported asyncio."""
+    asyncio = sys.modules.get("asyncio")
+    try:
+        return asyncio and asyncio.current_task()
+    except RuntimeError:  # no loop runs
+        return None
+
+
+KNOWN = "_tokens_under_edits"  # {name of a Live: from which column of the text on, and to which}: a copy of a cache has it too
+
+
+def live_here(lm: LanguageModel) -> list[Live]:
+    """The edits that this thread's passes run under, in groups: all but those of sweeps in other threads."""
+    return [group for group in list(lm.live_edits) if not group.private or group.thread == get_ident()]
+
+
+def editing(lm: LanguageModel) -> Any:
+    """Differs, for this thread, when edits have been put on or taken off since, or another thread has done so in between."""
+    others = {thread: stamp for thread, stamp in list(lm.stamps.items()) if thread != get_ident()}
+    return [(group, group.ready and group.on) for group in live_here(lm)], others
+
+
+def elsewhere(lm: LanguageModel) -> bool:
+    """Whether edits of another thread change this one's passes now."""
+    return any(group.thread != get_ident() for group in live_here(lm))
+
+
+@contextmanager
+def edited_as_a_whole(lm: LanguageModel, what: str) -> Iterator[Callable[[], None]]:
+    """Raises BadEdit at the end, or when the function that it gives is called, if edits came or went since `what` began."""
+    before = editing(lm)
+
+    def check() -> None:
+        if editing(lm) != before:
+            raise errors.BadEdit(
+                "edits were put on or taken off while {what} ran, so it is edited in part: another thread "
+                "uses the same model. Give each thread its own copy, or take turns.",
+                what=say(what),
+            )
+
+    try:
+        yield check
+    except errors.HelpersError:
+        check()  # then that is why
+        raise
+    check()
 
 
 @dataclass(eq=False)
@@ -58,7 +117,8 @@ class Pass:
     model: nn.Module  # whose call this is
     groups: list[Live]  # the edits that were live when it began
     single: bool  # the helpers' own pass of whole prompts: no more text will come
-    mask: Tensor | None  # (batch, pos) False where the text is padding; None if it is not known, or there is none
+    mask: Any  # of an own pass (batch, pos), False where padded, or None; of another, what the model was called with
+    frame: FrameType | None = None  # of that call: the pass is over once no code runs in it
     stack: nn.Module | None = None  # the module with the blocks, once it has begun
     start: int = 0  # tokens of the text before the first column: those in the cache
     cache: Any = None
@@ -72,8 +132,15 @@ class Pass:
 
     def since(self, group: Live) -> int:
         """From which column of the text on every token, those in the cache included, ran under these edits."""
-        since, end = group.known.get(self.cache, (0, 0)) if self.cache is not None else (0, 0)
+        if not self.start:
+            return 0  # also in a cache that was emptied and is used again
+        since, end = getattr(self.cache, KNOWN, {}).get(group.name, (0, 0))
         return since if end >= self.start else self.start
+
+    def drop(self) -> None:
+        """It ended in the middle: what it did not reach waits no longer."""
+        for group in self.groups:
+            group.waiting = [late for late in group.waiting if late not in self.late]
 
 
 def current(lm: LanguageModel) -> Pass | None:
@@ -97,29 +164,40 @@ def run(lm: LanguageModel, inputs: dict[str, Any], blocks: int | None = None, ma
     """The model's output in one pass of ours over whole prompts; None if a recorder left it, after its first `blocks` blocks.
 
     inputs: what the model is called with, from `lm.inputs`. mask: (batch, pos) False where padded. Raises DidNotRun, and
-    BadEdit if another thread's `with` began or ended meanwhile.
+    BadEdit if another thread's `with` began or ended meanwhile, or inside of another pass of ours.
     """
     running = lm.passes.setdefault(get_ident(), [])
-    depth, groups = len(running), list(lm.live_edits)
-    try:
-        running.append(Ours(mask))
+    drop_interrupted(lm)
+    depth = len(running)
+    with edited_as_a_whole(lm, translatable("this pass")):
         try:
-            output = lm.model(**inputs)
-        except Left:
-            output = None
-            missing = _not_run(lm, running[-1], blocks) if isinstance(running[-1], Pass) else None
-            if missing:
-                raise missing from None
-        if len(groups) != len(lm.live_edits) or any(a is not b for a, b in zip(groups, lm.live_edits, strict=True)):
-            raise errors.BadEdit(
-                "edits were put on or taken off while this pass ran, so it is edited in part: another thread "
-                "uses the same model. Give each thread its own copy, or take turns."
-            )
-        return output
-    finally:
-        del running[depth:]
-        if not running:
-            lm.passes.pop(get_ident(), None)
+            _refuse_inside(lm, running)
+            running.append(Ours(mask))
+            try:
+                return lm.model(**inputs)
+            except Left:
+                missing = _not_run(lm, running[-1], blocks) if isinstance(running[-1], Pass) else None
+                if missing:
+                    raise missing from None
+                return None
+        finally:
+            del running[depth:]
+            if not running:
+                lm.passes.pop(get_ident(), None)
+
+
+def _refuse_inside(lm: LanguageModel, running: list[Any]) -> None:
+    """Raises BadEdit inside of a pass of ours or of a sweep: the recorders and edits there would take this pass for their own."""
+    if any(isinstance(one, Ours) for one in running) or any(group.private for group in live_here(lm)):
+        raise run_inside()
+
+
+def run_inside() -> errors.BadEdit:
+    return errors.BadEdit(
+        "a function that runs inside a pass or a sweep of this model, an edit's or a hook's, runs the model itself, and "
+        "each would meet the other's edits: compute before what it needs, or let it run a copy of the model "
+        "(copy.deepcopy(lm))."
+    )
 
 
 # ---- what the two pairs of hooks do
@@ -131,14 +209,30 @@ def begin(lm: LanguageModel, module: nn.Module, args: tuple, kwargs: dict[str, A
     refuse_checkpointing(lm)
     _refuse_copy(lm, module)
     running = lm.passes.setdefault(get_ident(), [])
+    drop_interrupted(lm)
     now = running[-1] if running else None
     if not (isinstance(now, Pass) and now.model is lm.model and now.stack is None and module is not lm.model):
-        mask = now.mask if isinstance(now, Ours) else _mask_in(kwargs)
-        now = Pass(module, list(lm.live_edits), isinstance(now, Ours), mask)
+        mask = now.mask if isinstance(now, Ours) else _mask_in(module, args, kwargs)
+        groups = [group for group in live_here(lm) if group.ready]
+        now = Pass(module, groups, isinstance(now, Ours), mask, sys._getframe(2))
         running.append(now)
+    elif now.mask is None and not now.single:
+        now.mask = _mask_in(module, args, kwargs)  # some wrapper's own
     if module is not lm.model or stack_of(lm) is lm.model:
         now.stack = module
         now.cache, now.start = _cached((*args, *kwargs.values()))
+
+
+def drop_interrupted(lm: LanguageModel) -> None:
+    """Forget passes that are over: after a KeyboardInterrupt PyTorch calls no hook that would have said so."""
+    running = lm.passes.get(get_ident(), [])
+    while running and isinstance(running[-1], Pass):
+        frame: FrameType | None = sys._getframe()
+        while frame is not None and frame is not running[-1].frame:
+            frame = frame.f_back
+        if frame is not None:
+            return
+        running.pop().drop()
 
 
 def _refuse_copy(lm: LanguageModel, module: nn.Module) -> None:
@@ -160,6 +254,7 @@ def end(lm: LanguageModel, module: nn.Module, output: Any) -> None:
     now = running[numbers[-1]]
     if output is None:  # an exception; at a pass of ours that a recorder left, `run` looks
         if not now.single:
+            now.drop()
             del running[numbers[-1] :]
         if not running:
             lm.passes.pop(get_ident(), None)
@@ -177,13 +272,17 @@ def end(lm: LanguageModel, module: nn.Module, output: Any) -> None:
     if cache is not None and now.stack is module:
         for late in now.late:
             late.cache = ref(cache)
+        known = {group.name: (now.since(group), int(cache.get_seq_length())) for group in now.groups}
+        with suppress(AttributeError):  # a cache of another library's, that takes no attribute
+            setattr(cache, KNOWN, known)
         for group in now.groups:
-            group.known[cache] = now.since(group), int(cache.get_seq_length())
+            group.known.add(cache)
 
 
-def _mask_in(kwargs: dict[str, Any]) -> Tensor | None:
-    found = kwargs.get("attention_mask")
-    return found.bool() if isinstance(found, Tensor) and found.ndim == 2 else None
+def _mask_in(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+    if len(args) > 1:
+        kwargs = {**dict(zip(inspect.signature(module.forward).parameters, args, strict=False)), **kwargs}
+    return kwargs.get("attention_mask")
 
 
 def _cached(values: Iterable[Any]) -> tuple[Any, int]:

@@ -1,7 +1,9 @@
 """Which tokens an edit is limited to, counted from the start of the text whatever part of it a pass runs over.
 
 With a cache, positions still count from the start of the text, so that edits of a generated text are those of a pass over
-the whole of it. Several texts may be generated in turns, each with its cache.
+the whole of it: one of all tokens too, so it is refused where a cache holds tokens that ran without it. Several texts may be
+generated in turns, each with its cache. In `generate` an end that moves is refused; in a loop of one's own without a cache each
+pass is taken for a prompt of its own, and -1 for its last token.
 
 Prompts padded on the right count their own tokens, each for itself. In a batch padded on the left, and in one that somebody
 gives to `lm.model` with a mask, they count the batch's columns, and one that is padding there is refused.
@@ -9,7 +11,9 @@ gives to `lm.model` with a mask, they count the batch's columns, and one that is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from types import FrameType
 from typing import Any
 
 import torch
@@ -107,17 +111,17 @@ def _refuse_padding(positions: Positions, columns: list[int], mask: Tensor) -> N
         )
 
 
-def columns_now(one: Any, group: Live, index: int, now: Pass, length: int) -> list[int]:
+def columns_now(one: Any, group: Live, index: int, now: Pass, shape: torch.Size) -> list[int]:
     """Which columns of a pass over a part of a text are meant. Positions count from the start of the text.
 
-    What lies ahead may come while text is generated, so it waits; what lies in the cache must have run under this edit.
-    Raises PositionOutOfRange.
+    shape: (batch, pos) of the pass. What lies ahead may come while text is generated, so it waits; what lies in the cache must
+    have run under this edit. Raises PositionOutOfRange.
     """
-    end = now.start + length
-    if now.start and _from_the_end(one.positions):
+    end = now.start + shape[1]
+    if _from_the_end(one.positions) and (now.start or (now.cache is None and _generating())):
         raise errors.PositionOutOfRange(
-            "{one!r} counts from the end of the text, which moves while text is generated with a cache: "
-            "count from its start, for example slice({end}, None) for all that comes after {end} tokens.",
+            "{one!r} counts from the end of the text, which moves while text is generated: count from its start, for "
+            "example slice({end}, None) for all that comes after {end} tokens.",
             one=one,
             end=end,
         )
@@ -138,15 +142,66 @@ def columns_now(one: Any, group: Live, index: int, now: Pass, length: int) -> li
             group.waiting.append(now.late[-1])
     since = now.since(group)
     if any(column < since for column in found):
+        refuse_before(one, since)
+    if found and now.mask is not None:
+        mask = real_tokens(one, now.mask, now.start, shape)
+        if mask is not None:
+            _refuse_padding(one.positions, found, mask)
+    return [column - now.start for column in found if column >= now.start]
+
+
+def refuse_before(one: Any, since: int) -> None:
+    """Raises PositionOutOfRange for an edit of tokens before `since`, which ran without it."""
+    if since:
         raise errors.PositionOutOfRange(
-            "{one!r} means tokens that are in the cache already and ran without this edit, or are in a copy of a cache, of "
-            "which that is not known: begin the `with` before the first pass of the text, or choose positions from {since} on.",
+            "{one!r} means tokens that are in the cache already and ran without this edit, or are in a cache of which that is "
+            "not known: begin the `with` before the first pass of the text, or choose positions from {since} on, for example "
+            "slice({since}, None).",
             one=one,
             since=since,
         )
-    if found and now.mask is not None and now.mask.shape[1] == end:
-        _refuse_padding(one.positions, found, now.mask)
-    return [column - now.start for column in found if column >= now.start]
+
+
+def _generating() -> bool:
+    """Whether transformers' `generate` has called this pass: without a cache its passes look like those of many prompts."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "generate" and str(frame.f_globals.get("__name__")).startswith("transformers."):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def real_tokens(one: Any, mask: Any, start: int, shape: torch.Size) -> Tensor | None:
+    """(batch, start + pos) False where the text is padding, by the mask that the model was called with; None if it says nothing.
+
+    shape: (batch, pos) of a pass that begins at column `start`. A mask of which column sees which, (batch, 1, pos, columns), is
+    what `generate` makes for a static cache. Raises PositionOutOfRange for a batch with a mask of which this cannot be told.
+    """
+    if isinstance(mask, Mapping):  # by kind of layer
+        mask = mask.get("full_attention", next(iter(mask.values()), None))
+    if mask is None:
+        return None
+    length, end = shape[1], start + shape[1]
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        return mask[:, :end].bool() if mask.shape[1] >= end else None
+    if isinstance(mask, Tensor) and mask.ndim == 4:
+        if mask.shape[3] < end or mask.shape[2] != length:
+            return None  # of a sliding window, which keeps no columns from before it
+        sees = mask[:, 0, :, :end]
+        sees = sees > torch.finfo(sees.dtype).min / 2 if sees.is_floating_point() else sees.bool()
+        last = sees[:, -1, start:]
+        # Out of the last one's window a column that sees itself is real, unless it sees all, as a masked row sometimes does.
+        real = last | (sees[:, :, start:].diagonal(dim1=1, dim2=2) & ~sees[:, :, -1])
+        return torch.cat([real.new_ones(len(real), start), real], 1)
+    if shape[0] > 1:
+        raise errors.PositionOutOfRange(
+            "{one!r} is limited to positions, and which tokens of this batch are padding cannot be told from its mask, of type "
+            "{kind}: give lm.model a mask of shape (batch, tokens), or one prompt at a time.",
+            one=one,
+            kind=type(mask).__name__,
+        )
+    return None
 
 
 def _waiting_here(what: tuple[int, int | None], group: Live, now: Pass, end: int) -> Waiting | None:
@@ -159,6 +214,7 @@ def _waiting_here(what: tuple[int, int | None], group: Live, now: Pass, end: int
         goes_on = late.end >= now.start if now.start else end == late.end + 1
         if cache is None or cache is now.cache:
             if not goes_on:
+                group.waiting.remove(late)  # said once
                 raise late.error  # nobody can go on with that text, and another begins
             return late
         if now.start and goes_on and not known:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import causes, errors, passes
+from .checks import wide
 from .hooks import on_site, only_here, remove
 from .metrics import check_mask
 from .models import LanguageModel, Tokens
@@ -26,12 +27,16 @@ Prompt = str | Sequence[str] | Tensor | Tokens
 
 @torch.no_grad()
 def attention_patterns(lm: LanguageModel, prompt: Prompt) -> Tensor:
-    """(n_blocks, batch, n_heads, pos, pos): each row sums to 1 over the tokens that the row's token may see.
+    """(n_blocks, batch, n_heads, pos, pos): each row sums to 1 over the tokens that the row's token may see, up to the dtype.
+
+    To less than 1 where a head may look at nothing (GPT-OSS's sinks): what is missing went to the sink. Rows of padding mean
+    nothing.
 
     Only eager attention computes these weights as numbers; the fused kernels (sdpa, flash) never write them down, and
     transformers then returns an empty tuple without a word. Raises BadValue in that case, DidNotRun if blocks are left out.
     """
     causes.refuse_compiled(lm.model)
+    causes.refuse_nowhere(lm.model)
     tokens = lm.encode(prompt)
     inputs = lm.inputs(tokens, right_padding=True) | {"output_attentions": True}
     attentions = passes.run(lm, inputs, mask=tokens.mask).attentions
@@ -60,6 +65,7 @@ def read_site(lm: LanguageModel, prompt: Prompt, site: str, block: int) -> Tenso
     lm.check_block(block)
     check_site(site)
     causes.refuse_compiled(lm.model)
+    causes.refuse_nowhere(lm.model)
     tokens = lm.encode(prompt)
     found: list[Tensor] = []
     handles = on_site(lm, site, block, only_here(lambda value, _: found.append(value.clone())))
@@ -78,8 +84,9 @@ def spread(resid: Tensor, include_first: bool = True, mask: Tensor | None = None
 
     resid: (n_points, batch, pos, d_model), as in `Trace.resid`. include_first: whether the first token counts; where it
     carries a massive activation (Sun et al. 2024) it alone decides the result. mask: (batch, pos), False where padded, as in
-    `Trace.mask`. Raises BadValue.
+    `Trace.mask`. What is stored in 16 bits is computed in 32. Raises BadValue.
     """
+    resid = wide(resid)
     if resid.ndim != 4:
         raise errors.BadValue(
             "expected (points, batch, pos, d_model), but this has shape {shape}.", shape=tuple(resid.shape)
@@ -88,6 +95,10 @@ def spread(resid: Tensor, include_first: bool = True, mask: Tensor | None = None
     check_mask(tokens, resid)
     if not include_first:
         tokens = tokens & (tokens.cumsum(1) > 1)
-    if not tokens.any():
-        raise errors.BadValue("the prompt has one token: nothing is left without the first.")
-    return resid[:, tokens].flatten(1).std(dim=1)
+    values = resid[:, tokens].flatten(1)
+    if values.shape[1] < 2:
+        raise errors.BadValue(
+            "fewer than two numbers are left to measure: the prompt has one token, and that is left out as the first, or the "
+            "mask leaves padding only."
+        )
+    return values.std(dim=1)

@@ -9,15 +9,17 @@ there each row runs alone, as in the loop.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from . import errors, foreign, hooks, passes
+from . import causes, errors, foreign, hooks, passes
 from .models import LanguageModel
 from .say import say
 
@@ -70,7 +72,7 @@ def groups(rows: list[Tensor], copies: int, tokens: int) -> Iterator[list[int]]:
 
 
 def _where_rows_run_alone(lm: LanguageModel) -> Alone:
-    live = {one.block for group in lm.live_edits for one in group}
+    live = {one.block for group in passes.live_here(lm) for one in group}
     hooked = {id(module) for module in lm.hooks_of_others.values()}
     inside = [*lm.blocks, lm.final_norm, lm.unembed, lm.model]
     everywhere = bool(foreign.hooks_on_all_modules())
@@ -101,14 +103,17 @@ def _odd(weight: Tensor) -> bool:
 def _record(lm: LanguageModel, ids: Tensor, to_the_end: bool) -> tuple[Tensor, list[tuple[tuple, dict[str, Any]]]]:
     """The streams and calls of one pass. to_the_end: compare the logits with `lm.read_out` too.
 
-    Raises BadValue where the model does more than its blocks and its read-out.
+    Raises BadValue where the model does more than its blocks and its read-out, DidNotRun where it does less.
     """
     calls: list[tuple[tuple, dict[str, Any]]] = []
     streams: list[Tensor] = []
     left: list[Tensor] = []  # what the last block that ran returned
     changed: list[int] = []  # the blocks that something else entered
 
-    def keep(args: tuple, kwargs: dict[str, Any]) -> None:
+    ran = [0] * lm.n_blocks
+
+    def keep(block: int, args: tuple, kwargs: dict[str, Any]) -> None:
+        ran[block] += 1
         enters(hooks.entering(args, kwargs))
         rest = {name: _for_any_rows(value, len(ids)) for name, value in kwargs.items() if name != "hidden_states"}
         calls.append((_for_any_rows(args[1:], len(ids)), rest))
@@ -128,18 +133,18 @@ def _record(lm: LanguageModel, ids: Tensor, to_the_end: bool) -> tuple[Tensor, l
 
     handles: list[RemovableHandle] = []
     try:
-        handles += [hooks.on_call(block, keep) for block in lm.blocks]
-        handles += [hooks.on_output(block, leave) for block in lm.blocks]
-        handles.append(hooks.on_input(lm.final_norm, stop, prepend=True))
+        handles += [hooks.on_call(block, partial(keep, number)) for number, block in enumerate(lm.blocks)]
+        handles += [hooks.on_output(block, hooks.only_here(leave)) for block in lm.blocks]
+        handles.append(hooks.on_input(lm.final_norm, hooks.only_here(stop), prepend=True))
         output = passes.run(lm, lm.inputs(lm.encode(ids)), lm.n_blocks)  # live edits are part of the baseline
     finally:
         hooks.remove(handles)
-    if len(calls) != lm.n_blocks or len(streams) != lm.n_blocks + 1:
-        raise errors.BadValue(
-            "{n_called} of {n_blocks} blocks ran in a plain pass: a sweep needs all of them, put replaced ones back.",
-            n_called=len(calls),
-            n_blocks=lm.n_blocks,
-        )
+    for block, number in enumerate(ran):
+        if number != 1:
+            what = say("a sweep needs each block once in a pass")
+            raise causes.did_not_run(lm, what, "block", block, number)
+    if len(streams) != lm.n_blocks + 1:
+        raise causes.norm_ran(len(streams) - lm.n_blocks)
     if changed:
         place = say("block {block}", block=changed[0]) if changed[0] < lm.n_blocks else say("the final norm")
         raise errors.BadValue(
@@ -183,11 +188,20 @@ def _for_any_rows(value: Any, prompts: int) -> Any:
 
 
 def refuse_what_a_walk_cannot_do(lm: LanguageModel) -> None:
-    """Raises BadValue in train mode, for hooks on the whole model, and for weights that are not there."""
-    if lm.model.training:
-        raise errors.BadValue(
-            "the model is in train mode, where dropout makes every copy another experiment: call lm.model.eval() first."
+    """Raises BadValue in train mode, for hooks on the whole model, and for weights that are not there; BadEdit for edits of
+    another thread.
+    """
+    if passes.elsewhere(lm):
+        raise errors.BadEdit(
+            "another thread has edits on this model, which would change what is swept here: wait until its `with` has ended, "
+            "or give each thread its own copy (copy.deepcopy(lm))."
         )
+    for name, module in lm.model.named_modules():
+        if module.training:
+            raise errors.BadValue(
+                "{name} is in train mode, where dropout makes every copy another experiment: call lm.model.eval() first.",
+                name=re.sub(r"\.(\d+)", r"[\1]", f"lm.model.{name}") if name else say("the model"),
+            )
     hooked = {id(module) for module in lm.hooks_of_others.values()}
     steps = lm.parts.blocks.split(".")
     for name in [".".join(steps[:n]) for n in range(len(steps) + 1)]:
@@ -197,20 +211,4 @@ def refuse_what_a_walk_cannot_do(lm: LanguageModel) -> None:
                 "or hang it on a block.",
                 name=f"lm.model.{name}" if name else "lm.model",
             )
-    for name in _weights_nowhere(lm.model):
-        raise errors.BadValue(
-            "the weight {name} is on the meta device and nothing brings it back for a pass, so its numbers "
-            "do not exist: load the model whole, or let accelerate offload it.",
-            name=name,
-        )
-
-
-def _weights_nowhere(module: nn.Module, path: str = "") -> Iterator[str]:
-    """Names of weights on the meta device that no hook of accelerate's fetches."""
-    if "_hf_hook" in vars(module):
-        return
-    for name, weight in module.named_parameters(recurse=False):
-        if weight.is_meta:
-            yield path + name
-    for name, inner in module.named_children():
-        yield from _weights_nowhere(inner, f"{path}{name}.")
+    causes.refuse_nowhere(lm.model)

@@ -39,7 +39,10 @@ def _means(lm: LanguageModel, rows: list[Tensor], pooled: bool, chunk: int) -> T
     shape = (lm.n_heads, lm.d_head) if pooled else (longest, lm.n_heads, lm.d_head)
     total = torch.zeros(lm.n_blocks, *shape, device=lm.device, dtype=torch.float64)
     at_once = max(1, chunk // longest)
-    for some in (rows[k : k + at_once] for k in range(0, len(rows), at_once)):
+    # A model with two sets of rotary positions gives a whole batch those of its longest prompt.
+    limit = lm.longrope_limit or longest
+    sets = [[row for row in rows if (len(row) > limit) == long] for long in (False, True)]
+    for some in (part[k : k + at_once] for part in sets for k in range(0, len(part), at_once)):
         heads = trace(lm, padded(some), stop_after=lm.n_blocks - 1).heads
         for row, own in zip(some, heads.unbind(1), strict=True):
             own = own[:, : len(row)].double()  # (n_blocks, pos, n_heads, d_head)
@@ -120,7 +123,8 @@ def _heads_tensor(lm: LanguageModel, replacement: object, longest: int) -> Tenso
     except RuntimeError:
         raise errors.BadValue(
             "the replacement has shape {shape}, which does not broadcast to (n_blocks, n_heads, d_head) = "
-            "{right_shape}, nor to (n_blocks, pos, n_heads, d_head).",
+            "{right_shape}, nor to (n_blocks, pos, n_heads, d_head): what differs between prompts is for "
+            "sweep_edits(lm, prompts, [replace_heads(block, head, value), ...]).",
             shape=tuple(replacement.shape),
             right_shape=(lm.n_blocks, lm.n_heads, lm.d_head),
         ) from None

@@ -7,9 +7,10 @@
 Blocks are called as the modules they are, with what the clean pass called them with, and never with a filled cache, which
 would show attention the keys from before the edit. Logits are computed for the last token only.
 
-A restart cannot see everything. In train mode, under a live `with edit`, or while hooks that are not ours hang on the model,
-both passes are whole ones, each time. A clean pass is also made anew when a weight has been assigned or changed in
-place since; the exception is a change through `.data`, of which PyTorch keeps no record: then make a new Replay.
+A restart cannot see everything. In train mode, under a live `with edit`, or while hooks that are not ours, a replaced `forward`
+or modules of your own classes are in the model, both passes are whole ones, each time. A clean pass is made anew when the model
+or a setting that it computes under is another one since; helpers/snapshot.py says what is compared, and what is not seen.
+That comparison reads all weights, so a restart costs a fifth of a short pass plus the blocks that run.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from . import foreign, hooks
+from . import hooks
 from .applying import check_edits
 from .edits import Edit, edit
 from .models import LanguageModel, Tokens, check_model
+from .snapshot import snapshot
 from .tracing import Trace, trace
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -55,6 +57,10 @@ class _Recorded:
     run: Clean
     calls: list[Call]  # what each block was called with besides the stream: masks, positions
 
+    def copy(self) -> Clean:
+        """The pass to hand out, which its receiver may write into; one without calls is not kept, and needs no copy."""
+        return Clean(*(value.clone() for value in vars(self.run).values())) if self.calls else self.run
+
 
 def _clean(seen: Trace) -> Clean:
     """What a Replay keeps of a trace: logits of every position would be a third of its memory, and only the last are read."""
@@ -73,12 +79,12 @@ class Replay:
         check_model(lm)
         self.lm = lm
         self.version = 0
-        self._state: tuple[object, ...] = ()
+        self._state: list[Any] | None = None
         self._kept: _Recorded | None = None
 
     def clean(self, prompt: str | Tensor | Tokens) -> Clean:
         """The clean pass, the kept one if it is still true. Raises BadPrompt, PromptTooLong."""
-        return self._record(self.lm.encode(prompt)).run
+        return self._record(self.lm.encode(prompt)).copy()
 
     def __call__(self, prompt: str | Tensor | Tokens, *edits: Edit) -> tuple[Clean, Run]:
         """The clean pass and the edited one. Raises BadPrompt, PromptTooLong, and what `edit` raises, before any pass."""
@@ -86,25 +92,24 @@ class Replay:
         tokens = self.lm.encode(prompt)
         clean = self._record(tokens)
         if not edits:
-            return clean.run, clean.run
+            return (unedited := clean.copy()), unedited
         with (applied := edit(self.lm, *edits)):
             # Only in a whole pass does each padded prompt count its own tokens.
             if not clean.calls or not tokens.mask.all():
                 whole = trace(self.lm, tokens)
                 assert whole.final is not None
-                return clean.run, Run(whole.resid, whole.final, whole.last_logits)
+                return clean.copy(), Run(whole.resid, whole.final, whole.last_logits)
             run = _from_block(self.lm, clean, min(one.block for one in edits))
             applied.check_ran()
-        return clean.run, run
+        return clean.copy(), run
 
     def _record(self, tokens: Tokens) -> _Recorded:
         """The kept pass, or a new one; without calls where a restart would not see all that a pass does."""
-        lm, kept = self.lm, self._kept
-        if not _can_restart(lm):
+        lm, kept, state = self.lm, self._kept, snapshot(self.lm)
+        if state is None:
             self.version += 1
-            self._state, self._kept = (), None
+            self._state, self._kept = None, None
             return _Recorded(tokens, _clean(trace(lm, tokens)), [])
-        state = _state(lm)
         if state != self._state:
             self.version += 1
             self._state, self._kept = state, None
@@ -137,23 +142,6 @@ def _from_block(lm: LanguageModel, clean: _Recorded, first: int) -> Run:
     last = clean.tokens.last
     rows = torch.arange(len(last), device=last.device)
     return Run(resid, lm.final_norm(resid[-1]), lm.read_out(resid[-1][rows, last]))
-
-
-def _can_restart(lm: LanguageModel) -> bool:
-    modules = list(lm.model.modules())
-    untouched = not any(one.training or "forward" in vars(one) for one in modules)
-    return untouched and not lm.live_edits and not lm.hooks_of_others and not foreign.hooks_on_all_modules()
-
-
-def _state(lm: LanguageModel) -> tuple[object, ...]:
-    """Differs when a weight, a module or the kind of attention is another one than before."""
-    tensors = [*lm.model.parameters(), *lm.model.buffers()]
-    modules = tuple(id(one) for one in lm.model.modules())
-    return (
-        getattr(lm.model.config, "_attn_implementation", None),
-        modules,
-        *((t.data_ptr(), t._version) for t in tensors),
-    )
 
 
 def _same(kept: Tokens, tokens: Tokens) -> bool:

@@ -28,7 +28,7 @@ class Seen:
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def keep(self, name: str) -> Callable[..., None]:
-        return lambda value, _=None: self.at.setdefault(name, []).append(value.detach().clone())
+        return hooks.only_here(lambda value, _=None: self.at.setdefault(name, []).append(value.detach().clone()))
 
     def call(self, name: str) -> Callable[[tuple, dict], None]:
         return lambda args, kwargs: self.calls.setdefault(name, []).append((args, kwargs))
@@ -101,8 +101,9 @@ def run_alone(
     found: list[Tensor] = []
     handles: list[RemovableHandle] = []
     try:
-        handles += hooks.on_site(lm, edit[0], block, edit[1], prepend=True)
-        handles += hooks.on_site(lm, site, block, lambda value, _: found.append(value.detach().cpu().double()))
+        handles += hooks.on_site(lm, edit[0], block, hooks.only_here(edit[1]), prepend=True)
+        keep = hooks.only_here(lambda value, _: found.append(value.detach().cpu().double()))
+        handles += hooks.on_site(lm, site, block, keep)
         module(*given, **named)
     finally:
         hooks.remove(handles)

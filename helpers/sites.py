@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import errors
 from .models import LanguageModel
@@ -39,8 +39,11 @@ def check_site(site: object) -> None:
         )
 
 
-def site_of(lm: LanguageModel, site: str) -> Site:
-    """Where `site` is in the blocks of this model. Raises BadEdit, also for a site that the model's family does not have."""
+def site_of(lm: LanguageModel, site: str, block: int = 0) -> Site:
+    """Where `site` is in the blocks of this model. Raises BadEdit, also for a site that the model's family does not have.
+
+    block: whose value is viewed and put back, since blocks may multiply their deltas by numbers of their own.
+    """
     check_site(site)
     parts = lm.parts
     lacking = parts.lacks(site)
@@ -50,7 +53,7 @@ def site_of(lm: LanguageModel, site: str) -> Site:
         )
     path = parts.module_of(site)
     if site in ("attention", "mlp"):
-        return Site(path, "output", *_scaled(lm.delta_factor), flat=site == "mlp" and parts.flat_mlp)
+        return Site(path, "output", *_scaled(lm, block), flat=site == "mlp" and parts.flat_mlp)
     if site == "heads":
         return Site(path, "input", lambda v: v.unflatten(-1, (lm.n_heads, lm.d_head)), _side_by_side)
     if site == "keys":
@@ -70,11 +73,12 @@ def _side_by_side(value: Tensor, _: Tensor) -> Tensor:
     return value.flatten(-2)
 
 
-def _scaled(factor: float) -> tuple[View, Back]:
-    """A delta that the block multiplies by `factor` on its way into the stream: people see what the stream gets."""
-    if factor == 1:
+def _scaled(lm: LanguageModel, block: int) -> tuple[View, Back]:
+    """A delta that the block multiplies on its way into the stream: people see what the stream gets."""
+    if not lm.parts.delta_factor:
         return lambda passed: passed, lambda value, _: value
-    return lambda passed: passed * factor, lambda value, _: value / factor
+    # Asked for each time: it is an attribute of the block, which may change.
+    return lambda passed: passed * lm.delta_factor(block), lambda value, _: value / lm.delta_factor(block)
 
 
 def _first_half(passed: Tensor) -> Tensor:
@@ -108,3 +112,28 @@ def _keys(lm: LanguageModel) -> tuple[View, Back]:
         return parts.flatten(-3)
 
     return lambda v: v.unflatten(-1, (number, served + 2, width))[..., -2, :], put_by_key_head
+
+
+def hides_deltas(lm: LanguageModel) -> bool:
+    """Whether dropout hides what is added to the stream now, so that it only shows as a difference of the stream itself.
+
+    Raises BadValue in train mode where even that cannot be: attention's and the MLP's deltas are dropped out together.
+    """
+    name = lm.parts.hidden_dropout
+    # Not lm.model.training: somebody may train some blocks alone.
+    if not (name and any(one.training for block in lm.blocks for one in block.modules())):
+        return False
+    # Blocks keep the number from when they were made, as a copy or in a module that both deltas go through.
+    copies = [lm.setting(name, block) for block in lm.blocks]
+    modules = [one.p for block in lm.blocks for one in block.children() if isinstance(one, nn.Dropout)]
+    value = max((found for found in (lm.setting(name), *copies, *modules) if found), default=0)
+    if value and not lm.parts.before_mlp:
+        raise errors.BadValue(
+            "in train mode the blocks of {family} models drop out the deltas where no hook sees it "
+            "({setting}={value}), and attention and MLP side by side, so that what each adds to the stream "
+            "cannot be told apart: call lm.model.eval() first.",
+            family=lm.family,
+            setting=name,
+            value=value,
+        )
+    return bool(value)

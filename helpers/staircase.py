@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from . import errors, hooks
+from . import errors, hooks, passes
+from .applying import Edit, applied, edit_here
 from .copies import Copy, edit_for
-from .edits import Edit, applied, edit
-from .measures import Measure, Outcome
+from .measures import Measure, Outcome, Trial
 from .models import LanguageModel
 from .products import quick_products
 from .recording import Alone, Clean
-from .say import say
+from .say import say, translatable
 
 Change = Callable[[Tensor, Tensor], Tensor]
 
@@ -54,14 +54,18 @@ def run(lm: LanguageModel, plan: Plan, cleans: Iterator[Clean], done: Callable[[
     done(block passes) is told how it goes. Raises BadValue.
     """
     results: dict[int, Tensor] = {}
-    for clean in cleans:
-        measured: list[list[Tensor]] = [[] for _ in clean.prompts]
-        with quick_products():
-            for copies in _pieces(plan.copies_of(clean.prompts), WAITING * plan.chunk // clean.ids.numel()):
-                streams = _walk(lm, plan, clean, copies, done)
-                for p, found in enumerate(measured):
-                    found += _measure(lm, plan, clean, streams[:, p], p)
-        results |= {prompt: torch.cat(found).cpu() for prompt, found in zip(clean.prompts, measured, strict=True)}
+    trial = Trial(plan.measure, plan.chunk)
+    with passes.edited_as_a_whole(lm, translatable("this sweep")) as check:
+        for clean in cleans:
+            measured: list[list[Tensor]] = [[] for _ in clean.prompts]
+            with quick_products():
+                walks = _pieces(plan.copies_of(clean.prompts), WAITING * plan.chunk // clean.ids.numel())
+                for copies in walks:
+                    streams = _walk(lm, plan, clean, copies, done)
+                    for p, found in enumerate(measured):
+                        found += _measure(lm, plan, clean, streams[:, p], p, trial, cut=len(walks) > 1)
+            results |= {prompt: torch.cat(found).cpu() for prompt, found in zip(clean.prompts, measured, strict=True)}
+            check()
     return [results[prompt] for prompt in range(len(results))]
 
 
@@ -74,7 +78,7 @@ def _walk(lm: LanguageModel, plan: Plan, clean: Clean, copies: Sequence[Copy], d
     stairs = _stairs(copies)
     edits = _CopyEdits(stairs, prompts, length)
     streams = clean.streams.new_empty(len(copies), prompts, length, lm.d_model)
-    with (walk := edit(lm, *edits.on_all_rows())):
+    with (walk := edit_here(lm, *edits.on_all_rows())):
         for block, (rest, named) in enumerate(clean.calls):
             for row in range(stairs.before(block), stairs.before(block + 1)):  # the copies that join here
                 parent = stairs.parents[row]
@@ -130,6 +134,7 @@ class _CopyEdits:
     def __init__(self, stairs: _Stairs, prompts: int, length: int) -> None:
         self.prompts = prompts
         self.here = range(0)
+        self.busy = False  # a function is running: if it runs the model, that must not be taken for these copies
         self.places: dict[tuple[str, int], list[tuple[int, list[Change]]]] = {}
         for row, copy in enumerate(stairs.copies):
             for one in copy:
@@ -140,17 +145,22 @@ class _CopyEdits:
         return {site for site, edited in self.places if edited == block}
 
     def on_all_rows(self) -> list[Edit]:
-        return [Edit("sweep", site, block, self._change(there)) for (site, block), there in self.places.items()]
+        name = lambda site, block: say("the sweep of {site!r} in block {block}", site=site, block=block)  # noqa: E731
+        return [Edit(name(*place), *place, self._change(there)) for place, there in self.places.items()]
 
     def _change(self, there: list[tuple[int, list[Change]]]) -> Change:
         def change(value: Tensor, stream: Tensor) -> Tensor:
+            if self.busy:
+                raise passes.run_inside()
             now = [(row, changes) for row, changes in there if row in self.here]
             new = value.clone() if now else value
+            self.busy = True
             for row, changes in now:
                 start = (row - self.here.start) * self.prompts
                 for p, function in enumerate(changes):
                     mine = slice(start + p, start + p + 1)
                     new[mine] = function(new[mine], stream[mine])
+            self.busy = False  # after an error the walk is over
             return new
 
         return change
@@ -181,7 +191,7 @@ def _shortcuts(
     handles: list[RemovableHandle] = []
     try:
         for part, see, prepend in inputs:
-            handles.append(hooks.on_input(lm.part(block, part), see, prepend))
+            handles.append(hooks.on_input(lm.part(block, part), hooks.only_here(see), prepend))
         yield
     finally:
         hooks.remove(handles)
@@ -208,8 +218,13 @@ def _shared_attention(joined: int, edits: _CopyEdits) -> tuple[Callable[[Tensor]
 # ---- what is read off
 
 
-def _measure(lm: LanguageModel, plan: Plan, clean: Clean, edited: Tensor, p: int) -> Iterator[Tensor]:
-    """(copies, ...) in pieces, from the last streams (copies, pos, d_model) of the p-th prompt of the group."""
+def _measure(
+    lm: LanguageModel, plan: Plan, clean: Clean, edited: Tensor, p: int, trial: Trial, cut: bool
+) -> Iterator[Tensor]:
+    """(copies, ...) in pieces, from the last streams (copies, pos, d_model) of the p-th prompt of the group.
+
+    cut: whether these are not all of its copies.
+    """
     every = plan.measure.every_position
     at = slice(0 if every else -1, None)
 
@@ -224,21 +239,29 @@ def _measure(lm: LanguageModel, plan: Plan, clean: Clean, edited: Tensor, p: int
     # One reading of the unembedding serves the clean run too.
     streams = torch.cat([clean.streams[-1, p : p + 1], edited])
     before: Tensor | None = None
-    for some in _pieces(streams, max(3, plan.chunk // (edited.shape[1] if every else 1))):
+    pieces = _pieces(streams, max(3, plan.chunk // (edited.shape[1] if every else 1)))
+    for some in pieces:
         found = logits(some)
         if before is None:
             before, found = found[0], found[1:]
-        value = plan.measure.compute(Outcome(found, before, clean.ids[p], clean.prompts[p]))
-        if not isinstance(value, Tensor) or value.ndim < 1 or len(value) != len(found):
-            got = f"a {type(value).__name__}"
-            if isinstance(value, Tensor):
-                got = say("one of shape {shape}", shape=tuple(value.shape))
-            raise errors.BadValue(
-                "a measure must return a tensor with a row for each of {n_copies} copies, not {got}.",
-                n_copies=len(found),
-                got=got,
-            )
+        value = _measured(plan, clean, p, found, before)
+        if cut or len(pieces) > 1:
+            trial(clean.prompts[p], found, value, lambda some: _measured(plan, clean, p, some, before))
         yield value
+
+
+def _measured(plan: Plan, clean: Clean, p: int, edited: Tensor, before: Tensor) -> Tensor:
+    value = plan.measure.compute(Outcome(edited, before, clean.ids[p], clean.prompts[p]))
+    if not isinstance(value, Tensor) or value.ndim < 1 or len(value) != len(edited):
+        got = f"a {type(value).__name__}"
+        if isinstance(value, Tensor):
+            got = say("one of shape {shape}", shape=tuple(value.shape))
+        raise errors.BadValue(
+            "a measure must return a tensor with a row for each of {n_copies} copies, not {got}.",
+            n_copies=len(edited),
+            got=got,
+        )
+    return value
 
 
 def _pieces(items: Any, most: int) -> list[Any]:

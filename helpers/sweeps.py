@@ -81,10 +81,10 @@ def sweep_edits(
     of which a shorter one than the longest uses the beginning, as in a batch that is padded on the right.
     target: one text or token id for all prompts, or a list with one for each. The result is log p(target) at the last
     token, after − before, in nats. measure: instead of a target, a Measure such as `predictions` or `text_damage`, or a
-    function of an Outcome that returns (copies, ...). chunk: tokens, copies × positions, that go through a block at once;
-    memory grows with it, not with the number of prompts or edits. progress: None shows a bar for a sweep longer than a
-    second or two if somebody watches (a terminal, or a cell that a person runs; never where a program executes a
-    notebook); True or False decides; a function is called with (done, total).
+    function of an Outcome that returns (copies, ...), each copy's numbers from that copy alone. chunk: tokens, copies ×
+    positions, that go through a block at once; memory grows with it, not with the number of prompts or edits. progress:
+    None shows a bar for a sweep longer than a second or two if somebody watches (a terminal, or a cell that a person runs;
+    never where a program executes a notebook); True or False decides; a function is called with (done, total).
 
     Raises what `edit` and `lm.encode` raise, TargetIsNotOneToken, and BadValue in train mode, where dropout would make
     every copy another experiment, or when the model does more than its blocks and its read-out (a hook on the whole model,
@@ -130,6 +130,8 @@ def sweep_heads(
     sites = [(block, head) for block in chosen_blocks for head in range(lm.n_heads)]
     rows = prompt_rows(lm, prompts)
     positions = check_positions(positions)
+    if isinstance(replacement, Tensor):
+        replacement = finite_tensor(replacement, "the replacement")
     pool = None if reference is None else prompt_rows(lm, reference)
     values_of = head_values(lm, rows, replacement, pool, generator, chunk)
 

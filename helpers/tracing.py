@@ -23,6 +23,7 @@ from torch.utils.hooks import RemovableHandle
 from . import causes, errors, hooks, passes
 from .models import LanguageModel, Tokens, check_model
 from .say import say
+from .sites import hides_deltas
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Trace:
 
     resid[l], (batch, pos, d_model), enters block l and resid[n_blocks] leaves the last block, before the final norm. In a
     pass without edits resid[l + 1] == resid[l] + attn[l] + mlp[l]. At a skipped block attn and mlp are what it computed
-    in vain.
+    in vain. Inside torch.autocast what the model computes in 16 bits is exact to those only, this sum too, and logits are of
+    autocast's dtype.
     """
 
     tokens: Tensor  # (batch, pos) ids
@@ -92,6 +94,7 @@ def trace(
     """
     check_model(lm)
     causes.refuse_compiled(lm.model)
+    causes.refuse_nowhere(lm.model)
     tokens = lm.encode(prompt)
     n = lm.n_blocks if stop_after is None else lm.check_block(stop_after) + 1
     if gradients is None:
@@ -154,7 +157,7 @@ class _Recorder:
         return hooks.only_here(see)
 
     def run(self, stop: bool) -> Trace:
-        lm, n = self.lm, self.n
+        lm, n, hidden = self.lm, self.n, hides_deltas(self.lm)
         inputs = lm.inputs(self.tokens, right_padding=True)
         handles: list[RemovableHandle] = []
 
@@ -166,7 +169,7 @@ class _Recorder:
             try:
                 for block in range(n):
                     handles.append(hooks.on_input(lm.part(block, ""), self.keep("resid", block)))
-                    if lm.hides_deltas:
+                    if hidden:
                         self._differences(block, handles)
                     else:
                         handles += hooks.on_site(lm, "attention", block, self.keep("attn", block))
@@ -205,12 +208,7 @@ class _Recorder:
             if number == 1:
                 continue
             if block == self.lm.n_blocks:
-                raise errors.DidNotRun(
-                    "the final norm ran {number} times in this pass and not once, so the stream's last point is not "
-                    "known: something calls the model's parts in another way (a wrapper, a replaced forward); undo "
-                    "that.",
-                    number=number,
-                )
+                raise causes.norm_ran(number)
             if number == 0 and block == self.n and name == "resid":
                 what = say("the pass could not stop before block {block}", block=block)
             else:

@@ -32,7 +32,7 @@ def wrap(
     was found. Without it a wrong row, or a library that changed, gives wrong numbers: only for models whose every pass is dear.
 
     Raises UnsupportedFamily, with the identity that fails and where, DidNotRun for a compiled model, or BadValue, also
-    for a model whose heads are split over devices (tensor parallelism).
+    for a model whose heads are split over devices (tensor parallelism), or whose weights are nowhere (the meta device).
     """
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         raise errors.BadValue(
@@ -41,6 +41,7 @@ def wrap(
         )
     causes.refuse_compiled(model)
     causes.refuse_split(model)
+    causes.refuse_nowhere(model)
     if tokenizer is not None and not callable(tokenizer):
         raise errors.BadValue(
             "the tokenizer must be a tokenizer and not {value}: make one with AutoTokenizer.from_pretrained(...).",

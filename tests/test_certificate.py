@@ -371,3 +371,48 @@ def test_every_property_of_a_row_is_used_by_one():
     usual = {f.name: f.default for f in fields(Family) if f.default is not f.default_factory}
     for f in fields(Family):
         assert any(getattr(row, f.name) != usual.get(f.name) for row in FAMILIES.values()), f.name
+
+
+def test_a_wrapper_around_a_projection_says_what_it_reads_and_writes():
+    """A low-rank update of one's own: with in_features and out_features it is measured like any projection."""
+
+    class Lora(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner, self.weight = inner, inner.weight
+            self.down = nn.Parameter(0.1 * torch.ones(2, inner.weight.shape[1], dtype=torch.float64))
+
+        def forward(self, x):
+            return self.inner(x) + (x @ self.down.T).sum(-1, keepdim=True)
+
+    model = tiny("llama").model
+    attention = model.model.layers[1].self_attn
+    attention.o_proj = lora = Lora(attention.o_proj)
+    with pytest.raises(
+        errors.UnsupportedFamily, match="a Lora in this model does not say how many numbers it reads and"
+    ):
+        wrap(model)
+    lora.in_features, lora.out_features = lora.inner.in_features, lora.inner.out_features
+    wrapped = sweep_blocks(wrap(model), torch.tensor([5, 3, 8]), 7)
+    attention.o_proj = lora.inner
+    with torch.no_grad():
+        lora.inner.weight += lora.down.sum(0)
+    torch.testing.assert_close(wrapped, sweep_blocks(wrap(model), torch.tensor([5, 3, 8]), 7), rtol=0, atol=1e-12)
+
+
+def test_what_the_page_calls_settings_and_paths_are_properties_of_a_row():
+    page = (ROOT / "docs" / "families.md").read_text().split("| The refusal says | Look for |")[1]
+    names = set(re.findall(r"`(\w+)(?:=[^`]*)?`", page)) - {"gate_proj", "in_features", "out_features"}
+    assert (
+        {f.name for f in fields(Family)} >= names >= {"delta_factor", "keys_layout", "flat_mlp", "sinks", "after_norm"}
+    )
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
+def test_autocast_around_wrap_is_not_taken_for_a_wrong_row(family):
+    lm = tiny(family, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert wrap(lm.model).certificate == lm.certificate
+        found = trace(lm, IDS)
+    assert found.logits.dtype == torch.bfloat16 and found.resid.dtype == torch.float32
+    torch.testing.assert_close(found.resid[:-1] + found.attn + found.mlp, found.resid[1:], rtol=0.01, atol=0.01)

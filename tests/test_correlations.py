@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -45,6 +47,10 @@ def test_a_random_step_gives_the_expected_r():
     [
         (lambda: correlation(noise(1, 2, 3), noise(1, 3, 2)), "differ in shape"),
         (lambda: correlation_per_dimension(noise(1, 2, 3), noise(1, 2, 3)), "three tokens or more"),
+        (lambda: correlation(noise(1, 1, 1), noise(1, 1, 1)), "two values or more"),
+        (lambda: random_step_correlation(noise(0), noise(0)), "two values or more"),
+        (lambda: within_percentile(noise(0), noise(0), 99), "two values or more"),
+        (lambda: correlation([1.0, 2.0], [1.0, 2.0]), "expected a tensor"),
         (lambda: within_percentile(noise(3), noise(3), 0), "percentile 0 "),
         (lambda: within_percentile(noise(3), noise(3), 101), "percentile 101 "),
     ],
@@ -52,3 +58,12 @@ def test_a_random_step_gives_the_expected_r():
 def test_mistakes_are_told(call, said):
     with pytest.raises(BadValue, match=said):
         call()
+
+
+def test_a_constant_has_no_correlation_whatever_rounding_makes_of_its_mean():
+    a, constant, other = noise(1, 7, 5).float(), torch.full((1, 7, 5), 0.1), torch.full((1, 7, 5), 0.3)
+    for pair in ((a, constant), (constant, a), (constant, other)):
+        assert math.isnan(correlation(*pair)) and correlation_per_dimension(*pair).isnan().all()
+    assert math.isnan(random_step_correlation(constant, a))
+    mixed = torch.cat([a[..., :4], constant[..., :1]], -1)
+    assert correlation_per_dimension(mixed, a).isnan().tolist() == [False] * 4 + [True]

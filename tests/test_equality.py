@@ -1,13 +1,27 @@
 """Sweeps of what could make a walk differ from the plain loop: each case is right, or refused with a sentence."""
 
+import dataclasses
+
 import pytest
 import torch
 from tiny import tiny
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from helpers import add_to_block, change, edit, errors, patch_block, replace_heads, scale_block, skip_block, zero_heads
-from helpers.sweeps import sweep_blocks, sweep_edits, sweep_heads
+from helpers import (
+    Tokens,
+    add_to_block,
+    change,
+    edit,
+    errors,
+    patch_block,
+    replace_heads,
+    scale_block,
+    skip_block,
+    trace,
+    zero_heads,
+)
+from helpers.sweeps import mean_heads, sweep_blocks, sweep_edits, sweep_heads
 
 TARGET = 7
 
@@ -265,10 +279,44 @@ def test_a_patch_per_prompt(family, number):
                 handle.remove()
 
 
+@pytest.mark.parametrize(
+    "replaced", [{"block": 1}, {"positions": (0, -1)}, {"block": 3, "name": "mine"}, {"change": lambda a, _: -a}]
+)
+def test_an_edit_of_which_something_was_replaced(replaced):
+    lm, rows = tiny("gpt2"), torch.arange(2, 26).reshape(4, 6)
+    values = torch.randn(4, 6, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    one = dataclasses.replace(patch_block(2, values), **replaced)
+    with edit(lm, one):
+        expected = lm.logits(rows)[:, -1].log_softmax(-1)[:, TARGET]
+    expected = expected - lm.logits(rows)[:, -1].log_softmax(-1)[:, TARGET]
+    torch.testing.assert_close(sweep_edits(lm, rows, [one], TARGET)[:, 0], expected, rtol=0, atol=1e-12)
+    again = dataclasses.replace(patch_block(2, values), **replaced)
+    assert one != patch_block(2, values) and (one == again) == ("change" not in replaced)
+
+
 def test_a_patch_for_another_number_of_prompts_gets_a_sentence():
     lm = tiny("gpt2")
     with pytest.raises(errors.BadValue, match="values for 5 prompts, and 3 are swept"):
         sweep_edits(lm, prompts(3), [skip_block(0), patch_block(1, torch.zeros(5, 6, 24))], TARGET)
+
+
+def test_prompts_on_both_sides_of_longropes_limit_are_never_in_one_batch():
+    """Phi-3's long contexts: one longer prompt would give all of a batch other rotary positions."""
+    factors = {"type": "longrope", "short_factor": [1.0] * 3, "long_factor": [4.0, 5.0, 6.0]}
+    lm = tiny("phi3", max_position_embeddings=64, original_max_position_embeddings=16, rope_scaling=factors)
+    rows = [torch.arange(2, 2 + length) for length in (8, 16, 17, 40)]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    all_of_them = Tokens(ids, torch.arange(40) < torch.tensor([len(row) for row in rows])[:, None])
+    for read in (trace, lambda lm, tokens: lm.logits(tokens)):
+        with pytest.raises(errors.BadValue, match=r"8 to 40 tokens, .* more than 16 .* up to 16 tokens apart"):
+            read(lm, all_of_them)
+    short = Tokens(ids[:2, :16], all_of_them.mask[:2, :16])
+    assert (trace(lm, short).resid[:, 0, :8] - trace(lm, rows[0]).resid[:, 0]).abs().max() < 1e-6
+    alone = torch.stack([trace(lm, row).heads[:, 0, -1] for row in rows]).mean(0)
+    torch.testing.assert_close(mean_heads(lm, all_of_them)[:, -1], alone, rtol=0, atol=1e-6)
+    expected = [without_head(lm, row, 1, 2) - log_p(lm.model, row) for row in rows]
+    found = sweep_heads(lm, all_of_them, TARGET)[:, 1, 2]
+    torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=1e-6)
 
 
 def test_blocks_may_come_from_numpy():

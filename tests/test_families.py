@@ -423,3 +423,61 @@ def test_a_falcon_with_a_bias_for_distance_is_refused():
 
 def test_every_row_of_the_table_has_its_tests():
     assert set(FAMILIES) == set(CONFIGS) | set(MORE)
+
+
+# ---- settings that change after the model was made
+
+SETTINGS = {
+    family: name
+    for family, row in FAMILIES.items()
+    for name in (row.delta_factor, row.logit_factor, row.logit_divisor, row.logit_cap)
+    if name and here(family) and family in CONFIGS | MORE
+} | {"granite": "residual_multiplier", "gemma3": "final_logit_softcapping"}  # the last is never read in that class
+
+
+@pytest.mark.parametrize("family", SETTINGS)
+@pytest.mark.parametrize("where", ["config", "modules"])
+def test_a_setting_counts_as_the_model_itself_reads_it(family, where):
+    """Some models read their config in each pass, others keep a copy: a trace and a sweep follow either."""
+    lm, name = tiny(family), SETTINGS[family]
+    if where == "config":
+        setattr(lm.config, name, 1.7 * (getattr(lm.config, name) or 3.0))
+    for number, module in enumerate(one for one in lm.model.modules() if name in vars(one) and where == "modules"):
+        setattr(module, name, (1.7 + number / 10) * vars(module)[name])  # of each block another
+    found = trace(lm, IDS)
+    assert far(found.resid[:-1] + found.attn + found.mlp, found.resid[1:]) < 1e-14
+    assert far(lm.read_out(found.resid[-1]), found.logits) < 1e-13
+    before, effects = lm.logits(IDS[:1])[0, -1].log_softmax(-1)[5], sweep_heads(lm, IDS[0], 5)
+    for block in range(lm.n_blocks):
+        with edit(lm, zero_heads(block, [1])):
+            assert abs(lm.logits(IDS[:1])[0, -1].log_softmax(-1)[5] - before - effects[block, 1]) < CLOSE
+
+
+def test_an_edit_of_a_delta_takes_the_factor_that_its_block_has_now():
+    if not here("granite"):
+        pytest.skip("not in this transformers")
+    lm = tiny("granite")
+    step = torch.randn(lm.d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    block = lm.blocks[2]
+    with edit(lm, change("mlp", 2, lambda value: value + step)):
+        for factor in (0.3, 2.0):
+            block.residual_multiplier = factor
+            found = lm.logits(IDS)
+            plain = copy.deepcopy(lm).model
+            plain.model.layers[2].mlp.register_forward_hook(lambda m, args, out, f=factor: out + step / f)
+            with torch.no_grad():
+                assert far(found, plain(IDS, use_cache=False).logits) < 1e-12
+
+
+@pytest.mark.parametrize("family", ["opt", "falcon", "phi"])
+def test_dropout_that_a_block_still_has_is_not_forgotten_with_its_setting(family):
+    name = FAMILIES[family].hidden_dropout
+    lm = tiny(family, **{name: 0.4})
+    setattr(lm.config, name, 0.0)
+    lm.model.train()
+    if family != "opt":
+        with pytest.raises(errors.BadValue, match=rf"{name}=0\.4"):
+            trace(lm, IDS)
+        return
+    found = trace(lm, IDS)
+    assert far(found.resid[:-1] + found.attn + found.mlp, found.resid[1:]) < 1e-14

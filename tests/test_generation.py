@@ -1,5 +1,6 @@
 """Edits while text is generated: positions count from the start of the text, with any cache as without one."""
 
+import asyncio
 import copy
 
 import pytest
@@ -8,7 +9,7 @@ from test_trace import FAMILIES
 from tiny import tiny
 
 from helpers import Tokens, add_to_block, change, edit, scale_block, trace, zero_heads
-from helpers.errors import BadValue, PositionOutOfRange
+from helpers.errors import BadEdit, BadValue, PositionOutOfRange
 
 IDS = torch.arange(2, 16).reshape(2, 7)
 
@@ -96,6 +97,9 @@ def test_positions_that_cannot_be_known_are_refused():
     for where in (-1, [0, -2], slice(-3, None), slice(None, None, -1)):
         with pytest.raises(PositionOutOfRange, match=r"counts from the end.*moves.*slice\(8, None\)"):
             generated(lm, scale_block(1, 2, where))
+        with pytest.raises(PositionOutOfRange, match=r"counts from the end.*moves.*slice\(7, None\)"):
+            generated(lm, scale_block(1, 2, where), use_cache=False)
+        generated(lm, scale_block(1, 2, where), number=1)  # there the end stays where it is
     with pytest.raises(PositionOutOfRange, match=r"position 40 does not exist"):
         generated(lm, scale_block(1, 2, 40))
     with pytest.raises(PositionOutOfRange, match="chooses none"):
@@ -225,3 +229,95 @@ def test_a_learners_own_pass_is_edited_at_the_same_positions(where, cache):
     expected = lm.logits(IDS)
     handle.remove()
     assert torch.equal(found, expected)
+
+
+def interrupted(lm, at, error, **inputs):
+    """A pass in which block `at` raises."""
+
+    def stop(module, args):
+        raise error
+
+    handle = lm.blocks[at].register_forward_pre_hook(stop)
+    try:
+        lm.model(**inputs)
+    except type(error):
+        return
+    finally:
+        handle.remove()
+    raise AssertionError
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("in the middle")])
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_pass_that_was_interrupted_leaves_nothing_to_the_next(error, at):
+    lm = tiny("llama")
+    one, later = add_to_block(1, vector(), [2, 3]), add_to_block(0, vector(), 8)
+    mask = torch.ones_like(IDS)
+    mask[0, :3] = 0
+    with edit(lm, one), torch.no_grad():
+        expected = lm.logits(IDS)
+        interrupted(lm, at, error, input_ids=IDS, attention_mask=torch.ones_like(mask))
+        assert torch.equal(lm.logits(IDS), expected)
+        interrupted(lm, at, error, input_ids=IDS)
+        assert torch.equal(lm.model(input_ids=IDS, use_cache=False).logits, expected)
+        interrupted(lm, at, error, input_ids=IDS)
+        assert torch.equal(lm.model.lm_head(lm.model.model(input_ids=IDS).last_hidden_state), expected)
+        filled = go_on(lm, IDS, 0, 4, {})[1]
+        interrupted(lm, at, error, input_ids=IDS[:, 4:], **filled)
+        assert torch.equal(trace(lm, IDS).logits, expected)
+    assert lm.passes == {}
+    long = torch.arange(2, 12)[None]
+    with edit(lm, later), torch.no_grad():
+        interrupted(lm, at, error, input_ids=IDS)  # position 8 would wait, for a text that nobody goes on with
+        found = lm.model(input_ids=long).logits
+        interrupted(lm, at, error, input_ids=IDS)
+    with edit(lm, later):
+        assert torch.equal(found, lm.logits(long))
+
+
+def test_a_whole_pass_within_a_pass_is_not_taken_for_one_that_was_interrupted():
+    lm = tiny("llama")
+    inner = []
+
+    def look(value):
+        if not inner:
+            inner.append(None)
+            inner[0] = lm.model(input_ids=IDS[:, :3], use_cache=False).logits
+        return value * 2
+
+    with edit(lm, change("block", 1, look, [1, 2])), torch.no_grad():
+        found = lm.model(input_ids=IDS, use_cache=False).logits
+    with edit(lm, scale_block(1, 2, [1, 2])):
+        assert torch.equal(found, lm.logits(IDS)) and torch.equal(inner[0], lm.logits(IDS[:, :3]))
+
+
+def test_two_tasks_that_wait_inside_of_their_withs_are_told():
+    lm = tiny("llama")
+
+    async def one(factor, wait):
+        with edit(lm, scale_block(1, factor)):
+            if wait:
+                await asyncio.sleep(0)
+            return lm.logits(IDS)
+
+    async def together(wait):
+        return await asyncio.gather(one(2, wait), one(3, wait), return_exceptions=True)
+
+    for found, factor in zip(asyncio.run(together(False)), (2, 3), strict=True):
+        with edit(lm, scale_block(1, factor)):
+            assert torch.equal(found, lm.logits(IDS))
+    found, refused = asyncio.run(together(True))
+    with edit(lm, scale_block(1, 2)):
+        assert torch.equal(found, lm.logits(IDS))
+    assert isinstance(refused, BadEdit) and "another asyncio task has edits on this model" in str(refused)
+    assert lm.live_edits == [] and lm.edit_handles == []
+
+    async def nested():
+        with edit(lm, scale_block(1, 2)):
+            await asyncio.sleep(0)
+            with edit(lm, scale_block(2, 3)):
+                return lm.logits(IDS)
+
+    found = asyncio.run(nested())
+    with edit(lm, scale_block(1, 2), scale_block(2, 3)):
+        assert torch.equal(found, lm.logits(IDS))

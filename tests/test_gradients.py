@@ -160,7 +160,7 @@ def slopes_by_pushing(lm, field, step):
             def hook(module, args, output):
                 value = output[0] if isinstance(output, tuple) else output
                 # Granite multiplies what its modules return on the way into the stream.
-                new = value + sign * step * direction.reshape(value.shape) / lm.delta_factor
+                new = value + sign * step * direction.reshape(value.shape) / lm.delta_factor(block)
                 return (new, *output[1:]) if isinstance(output, tuple) else new
 
             handle = lm.part(block, path).register_forward_hook(hook)

@@ -7,7 +7,18 @@ import torch
 from hypothesis import given, settings
 from tiny import tiny
 
-from helpers import errors, metrics, predictions, sweep_blocks, text_damage
+from helpers import (
+    correlation,
+    correlation_per_dimension,
+    errors,
+    metrics,
+    predictions,
+    random_step_correlation,
+    spread,
+    sweep_blocks,
+    text_damage,
+    within_percentile,
+)
 from helpers.errors import BadValue, BlockOutOfRange
 from helpers.measures import Outcome
 
@@ -177,3 +188,64 @@ def test_what_is_no_token_is_no_target(target):
 
     with pytest.raises(errors.TargetIsNotOneToken, match=r"must be text.*or a token id"):
         sweep_blocks(tiny("gpt2"), torch.arange(2, 8)[None], target)
+
+
+EMPTY = "no token is left to measure"
+
+
+@pytest.mark.parametrize("measure", [metrics.delta_norm, metrics.relative_error, metrics.cosine_similarity])
+def test_a_measure_of_nothing_is_no_number(measure):
+    clean, edited = streams()
+    masks = torch.zeros(clean.shape[1:3], dtype=torch.bool), torch.ones(clean.shape[1:3], dtype=torch.bool)
+    masks[1][:, 1:] = False
+    for call in (
+        lambda: measure(clean, edited, mask=masks[0]),
+        lambda: measure(clean, edited, include_first=False, mask=masks[1]),
+        lambda: measure(clean[:, :0], edited[:, :0]),
+        lambda: measure(clean[:, :, :0], edited[:, :, :0]),
+    ):
+        with pytest.raises(BadValue, match=EMPTY):
+            call()
+    with pytest.raises(BadValue, match=EMPTY):
+        metrics.step_norm(clean, mask=masks[0])
+    with pytest.raises(BadValue, match="of no token at all"):
+        metrics.kl(clean[..., :0], clean[..., :0])
+
+
+def test_nothing_is_relative_to_a_stream_of_zeros():
+    clean, edited = streams()
+    clean[2] = 0
+    with pytest.raises(BadValue, match="zero at point 2"):
+        metrics.relative_error(clean, edited)
+    assert metrics.cosine_similarity(clean, edited)[2] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_is_stored_in_sixteen_bits_is_as_exact_as_thirty_two(dtype):
+    """Against the same stored numbers in float64; in 16 bits the worst would be off by a hundredth."""
+    draw = torch.Generator().manual_seed(0)
+    clean = (3 * torch.randn(5, 2, 7, 64, generator=draw) + 20).to(dtype)
+    edited = (clean.float() + torch.randn(5, 2, 7, 64, generator=draw)).to(dtype)
+    wide = clean.double(), edited.double()
+    pairs = [
+        metrics.delta_norm,
+        metrics.relative_error,
+        metrics.cosine_similarity,
+        lambda a, b: metrics.survival(a, b, 1),
+    ]
+    for measure in (
+        *pairs,
+        lambda a, b: spread(b),
+        lambda a, b: metrics.step_norm(b),
+        lambda a, b: metrics.token_norms(b),
+        lambda a, b: metrics.log_prob(b, 5),
+        lambda a, b: metrics.logit_difference(b, 5, 6),
+        metrics.kl,
+        lambda a, b: correlation_per_dimension(a[2], b[2]),
+        lambda a, b: torch.tensor(correlation(a[2], b[2])),
+        lambda a, b: torch.tensor(random_step_correlation(a[2], b[2])),
+    ):
+        found, expected = measure(clean, edited), measure(*wide)
+        assert found.dtype != dtype
+        torch.testing.assert_close(found.double(), expected.double(), rtol=3e-6, atol=3e-6)
+    assert within_percentile(clean[2], edited[2], 90).equal(within_percentile(wide[0][2], wide[1][2], 90))

@@ -1,12 +1,16 @@
 """Positions of an edit where prompts are padded, and where a cache was filled before."""
 
+import copy
+
 import pytest
 import torch
+import transformers
 from test_trace import FAMILIES
 from tiny import tiny
 
-from helpers import Tokens, add_to_block, edit, read_site, trace, zero_heads
+from helpers import Tokens, add_to_block, edit, read_site, skip_mlp, trace, zero_heads
 from helpers.errors import PositionOutOfRange
+from helpers.positions import real_tokens
 from helpers.replay import Replay
 
 LONG, SHORT = torch.arange(2, 9), torch.arange(11, 15)  # 7 and 4 tokens
@@ -122,3 +126,116 @@ def test_the_first_token_that_ran_under_an_edit_is_named():
         cached = {name: value for name, value in out.items() if hasattr(value, "get_seq_length")}
         with edit(lm, steer([3, 5])), pytest.raises(PositionOutOfRange, match="choose positions from 4 on"):
             lm.model(input_ids=LONG[None, 4:6], **cached)
+
+
+def cached_in(out):
+    return {name: value for name, value in out.items() if hasattr(value, "get_seq_length")}
+
+
+def steered_by_hand(lm, text, columns):
+    """Logits of one pass over the whole text, with a plain hook that steers these columns."""
+    add = torch.zeros(text.shape[1], 24, dtype=lm.dtype)
+    add[columns] = torch.randn(24, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(lm.dtype)
+    handle = lm.blocks[1].register_forward_hook(
+        lambda m, args, out: (out[0] + add, *out[1:]) if isinstance(out, tuple) else out + add
+    )
+    try:
+        return lm.logits(text)
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_positions_are_those_in_a_filled_cache_too(family):
+    lm = tiny(family)
+    text = torch.arange(2, 12)[None]
+    with torch.no_grad():
+        before = lm.model(input_ids=text[:, :4], use_cache=True)
+        again = copy.deepcopy(cached_in(before))
+        with (
+            edit(lm, steer(None)),
+            pytest.raises(PositionOutOfRange, match=r"ran without.*for example slice\(4, None\)"),
+        ):
+            lm.model(input_ids=text[:, 4:7], use_cache=True, **cached_in(before))
+        with edit(lm, steer(slice(4, None))):
+            later = lm.model(input_ids=text[:, 4:], use_cache=True, **again).logits
+        assert (later - steered_by_hand(lm, text, slice(4, None))[:, 4:]).abs().max() < 1e-4
+        with edit(lm, steer(None)):
+            some = lm.model(input_ids=text[:, :4], use_cache=True)
+            tries = [copy.deepcopy(cached_in(some)) for _ in range(2)]  # a copy is known as what it was copied from
+            more = [lm.model(input_ids=text[:, 4:7], use_cache=True, **one) for one in tries]
+            last = [lm.model(input_ids=text[:, 7:], **cached_in(one)).logits for one in more]
+            with (
+                edit(lm, skip_mlp(2)),
+                pytest.raises(PositionOutOfRange, match=r"skip_mlp\(2\) means tokens .* from 10 on"),
+            ):
+                lm.model(input_ids=text[:, :1], **cached_in(copy.deepcopy(more[0])))
+    expected = steered_by_hand(lm, text, slice(None))
+    for one, end in zip(more, last, strict=True):
+        assert (torch.cat([some.logits, one.logits, end], 1) - expected).abs().max() < 1e-4
+
+
+def test_generate_on_a_cache_that_was_filled_before():
+    lm = tiny("llama")
+    ids, options = torch.arange(2, 9)[None], {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
+    with torch.no_grad():
+        cached = cached_in(lm.model(input_ids=ids[:, :4], use_cache=True))
+    with edit(lm, steer(None)), pytest.raises(PositionOutOfRange, match="choose positions from 4 on"):
+        lm.model.generate(ids, attention_mask=torch.ones_like(ids), **copy.deepcopy(cached), **options)
+    with edit(lm, steer(slice(4, None))):
+        found = lm.model.generate(ids, attention_mask=torch.ones_like(ids), **cached, **options)
+        assert found.equal(lm.model.generate(ids, attention_mask=torch.ones_like(ids), use_cache=False, **options))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("form", ["by position", "to the stack", "of four axes", "additive", "by kind of layer"])
+def test_padding_is_known_however_the_mask_is_given(side, form):
+    if form == "by kind of layer" and transformers.__version__ < "5":
+        pytest.skip("transformers 5 takes a mask for each kind of layer")
+    lm = tiny("qwen2", torch.float32, attention="sdpa" if form == "of four axes" else "eager")
+    tokens = padded(side)
+    sees = tokens.mask[:, None, None] & torch.ones(7, 7, dtype=torch.bool).tril()
+    sees = sees | ~sees.any(-1, keepdim=True)  # as in some kinds of attention, where a row must not be all masked
+    added = torch.zeros(sees.shape).masked_fill(~sees, torch.finfo(torch.float32).min)
+
+    @torch.no_grad()
+    def run():
+        if form == "by position":
+            lm.model(tokens.ids, tokens.mask.long())
+        elif form == "to the stack":
+            lm.model.model(tokens.ids, tokens.mask.long())
+        else:
+            mask = {"of four axes": sees, "additive": added, "by kind of layer": {"full_attention": added}}[form]
+            lm.model(input_ids=tokens.ids, attention_mask=mask)
+
+    for where in (1, slice(0, 2)) if side == "left" else (-1, 4, slice(5, None)):
+        with edit(lm, steer(where)), pytest.raises(PositionOutOfRange, match="is padding in prompt 1"):
+            run()
+    for where in (3, slice(2, 5), None):
+        with edit(lm, steer(where)):
+            run()
+
+
+def test_a_mask_of_another_kind_is_refused_for_a_batch():
+    shape = torch.Size((2, 7))
+    with pytest.raises(PositionOutOfRange, match=r"cannot be told from its mask, of type object"):
+        real_tokens(steer(1), object(), 0, shape)
+    assert real_tokens(steer(1), object(), 0, torch.Size((1, 7))) is None
+    assert real_tokens(steer(1), torch.ones(2, 1, 7, 7), 3, shape) is None
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3_text"])
+def test_a_static_cache_knows_the_padding_too(family, attention):
+    left = padded("left")
+    options = {"attention_mask": left.mask.long(), "max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    static = {"cache_implementation": "static", "disable_compile": True}
+    for where in (1, [2, 8], slice(0, 3)):
+        lm = tiny(family, torch.float32, attention=attention)  # 4.57 cannot use its static cache again after an error
+        with edit(lm, steer(where)), pytest.raises(PositionOutOfRange, match="is padding in prompt 1"):
+            lm.model.generate(left.ids, pad_token_id=0, **options, **static)
+    lm = tiny(family, torch.float32, attention=attention)
+    for where in (3, [4, 8], slice(2, 5), slice(7, None), None):
+        with edit(lm, steer(where)):
+            found = lm.model.generate(left.ids, pad_token_id=0, **options, **static)
+            assert found.equal(lm.model.generate(left.ids, pad_token_id=0, use_cache=False, **options))

@@ -1,6 +1,8 @@
 """What was asked for happened, or the pass raises: replaced, left out, compiled, checkpointed and shared modules, and threads."""
 
 import copy
+import io
+import pickle
 import sys
 import threading
 
@@ -20,12 +22,14 @@ from helpers import (
     scale_block,
     skip_block,
     skip_mlp,
+    sweep_blocks,
+    sweep_edits,
     sweep_heads,
     trace,
     wrap,
     zero_heads,
 )  # fmt: skip
-from helpers.errors import BadEdit, DidNotRun
+from helpers.errors import BadEdit, BadValue, DidNotRun
 
 IDS = torch.arange(2, 24).reshape(2, 11)
 
@@ -141,6 +145,35 @@ def test_a_module_at_two_places_is_refused():
     for do in (lambda: trace(lm, IDS), lambda: under(lm, scale_block(1, 2)), lambda: read_site(lm, IDS, "mlp", 2)):
         with pytest.raises(DidNotRun, match=r"ran 2 times, since the same module stands at several places"):
             do()
+
+
+@pytest.mark.parametrize(
+    "act", [lambda lm: sweep_heads(lm, IDS, 7), lambda lm: sweep_edits(lm, IDS, [skip_block(0)], 7)]
+)
+def test_an_early_exit_names_the_first_block_that_a_sweep_misses(act):
+    lm = tiny("llama")
+    lm.model.config.num_hidden_layers = 2
+    with pytest.raises(DidNotRun) as error:
+        act(lm)
+    assert str(error.value).count("did not run") == 1
+    assert "layers[2] did not run, since lm.model.config.num_hidden_layers is 2" in str(error.value)
+
+
+def test_one_block_in_train_mode_is_seen():
+    """OPT drops out in a function that no hook sees, Phi where nothing tells the deltas apart; layers checkpoint by their mode."""
+    lm = tiny("opt")
+    lm.blocks[2].train()
+    found = trace(lm, IDS)
+    assert far(found.resid[1:], found.resid[:-1] + found.attn + found.mlp) < 1e-12
+    lm = tiny("phi", resid_pdrop=0.3)
+    lm.blocks[2].train()
+    with pytest.raises(BadValue, match="cannot be told apart"):
+        trace(lm, IDS)
+    lm = tiny("llama")
+    lm.model.gradient_checkpointing_enable()
+    lm.blocks[2].train()
+    with pytest.raises(BadEdit, match="checkpointing is on"):
+        under(lm, scale_block(0, 2))
 
 
 def test_layerdrop_is_named():
@@ -329,6 +362,103 @@ def test_a_trace_during_which_another_thread_edits_is_refused():
     assert lm.live_edits == []
 
 
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+def test_threads_that_sweep_trace_and_wrap_one_model_each_get_their_own_numbers(family):
+    lm = tiny(family)
+    prompts = [torch.arange(2 + k, 8 + 2 * k) for k in range(4)]
+    swept, traced = [sweep_heads(lm, p, 7) for p in prompts], [trace(lm, p) for p in prompts]
+    before = hooks_of(lm)
+
+    def work(k):
+        for _ in range(4):
+            if k < 2:
+                torch.testing.assert_close(sweep_heads(lm, prompts[k], 7), swept[k], rtol=0, atol=1e-6)
+            elif k == 2:
+                found = trace(lm, prompts[2])
+                assert all(
+                    getattr(found, name).equal(getattr(traced[2], name)) for name in ("resid", "heads", "logits")
+                )
+            else:
+                assert wrap(lm.model).certificate.digits == lm.certificate.digits
+
+    assert all_at_once(work) == []
+    assert hooks_of(lm) == before and lm.live_edits == [] and lm.edit_handles == [] and lm.passes == {}
+
+
+def test_a_sweep_beside_a_thread_that_edits_is_right_or_refused():
+    lm, prompt = tiny("llama"), torch.arange(2, 8)
+    swept, clean = sweep_heads(lm, prompt, 7), lm.logits(prompt)
+    with edit(lm, scale_block(1, 3)):
+        edited = lm.logits(prompt)
+
+    def work(k):
+        for _ in range(10):
+            if k == 0:
+                with edit(
+                    lm, scale_block(1, 3)
+                ):  # the only one that edits: never refused, and never a copy of the sweep's
+                    assert lm.logits(prompt).equal(edited)
+                assert lm.logits(prompt).equal(clean)
+                continue
+            try:
+                torch.testing.assert_close(sweep_heads(lm, prompt, 7), swept, rtol=0, atol=1e-6)
+            except BadEdit as error:
+                assert "another thread" in str(error)
+
+    assert all_at_once(work, 3) == []
+    assert lm.live_edits == [] and lm.edit_handles == [] and lm.passes == {}
+
+
+@pytest.mark.parametrize("act", [lambda lm: trace(lm, IDS), lambda lm: sweep_heads(lm, IDS, 7)])
+def test_an_edit_of_another_thread_that_came_and_went_during_a_pass_is_seen(act):
+    lm = tiny("gpt2")
+
+    def elsewhere(*_):
+        def come_and_go():
+            with edit(lm, scale_block(2, 2)):
+                pass
+
+        thread = threading.Thread(target=come_and_go)
+        thread.start()
+        thread.join()
+
+    handle = lm.blocks[0].register_forward_hook(elsewhere)
+    with pytest.raises(BadEdit, match=r"put on or taken off while this (pass|sweep) ran"):
+        act(lm)
+    handle.remove()
+    assert lm.live_edits == [] and lm.edit_handles == []
+
+
+def test_a_function_that_runs_the_model_inside_a_pass_or_a_sweep_of_it_is_told_so():
+    lm, prompt = tiny("gpt2"), torch.arange(2, 8)
+    other, busy = copy.deepcopy(lm), []
+
+    def runs(act):
+        def function(value):
+            if not busy:  # as a careful user would write it
+                busy.append(1)
+                act()
+                busy.clear()
+            return value
+
+        return function
+
+    for act in (lambda: trace(lm, prompt), lambda: lm.logits(prompt), lambda: sweep_blocks(lm, prompt, 7)):
+        mine = change("block", 1, runs(act))
+        for run in (lambda: sweep_edits(lm, prompt, [mine, skip_mlp(2)], 7), lambda: trace(lm, prompt)):
+            busy.clear()
+            with pytest.raises(BadEdit, match="runs the model itself"), edit(lm, mine):
+                run()
+    busy.clear()
+    with pytest.raises(BadEdit, match="runs the model itself"):
+        raw = change("block", 1, runs(lambda: lm.model(prompt[None])))
+        sweep_edits(lm, prompt, [skip_mlp(0), raw], 7)
+    busy.clear()
+    on_a_copy = change("block", 1, runs(lambda: trace(other, prompt)))
+    assert sweep_edits(lm, prompt, [on_a_copy], 7).item() == 0
+    assert lm.live_edits == [] and lm.edit_handles == [] and lm.passes == {}
+
+
 def test_a_copy_of_an_edited_model_is_not_edited_for_ever():
     lm = tiny("gpt2")
     clean = lm.logits(IDS)
@@ -369,7 +499,7 @@ def test_a_copy_that_is_made_under_edits_is_a_plain_model_of_its_own(family):
             assert copied.logits(IDS).equal(clean) and not lm.logits(IDS).equal(clean)
             assert "live edits: none" in repr(copied) and len(lm.live_edits) == 2
             with torch.no_grad():
-                assert copied.model(input_ids=IDS).logits.equal(clean)
+                assert copied.model(input_ids=IDS, use_cache=False).logits.equal(clean)
             with edit(copied, scale_block(0, 3)):
                 assert copied.logits(IDS).equal(once)
             assert copied.logits(IDS).equal(clean)
@@ -409,3 +539,90 @@ def test_the_repr_names_hooks_of_others():
         assert repr(lm).endswith("live edits: skip_block(1); hooks of others: transformer.h.3)")
     handle.remove()
     assert "hooks of others" not in repr(lm)
+
+
+def test_the_repr_names_replaced_forwards_and_hooks_on_all_modules():
+    lm = tiny("gpt2")
+    assert repr(lm).endswith("live edits: none)")
+    mlp = lm.mlp(1)
+    mlp.forward = lambda value, plain=mlp.forward: 0.5 * plain(value)
+    assert repr(lm).endswith("live edits: none; forward replaced on: transformer.h.1.mlp)")
+    handle = torch.nn.modules.module.register_module_forward_hook(halve)
+    try:
+        assert repr(lm).endswith("forward replaced on: transformer.h.1.mlp; hooks on all modules: halve)")
+    finally:
+        handle.remove()
+    del mlp.forward
+    lm.model.forward = lm.model.forward
+    assert repr(lm).endswith("forward replaced on: the model)")
+
+
+def halve(module, args, output):
+    return None
+
+
+def test_an_edited_model_says_why_it_cannot_be_pickled():
+    lm = tiny("gpt2")
+    expected = lm.logits(IDS)
+    with edit(lm, skip_block(1)):
+        for store in (pickle.dumps, lambda lm: torch.save(lm, io.BytesIO()), copy.copy):
+            with pytest.raises(BadEdit, match=r"pickle.*outside of the `with`.*copy\.deepcopy\(lm\)"):
+                store(lm)
+        assert copy.deepcopy(lm).logits(IDS).equal(expected)
+    assert pickle.loads(pickle.dumps(lm)).logits(IDS).equal(expected)
+
+
+# ---- weights that are nowhere
+
+NOWHERE = "is on the meta device and nothing brings it back for a pass"
+
+
+@pytest.mark.parametrize("certify", [True, False])
+@pytest.mark.parametrize(
+    "part", ["", "model.embed_tokens", "model.layers.2.mlp.down_proj", "model.rotary_emb", "lm_head"]
+)
+def test_a_model_with_weights_on_the_meta_device_is_not_wrapped(part, certify):
+    """A product with such a weight is no error: it gives memory that nobody wrote."""
+    model = tiny("llama", tie_word_embeddings=False).model
+    model.get_submodule(part).to("meta")
+    with pytest.raises(BadValue, match=NOWHERE) as caught:
+        wrap(model, certify=certify)
+    assert str(caught.value).startswith(f"the weight {part or 'model.embed_tokens'}")
+
+
+@pytest.mark.parametrize("part", ["", "model.layers.2.mlp.down_proj", "lm_head"])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda lm: trace(lm, IDS),
+        lambda lm: attention_patterns(lm, IDS),
+        lambda lm: read_site(lm, IDS, "mlp", 2),
+        lambda lm: sweep_heads(lm, IDS, 5),
+        lambda lm: edit(lm, skip_block(2)).__enter__(),
+    ],
+)
+def test_weights_that_go_after_wrap_are_refused_at_each_door(part, use):
+    lm = tiny("llama", tie_word_embeddings=False)
+    lm.model.get_submodule(part).to("meta")
+    if part == "lm_head" and use.__code__.co_names[0] == "edit":
+        use = lambda lm: lm.logits(IDS)  # noqa: E731  the edit looks at its own block, the prompt at the rest
+    with pytest.raises(BadValue, match=NOWHERE):
+        use(lm)
+    assert not lm.live_edits and "live edits: none" in repr(lm)
+
+
+def test_a_hook_of_accelerates_that_brings_nothing_is_no_excuse():
+    hooks = pytest.importorskip("accelerate.hooks")
+    model, spread = tiny("llama").model, tiny("llama")
+    model.model.layers[2].mlp.to("meta")
+    hooks.add_hook_to_module(
+        model, hooks.AlignDevicesHook(io_same_device=True)
+    )  # as dispatch_model puts on every model
+    with pytest.raises(BadValue, match=rf"layers\.2\.mlp\.gate_proj\.weight {NOWHERE}"):
+        wrap(model)
+    expected = spread.logits(IDS)
+    for block in spread.blocks:  # one hook on each, which brings all inside
+        weights = {name: weight.clone() for name, weight in block.state_dict().items()}
+        bring = hooks.AlignDevicesHook("cpu", offload=True, weights_map=weights, place_submodules=True)
+        hooks.add_hook_to_module(block, bring)
+    assert spread.part(2, "mlp.down_proj").weight.is_meta and wrap(spread.model).logits(IDS).equal(expected)

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tiny import CONFIGS, tiny
+from tiny import CONFIGS, here, tiny
 
-from helpers import Tokens, attention_patterns, change, edit, read_site, scale_block, spread, trace, zero_keys
+from helpers import FAMILIES, Tokens, attention_patterns, change, edit, read_site, scale_block, spread, trace, zero_keys
 from helpers.errors import BadEdit, BadValue, BlockOutOfRange
 
 IDS = torch.arange(12).reshape(2, 6)
@@ -17,6 +17,20 @@ def test_patterns_are_causal_and_sum_to_one(family):
     assert patterns.shape == (lm.n_blocks, 2, lm.n_heads, 6, 6)
     assert torch.allclose(patterns.sum(-1), torch.ones_like(patterns.sum(-1)))
     assert (patterns.triu(1) == 0).all()
+
+
+@pytest.mark.parametrize("family", [name for name, row in FAMILIES.items() if row.sinks and here(name)])
+def test_what_a_row_lacks_is_what_the_sink_took(family):
+    """With zeroed keys each token has the score 0, so n tokens have n of the n + exp(sink) shares."""
+    lm = tiny(family)
+    assert (attention_patterns(lm, IDS).sum(-1) < 1).all()
+    with edit(lm, *(zero_keys(block, range(lm.n_key_heads)) for block in range(lm.n_blocks))):
+        found = attention_patterns(lm, IDS).sum(-1)
+    seen = torch.arange(1.0, 7, dtype=torch.float64)
+    for block in range(lm.n_blocks):
+        sink = getattr(lm.attention(block), lm.parts.sinks).detach().exp()[:, None]
+        expected = seen / (seen + sink)
+        assert torch.allclose(found[block], expected.expand(2, -1, -1), atol=1e-6)
 
 
 def test_patterns_see_an_edit_and_a_head_without_keys_is_even():
@@ -76,6 +90,10 @@ def test_spread_is_one_number_per_point():
         spread(resid[:, :, :1], include_first=False)
     with pytest.raises(BadValue, match="shape"):
         spread(resid[0])
+    with pytest.raises(BadValue, match="the mask leaves padding only"):
+        spread(resid, mask=torch.zeros(2, 6, dtype=torch.bool))
+    with pytest.raises(BadValue, match="fewer than two numbers"):
+        spread(resid[:, :1, :1, :1])
 
 
 def test_the_spread_of_padded_prompts_leaves_padding_out():

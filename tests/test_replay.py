@@ -1,5 +1,7 @@
 """A restarted pass against a whole one: plain forward hooks on the transformers model, never the helpers' own passes."""
 
+import copy
+import functools
 import gc
 
 import pytest
@@ -17,6 +19,7 @@ from helpers import (
     skip_block,
     skip_mlp,
     trace,
+    wrap,
     zero_heads,
     zero_keys,
 )
@@ -88,28 +91,31 @@ def test_every_kind_of_edit_comes_out_as_in_a_whole_pass(family, made):
     assert torch.allclose(edited.last_logits, logits[:, -1], rtol=1e-11, atol=1e-11)
 
 
-def test_only_the_blocks_from_the_edit_on_run_again():
-    lm = tiny("llama")
-    replay = Replay(lm)
-    replay(IDS, scale_block(2, 0.5))
+@pytest.mark.parametrize(("family", "attention"), [*((one, "eager") for one in CONFIGS), ("llama", "sdpa")])
+def test_only_the_blocks_from_the_edit_on_run_again(family, attention, monkeypatch):
+    lm = tiny(family, attention=attention)
     calls = []
-    plain = [type(block).forward for block in lm.blocks]
-    assert len(set(plain)) == 1
+    (kind,) = {type(block) for block in lm.blocks}
+    plain = kind.forward
 
+    @functools.wraps(plain)  # so that it passes for the library's own
     def counted(self, *args, **kwargs):
         calls.append(next(i for i, block in enumerate(lm.blocks) if block is self))
-        return plain[0](self, *args, **kwargs)
+        return plain(self, *args, **kwargs)
 
-    type(lm.blocks[0]).forward = counted
-    try:
-        replay(IDS, scale_block(2, 0.7))
-        assert calls == [2, 3]
-        replay(IDS)
-        assert calls == [2, 3]
-        replay(IDS[:, :4], scale_block(3, 0.7))  # another prompt
-        assert calls == [2, 3, 0, 1, 2, 3, 3]
-    finally:
-        type(lm.blocks[0]).forward = plain[0]
+    monkeypatch.setattr(kind, "forward", counted)
+    replay = Replay(lm)
+    replay(IDS, scale_block(2, 0.5))
+    calls.clear()
+    replay(IDS, scale_block(2, 0.7))
+    assert calls == [2, 3] and replay.version == 1
+    replay(IDS)
+    assert calls == [2, 3]
+    replay(IDS[:, :4], scale_block(3, 0.7))  # another prompt
+    assert calls == [2, 3, 0, 1, 2, 3, 3]
+    with torch.inference_mode():
+        replay(IDS[:, :4], scale_block(3, 0.6))
+    assert calls == [2, 3, 0, 1, 2, 3, 3, 3]
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -148,26 +154,140 @@ def test_a_live_edit_is_seen_in_both_passes():
     assert torch.allclose(edited.resid[1:], whole_pass(lm, scale={0: 2.0, 2: 0.5})[0], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("how", ["in place", "assigned", "module swapped", "forward replaced"])
-def test_a_changed_model_makes_a_new_clean_pass(how):
+def fused_step(lm):
+    weights = [weight for weight in lm.model.parameters() if weight.ndim > 1]
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    optimizer = torch.optim.AdamW(weights, lr=0.1, fused=True)  # counts no version
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def shuffle(weight):
+    order = torch.randperm(weight.numel(), generator=torch.Generator().manual_seed(1))
+    weight.data[:] = weight.data.flatten()[order].view_as(weight)
+
+
+def in_place(weight):
+    with torch.no_grad():
+        weight.mul_(2)
+
+
+CHANGES = {
+    "in place": lambda lm: in_place(lm.blocks[0].mlp.down_proj.weight),
+    "assigned": lambda lm: setattr(
+        lm.blocks[0].mlp.down_proj, "weight", torch.nn.Parameter(lm.blocks[0].mlp.down_proj.weight.detach() * 2)
+    ),
+    "module swapped": lambda lm: setattr(lm.blocks[0].mlp, "down_proj", torch.nn.Linear(40, 24, bias=False).double()),
+    "forward replaced": lambda lm: setattr(lm.blocks[0].mlp, "forward", torch.zeros_like),
+    "forward of the class": lambda lm: None,  # see below
+    "fused step": fused_step,
+    "one number, through .data": lambda lm: lm.blocks[0].mlp.down_proj.weight.data[3, 5].add_(9),
+    "a norm's number, through .data": lambda lm: lm.blocks[0].input_layernorm.weight.data[3].mul_(3),
+    "shuffled through .data": lambda lm: shuffle(lm.blocks[0].mlp.down_proj.weight),
+    "given through .data": lambda lm: setattr(
+        lm.blocks[0].mlp.down_proj.weight, "data", lm.blocks[0].mlp.down_proj.weight.data.neg()
+    ),
+    "a scaling": lambda lm: setattr(lm.blocks[0].self_attn, "scaling", 2.0),
+    "an epsilon": lambda lm: setattr(lm.blocks[0].input_layernorm, "variance_epsilon", 0.5),
+    "an activation": lambda lm: setattr(lm.blocks[0].mlp, "act_fn", torch.nn.Tanh().eval()),
+    "the config": lambda lm: setattr(lm.model.config, "_attn_implementation", "sdpa"),
+    "a buffer": lambda lm: lm.model.model.rotary_emb.inv_freq.data.mul_(0.3),
+}
+
+
+@pytest.mark.parametrize("how", CHANGES)
+def test_a_changed_model_makes_a_new_clean_pass(how, monkeypatch):
     lm = tiny("llama")
     replay = Replay(lm)
-    before, _ = replay(IDS)
-    layer = lm.blocks[0].mlp
-    if how == "in place":
-        with torch.no_grad():
-            layer.down_proj.weight.mul_(2)
-    elif how == "assigned":
-        layer.down_proj.weight = torch.nn.Parameter(layer.down_proj.weight.detach() * 2)
-    elif how == "module swapped":
-        layer.down_proj = torch.nn.Linear(layer.down_proj.in_features, 24, bias=False).double()
-    else:
-        layer.forward = lambda x: torch.zeros_like(x)
+    before = replay(IDS)[0]
+    version = replay.version
+    if how == "forward of the class":
+        kind = type(lm.blocks[0].mlp)
+        plain = kind.forward
+        monkeypatch.setattr(kind, "forward", functools.wraps(plain)(lambda self, x: plain(self, x) * 2))
+    CHANGES[how](lm)
     gc.collect()
     clean, edited = replay(IDS, scale_block(2, 0.5))
-    assert not torch.allclose(clean.resid, before.resid)
+    assert how == "the config" or not torch.allclose(clean.resid, before.resid)
+    assert replay.version == version + 1
     assert torch.allclose(clean.resid[1:], whole_pass(lm)[0], rtol=1e-12, atol=1e-12)
     assert torch.allclose(edited.resid[1:], whole_pass(lm, scale={2: 0.5})[0], rtol=1e-12, atol=1e-12)
+
+
+def test_a_setting_of_the_process_makes_a_new_clean_pass():
+    lm = tiny("llama", torch.float32, attention="sdpa")
+    replay = Replay(lm)
+    plain, _ = replay(IDS)
+    with torch.autocast("cpu", torch.bfloat16):
+        clean, edited = replay(IDS, scale_block(2, 0.5))
+        assert torch.equal(clean.resid[1:], whole_pass(lm)[0])
+        assert torch.equal(edited.resid[1:], whole_pass(lm, scale={2: 0.5})[0])
+    assert not torch.equal(clean.resid, plain.resid)
+    assert torch.equal(replay(IDS)[0].resid, plain.resid)
+    version = replay.version
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        replay(IDS)
+        assert replay.version == version + 1
+
+
+def test_modules_of_ones_own_make_every_pass_a_whole_one():
+    lm, factor = tiny("llama"), [1.0]
+
+    class Mine(torch.nn.Module):
+        def forward(self, x):
+            return x * factor[0]
+
+    lm.blocks[0].mlp.down_proj = torch.nn.Sequential(lm.blocks[0].mlp.down_proj, Mine()).eval()
+    replay = Replay(lm)
+    replay(IDS)
+    factor[0] = 3.0
+    clean, edited = replay(IDS, scale_block(2, 0.5))
+    assert torch.allclose(clean.resid[1:], whole_pass(lm)[0], rtol=1e-12, atol=1e-12)
+    assert torch.allclose(edited.resid[1:], whole_pass(lm, scale={2: 0.5})[0], rtol=1e-12, atol=1e-12)
+
+
+def test_an_adapter_that_is_switched_off_makes_a_new_clean_pass():
+    peft = pytest.importorskip("peft")
+    lm = tiny("llama")
+    settings = peft.LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, target_modules=["down_proj", "q_proj"])
+    lm = wrap(peft.get_peft_model(lm.model, settings).eval())
+    replay = Replay(lm)
+    adapted, _ = replay(IDS)
+    with lm.model.disable_adapter():
+        clean, edited = replay(IDS, scale_block(2, 0.5))
+        assert torch.allclose(edited.resid[1:], whole_pass(lm, scale={2: 0.5})[0], rtol=1e-12, atol=1e-12)
+        assert torch.allclose(clean.resid[1:], whole_pass(lm)[0], rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(clean.resid, adapted.resid)
+    next(one for one in lm.model.modules() if hasattr(one, "lora_A")).scaling["default"] = 9.0
+    assert torch.allclose(replay(IDS)[0].resid[1:], whole_pass(lm)[0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("write", [lambda t: t.zero_(), lambda t: t.data.zero_(), lambda t: t.numpy().fill(7)])
+def test_what_is_handed_out_may_be_written_into(write):
+    lm = tiny("gpt2")
+    replay = Replay(lm)
+    for run in (*replay(IDS, scale_block(2, 0.5)), *replay(IDS), replay.clean(IDS)):
+        for value in vars(run).values():
+            write(value)
+        clean, edited = replay(IDS, scale_block(2, 0.5))
+        assert torch.allclose(clean.resid[1:], whole_pass(lm)[0], rtol=1e-12, atol=1e-12)
+        assert torch.allclose(edited.resid[1:], whole_pass(lm, scale={2: 0.5})[0], rtol=1e-12, atol=1e-12)
+    assert replay.version == 1
+
+
+def test_a_model_made_in_inference_mode():
+    with torch.inference_mode():
+        lm = copy.deepcopy(tiny("llama"))
+    assert next(lm.model.parameters()).is_inference()
+    replay = Replay(lm)
+    replay(IDS)
+    _, edited = replay(IDS, scale_block(2, 0.5))
+    assert torch.allclose(edited.resid[1:], whole_pass(lm, scale={2: 0.5})[0], rtol=1e-12, atol=1e-12)
+    assert replay.version == 1
+    with torch.inference_mode():
+        lm.blocks[0].mlp.down_proj.weight.mul_(2)
+    assert torch.allclose(replay(IDS)[0].resid[1:], whole_pass(lm)[0], rtol=1e-12, atol=1e-12)
 
 
 def test_in_train_mode_each_pass_is_a_whole_one_of_its_own():

@@ -1,5 +1,6 @@
 """Traces of every family against a pass by hand (tests/reference.py) and against raw hooks that are not ours."""
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -245,6 +246,19 @@ def test_a_trace_is_a_copy_without_gradient():
     assert all(getattr(trace(lm, some_ids()), field).equal(getattr(clean, field)) for field in FIELDS)
     with torch.inference_mode():
         assert trace(lm, some_ids()).logits.equal(clean.logits)
+
+
+def test_ids_and_masks_are_copies_whatever_becomes_of_the_given_ones():
+    lm = tiny("gpt2")
+    ids, rows = torch.arange(2, 24).reshape(2, 11), np.arange(2, 24).reshape(2, 11)
+    given = Tokens(ids.clone(), torch.ones(2, 11, dtype=torch.bool))
+    traces, encoded = [trace(lm, one) for one in (ids, rows, given)], [lm.encode(one) for one in (ids, rows, given)]
+    expected, last = ids.clone(), traces[0].last_logits
+    for one in (ids, given.ids):
+        one[:] = 90
+    rows[:], given.mask[:, 1:] = 90, False
+    assert all(one.tokens.equal(expected) and one.mask.all() and one.last_logits.equal(last) for one in traces)
+    assert all(one.ids.equal(expected) and one.mask.all() for one in encoded)
 
 
 def test_a_pass_of_ones_own_keeps_its_gradient_through_an_edit():
