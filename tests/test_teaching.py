@@ -1,5 +1,7 @@
 """The teacher's pages and what they promise: numbers, cells, links, the lessons that a student gets, the ways to start."""
 
+import ast
+import builtins
 import contextlib
 import os
 import re
@@ -7,6 +9,7 @@ import shutil
 import ssl
 import subprocess
 import sys
+from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -72,10 +75,53 @@ def test_a_plan_says_in_which_section_its_cells_are(path):
     rows = re.findall(r"^\| \d+ \| ([^|]+) \| [^|]+ \| ([^|]+) \|", plan(int(path.stem[:2])), re.M)
     assert len(rows) >= 6
     for named, cells in rows:
-        ids = re.findall(r"`([^`]+)`", cells)
+        ids = re.findall(r"`(l\d-[^`]+)`", cells)
         assert named == ", ".join(dict.fromkeys(section[one] for one in ids))
         if "exercise" not in cells:  # an exercise may wait until the results have been seen
             assert ids == sorted(ids, key=order.get)
+
+
+def planned(path):
+    """The cells of a lesson's plan in its order, and the first words that the plan quotes of each."""
+    cells = {cell.id: cell for cell in nbformat.read(path, as_version=4).cells}
+    rows = re.findall(r"^\| \d+ \| [^|]+ \| [^|]+ \| ([^|]+) \|", plan(int(path.stem[:2])), re.M)
+    named = [pair for row in rows for pair in re.findall(r"`(l\d-[^`]+)`(?: \(`([^`]+)`\))?", row)]
+    return [(cells[name], words) for name, words in named]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_plan_quotes_the_first_words_of_each_cell(path):
+    for cell, words in planned(path):
+        assert len(words) >= 6 and cell.source.lstrip().startswith(words), (cell.id, words)
+
+
+def names(code):
+    """(used, given): the names that some code reads, and those that it or what is inside it binds."""
+    used, given = set(), set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Name):
+            (given if isinstance(node.ctx, ast.Store) else used).add(node.id)
+        elif isinstance(node, ast.FunctionDef | ast.ExceptHandler):
+            given.add(node.name)
+        elif isinstance(node, ast.arg):
+            given.add(node.arg)
+        elif isinstance(node, ast.Import):
+            given |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            given |= set(import_module(node.module).__all__)
+    return used, given
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_plan_can_be_followed_cell_by_cell(path):
+    """No cell of a plan needs a name that only a cell gives that the plan leaves out; and the guesses come at its end."""
+    known = set(dir(builtins))
+    cells = [cell for cell, _ in planned(path) if cell.cell_type == "code"]
+    for cell in cells:
+        used, given = names(cell.source)
+        assert not used - given - known, cell.id
+        known |= given
+    assert "show_guesses(" in cells[-1].source
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -14,6 +14,7 @@ A check never raises: an answer is not tried yet (`...`), almost right (one sent
 
 from __future__ import annotations
 
+import functools
 import inspect
 import textwrap
 from collections.abc import Callable
@@ -115,7 +116,7 @@ def found(exercise: Exercise, answer: Any) -> str:
     """What a right answer finds out about a model. Raises nothing: a machine without the real model still gives its ✓."""
     assert exercise.payoff is not None
     try:
-        return exercise.payoff(answer)
+        return exercise.payoff(_without_graph(answer))
     except Exception as error:
         return say(
             "(What it finds on a model cannot be shown here: {error_kind}: {error})",
@@ -247,6 +248,26 @@ def _ask(answer: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return call
+
+
+def _without_graph(answer: Any) -> Any:
+    """Detach what a learner's function returns: PyTorch warns when a payoff makes a plain number of what carries a graph."""
+    if not inspect.isfunction(answer):
+        return answer
+
+    @functools.wraps(answer)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return _detached(answer(*args, **kwargs))
+
+    return call
+
+
+def _detached(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach()
+    if type(value) in (list, tuple):
+        return type(value)(map(_detached, value))
+    return {key: _detached(one) for key, one in value.items()} if type(value) is dict else value
 
 
 def _wrapped(text: str) -> str:

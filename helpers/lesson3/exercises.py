@@ -1060,6 +1060,7 @@ def _check_3_5(answer: Callable[..., Any]) -> str | None:
         return say(
             "return a tensor of the shape that came in, {shape}: batch, tokens, neurons.", shape=tuple(neurons.shape)
         )
+    got = got.detach()
     if not torch.equal(got, answer(neurons.clone(), torch.Generator().manual_seed(1))):
         return say("twice the same seed, two different results: draw with generator=generator.")
     if torch.equal(got, answer(neurons.clone(), torch.Generator().manual_seed(2))):

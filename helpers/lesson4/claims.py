@@ -93,7 +93,7 @@ def verdict_4_2(zero: Sites, beyond: Mapping[str, Sequence[float]]) -> Claim:
 def verdict_4_3(first: Mapping[str, Sequence[Sequence[bool]]], right: int, tried: int) -> Claim:
     """first: site -> for each prompt whose clean top token is the target, whether it still is, head by head. right of `tried`
     prompts are such."""
-    says = say("the target stays top-1 whichever head of block 5 is removed")
+    says = say("the target stays top-1 whichever head is removed (the report tried block 5)")
     measured = say("without any edit the target is top-1 on {right} of {tried} prompts", right=right, tried=tried)
     rows = next(iter(first.values()))
     if not rows:

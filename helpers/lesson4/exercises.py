@@ -325,7 +325,8 @@ def _payoff_4_2(answer: Any) -> str:
     worst = {}
     for block in (5, 8):
         found = (
-            torch.stack([log_prob(answer(lm, ids, block, head)[0, -1], target) for head in range(lm.n_heads)]) - clean
+            torch.stack([log_prob(answer(lm, ids, block, h)[0, -1].detach(), target) for h in range(lm.n_heads)])
+            - clean
         )
         worst[block] = say(
             "head {name_of} costs most, {found} nats",
@@ -792,7 +793,7 @@ EXERCISES = (
         payoff=_payoff_4_4,
     ),
     Exercise(
-        "4.5", translatable("Do two heads cover for each other?"), 3, 14, _stub_4_5, _check_4_5,
+        "4.5", translatable("Which two heads cost more together?"), 3, 14, _stub_4_5, _check_4_5,
         translatable("effect(S) is log p(target) with the heads S off, minus the clean log p(target). Fill a matrix "
 "with effect({i, j}); its diagonal is effect({i}). Then subtract the diagonal along both axes "
 "and set the diagonal to 0."),

@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from helpers.lesson4.study import half_of, map_correlation, name_of, strongest
+from helpers.lesson4.study import FAR, half_of, map_correlation, name_of, strongest
 from helpers.plots.redrawn import settle
 from helpers.plots.style import (
     DIVERGING,
@@ -39,18 +39,18 @@ from helpers.tables import format_number
 def plot_two_maps(maps: Mapping[str, Tensor], named: int = 4, measure: str = "logit difference") -> Figure:
     """Draw two maps of all heads side by side, one scale, the `named` strongest of each by name.
 
-    maps: what is put in a head's place -> (n_blocks, n_heads) changes in nats.
+    maps: what is put in a head's place -> (n_blocks, n_heads), the mean over prompts of the size of each prompt's change, in
+    nats. A mean with signs would not do: plus on one prompt and minus on another cancel.
     """
     figure = new_figure((7.0, 5.2))
     panels = figure.subplots(1, 2, sharey=True)
-    reach = max(float(values.abs().max()) for values in maps.values()) or 1.0
+    reach = max(float(values.max()) for values in maps.values()) or 1.0
     words = []
     for ax, (kind, values) in zip(panels, maps.items(), strict=True):
         n_blocks, n_heads = values.shape
-        image = ax.imshow(values.tolist(), cmap=DIVERGING, vmin=-reach, vmax=reach, origin="lower", aspect="auto")
+        image = ax.imshow(values.tolist(), cmap="Greys", vmin=0, vmax=reach, origin="lower", aspect="auto")
         for block, head in strongest(values, named):
-            value = float(values[block, head])
-            color = "white" if abs(value) > 0.6 * reach else "black"
+            color = "white" if float(values[block, head]) > 0.5 * reach else "black"
             ax.text(head, block, name_of(block, head), ha="center", va="center", fontsize=6.5, color=color)
         top = ", ".join(f"{name_of(*place)} ({_n(values[place])})" for place in strongest(values, named))
         ax.set_title(
@@ -71,7 +71,7 @@ def plot_two_maps(maps: Mapping[str, Tensor], named: int = 4, measure: str = "lo
         )
     panels[0].set_ylabel(say("block"))
     bar = figure.colorbar(image, ax=panels.tolist(), ticks=MaxNLocator(5))
-    bar.set_label(say("change of the {measure} (nats)", measure=measure))
+    bar.set_label(say("mean size of the change of the {measure} (nats)", measure=measure))
     (one, a), (two, b) = maps.items()
     finding = say(
         "With {one} {n_half_a} of {n_heads} heads hold half of all change, with {two} {n_half_b}",
@@ -95,7 +95,7 @@ def plot_two_maps(maps: Mapping[str, Tensor], named: int = 4, measure: str = "lo
     return figure
 
 
-def plot_looks_and_writes(looks: Tensor, writes: Tensor, far: float = 0.3, ax: Axes | None = None) -> Axes:
+def plot_looks_and_writes(looks: Tensor, writes: Tensor, far: float = FAR, ax: Axes | None = None) -> Axes:
     """Draw each head by the attention that it gives to the capital and by what it writes towards target − contrast.
 
     looks, writes: (n_blocks, n_heads), shares and nats. far: from which size on a head has its name.
@@ -278,7 +278,8 @@ def plot_top_one(
             label=say("{name} ({chosen} heads)", name=name, chosen=int(chosen.sum())),
             **style,
         )
-    for place in strongest(lost.double(), named):
+    asked = [p for p in strongest(change.masked_fill(sure, 0), 1) if not bool(sure[p])]  # far out, and not significant
+    for place in dict.fromkeys([*strongest(lost.double(), named), *asked]):
         ax.annotate(name_of(*place), (float(change[place]), float(lost[place])), xytext=(6, 3), textcoords="offset points",
                     fontsize=9)  # fmt: skip
     ax.set_xlabel(say("mean change of log p(target) without the head (nats)"))
@@ -296,14 +297,15 @@ def plot_top_one(
         say("{name_of} on {lost} ({change} nats)", name_of=name_of(*p), lost=int(lost[p]), change=_n(change[p]))
         for p in strongest(lost.double(), named)
     )
-    describe(
-        ax,
-        say(
-            "Points, one for each head. {finding}. The first place is lost most often without {top}.",
-            finding=finding,
-            top=top,
-        ),
+    words = say(
+        "Points, one for each head. {finding}. The first place is lost most often without {top}.",
+        finding=finding,
+        top=top,
     )
+    if asked:
+        far = ", ".join(say("{name_of} ({change} nats)", name_of=name_of(*p), change=_n(change[p])) for p in asked)
+        words = say("{words} Not significant, though far out: {far}.", words=words, far=far)
+    describe(ax, words)
     return ax
 
 

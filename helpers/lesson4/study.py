@@ -25,6 +25,7 @@ from helpers.tables import Table, format_number
 from helpers.tracing import Trace, trace
 
 Place = tuple[int, int]  # block and head
+FAR = 0.3  # nats: heads that write as much or more are named in the figure
 
 
 def name_of(block: int, head: int) -> str:
@@ -176,13 +177,13 @@ def who_gains(
     prompts, which all have one length.
 
     clean: their trace. top: how often each word is the most probable one then. right: on how many prompts it is the target.
-    near, far: mean change of log p of the wrong countries of the target's region, and of the countries of other regions,
-    (n_prompts,) each.
+    near, far: log p of the wrong countries of the target's region, and of the countries of other regions, a mean over the
+    countries, without the edit and with it, (2, n_prompts) each.
     """
     prompts = [fact.prompt for fact in facts]
     with edit(lm, replace_heads(block, heads, clean.heads[block].mean(0, keepdim=True)[:, :, list(heads)])):
         after = lm.logits(prompts)[:, -1].log_softmax(-1)
-    change = after - clean.last_logits.log_softmax(-1)
+    both = torch.stack([clean.last_logits.log_softmax(-1), after])  # (2, n_prompts, vocabulary)
     region = {country.name: country.region for country in read_countries()}
     known: dict[str, int] = {}
     for name in region:
@@ -195,32 +196,50 @@ def who_gains(
         mine = fact.target.strip()
         same = [i for name, i in known.items() if region[name] == region[mine] and name != mine]
         other = [i for name, i in known.items() if region[name] != region[mine]]
-        near.append(change[row, same].mean())
-        far.append(change[row, other].mean())
+        near.append(both[:, row, same].mean(-1))
+        far.append(both[:, row, other].mean(-1))
         word = lm.tokenizer.decode([int(after[row].argmax())])
         top[word] = top.get(word, 0) + 1
         right += word == fact.target
     ordered = dict(sorted(top.items(), key=lambda item: -item[1]))
-    return {"top": ordered, "right": right, "near": torch.stack(near), "far": torch.stack(far)}
+    return {"top": ordered, "right": right, "near": torch.stack(near, -1), "far": torch.stack(far, -1)}
 
 
 def show_gains(gain: Mapping[str, Any]) -> None:
-    """Print what `who_gains` found, means over the prompts."""
-    near, far = (float(gain[where].mean()) for where in ("near", "far"))
+    """Print what `who_gains` found: levels and their changes are means over the prompts."""
+    near, far = gain["near"], gain["far"]
+    lead = near - far
     first = ", ".join(say("{word!r} on {times}", word=word, times=times) for word, times in gain["top"].items())
     print(
         say(
             "Means instead, first words: {gain}; the right country on {right} of {prompts}.",
             gain=first,
             right=gain["right"],
-            prompts=len(gain["near"]),
+            prompts=lead.shape[1],
         )
     )
+    for name, (before, after) in (
+        (say("wrong countries of the region"), near.mean(-1).tolist()),
+        (say("countries of other regions"), far.mean(-1).tolist()),
+    ):
+        print(
+            say(
+                "Mean log p of {name}: {before}, then {after}, a gain of {gain}.",
+                name=name,
+                before=f"{before:.2f}",
+                after=f"{after:.2f}",
+                gain=f"{after - before:.2f}",
+            )
+        )
     print(
         say(
-            "Wrong countries of the region gain {near} nats, countries of other regions {far}.",
-            near=f"{near:.1f}",
-            far=f"{far:.1f}",
+            "The region's lead: {before} nats, then {after}. It shrinks on {shrinks} of {prompts} prompts; the region still "
+            "leads on {leads}.",
+            before=f"{float(lead[0].mean()):.2f}",
+            after=f"{float(lead[1].mean()):.2f}",
+            shrinks=int((lead[1] < lead[0]).sum()),
+            leads=int((lead[1] > 0).sum()),
+            prompts=lead.shape[1],
         )
     )
 
@@ -243,13 +262,48 @@ def map_correlation(a: Tensor, b: Tensor) -> float:
     return float(torch.corrcoef(torch.stack([a.flatten().double(), b.flatten().double()]))[0, 1])
 
 
+def rank_correlation(a: Tensor, b: Tensor) -> float:
+    """Spearman's r of two maps: Pearson's r of the ranks, so that no head counts for more than its place in the order."""
+    return map_correlation(_ranks(a), _ranks(b))
+
+
+def _ranks(values: Tensor) -> Tensor:
+    flat = values.flatten()
+    return (flat[:, None] > flat).sum(1) + (flat[:, None] == flat).sum(1) / 2  # equal values share their mean rank
+
+
+def show_foretelling(writes: Tensor, costs: Mapping[str, Tensor], far: float = FAR) -> None:
+    """Print how well what each head writes foretells what its removal costs: r, also without the few heads that write `far`
+    or more, which can make an r alone, and by rank.
+
+    writes: (n_blocks, n_heads), nats; costs: what is put in a head's place -> the same of minus the mean change.
+    """
+    few = writes.abs() >= far
+    for kind, cost in costs.items():
+        print(
+            say(
+                "What a head writes and what its removal costs, {kind}: r {r}, without the {few} named heads {rest}, by rank "
+                "{rank}",
+                kind=kind,
+                r=f"{map_correlation(writes, cost):.2f}",
+                few=int(few.sum()),
+                rest=f"{map_correlation(writes[~few], cost[~few]):.2f}",
+                rank=f"{rank_correlation(writes, cost):.2f}",
+            )
+        )
+
+
 def show_agreement(maps: Mapping[str, Tensor], live: float, stored: float) -> None:
-    """Print how well the maps of three replacements agree, and one number that was measured again beside the stored one."""
+    """Print the sums and the agreement of three replacements' maps of mean sizes, and one number that was measured again
+    beside the stored one."""
     zero, mean, resample = maps["zero"], maps["mean"], maps["resample"]
     print(
         say(
+            "All heads' sizes add up to {sum_zero} nats with zeros, {sum_mean} with means\n"
             "r of two maps: zero and mean {r_zero_mean}, mean and resample {r_mean_resample}\nBerlin, head "
             "23.4 → zero: {live} now, {stored} stored",
+            sum_zero=f"{float(zero.sum()):.1f}",
+            sum_mean=f"{float(mean.sum()):.1f}",
             r_zero_mean=f"{map_correlation(zero, mean):.2f}",
             r_mean_resample=f"{map_correlation(mean, resample):.2f}",
             live=f"{live:.2f}",

@@ -3,10 +3,12 @@
 import ast
 import json
 import re
+import warnings
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 
 from helpers.course import exercise as core
 from helpers.course.exercise import judge, solution_source
@@ -64,12 +66,40 @@ def test_other_right_answers_are_right(exercise):
         assert judge(exercise, answer).sentence == f"✓ Exercise {exercise.number}"
 
 
+def carrying_a_graph(answer):
+    """The same answer as a learner writes it who forgets no_grad: what it returns requires a gradient."""
+
+    def marked(value):
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and not value.requires_grad:
+            return value.clone().requires_grad_()
+        if type(value) in (list, tuple):
+            return type(value)(map(marked, value))
+        return {key: marked(one) for key, one in value.items()} if isinstance(value, dict) else value
+
+    def call(*args, **kwargs):
+        with torch.enable_grad():
+            return marked(answer(*args, **kwargs))
+
+    return call if callable(answer) else answer
+
+
 @pytest.mark.pinned
 @each
 def test_a_right_answer_is_told_what_it_found(exercise):
-    if exercise.payoff is not None:
-        said = exercise.payoff(exercise.solution)
-        assert re.search(r"\d", said) and 1 <= len(re.findall(r"[.!?](?= |$)", said)) <= 4, said
+    """Also where the answer keeps a graph: PyTorch's warning must not break into the sentence."""
+    torch.set_warn_always(True)  # or it is given once, and a later exercise would pass
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*requires_grad")
+            answer = carrying_a_graph(exercise.solution)
+            assert "UserWarning" not in judge(exercise, answer).sentence
+            if exercise.payoff is None:
+                return
+            said = core.found(exercise, answer)
+    finally:
+        torch.set_warn_always(False)
+    assert re.search(r"\d", said) and 1 <= len(re.findall(r"[.!?](?= |$)", said)) <= 4, said
+    assert "cannot be shown here" not in said
 
 
 @each

@@ -20,15 +20,16 @@ def hollow(ax):
     return open_ones, sum(len(line.get_ydata()) for line in drawn) - open_ones
 
 
-def test_two_maps_share_a_scale_centred_at_zero_and_name_the_strongest():
-    figure = heads.plot_two_maps({"zeros": EVEN, "means": MAP}, named=2)
+def test_two_maps_share_a_scale_that_begins_at_zero_and_name_the_strongest():
+    figure = heads.plot_two_maps({"zeros": EVEN, "means": MAP.abs()}, named=2)
     assert figure.get_suptitle() == "With zeros 3 of 6 heads hold half of all change, with means 1"
     images = [ax.images[0] for ax in figure.axes[:2]]
-    assert [(image.norm.vmin, image.norm.vmax) for image in images] == [pytest.approx((-0.4, 0.4))] * 2
+    assert [(image.norm.vmin, image.norm.vmax) for image in images] == [pytest.approx((0, 0.4))] * 2
     red, green, blue, _ = images[0].cmap(images[0].norm(0.0))
     assert min(red, green, blue) > 0.95, "0 is white"
     assert [text.get_text() for text in figure.axes[1].texts] == ["0.0", "1.1"]
-    assert "means: half of all change sits in 1 heads, the strongest are 0.0 (-0.4), 1.1 (0.2)" in description(figure)
+    assert "means: half of all change sits in 1 heads, the strongest are 0.0 (0.4), 1.1 (0.2)" in description(figure)
+    assert figure.axes[2].get_ylabel() == "mean size of the change of the logit difference (nats)"
     assert to_png(figure).startswith(b"\x89PNG")
 
 
@@ -73,6 +74,8 @@ def test_the_first_place_and_the_shift_are_counted():
     assert words(ax) == "4 of 6 heads never cost the first place; 2 of them shift log p significantly"
     assert hollow(ax) == (3, 3)
     assert "without 0.0 on 5 (-0.4 nats), 1.1 on 2 (0.2 nats)" in description(ax)
+    assert "Not significant, though far out: 1.1 (0.2 nats)." in description(ax)
+    assert [text.get_text() for text in ax.texts] == ["0.0", "1.1", "0.1"]
     assert "of 7" in ax.get_ylabel()
 
 

@@ -2,6 +2,7 @@
 
 from importlib import import_module
 
+import numpy as np
 import pytest
 import torch
 
@@ -146,13 +147,14 @@ def test_who_gains_compares_neighbours_with_all_other_countries(lm, facts):
 
         before, after = (plain(lm, fact.prompt, edit).log_softmax(-1) for edit in ({}, {8: put}))
         words.append(lm.tokenizer.decode([int(after.argmax())]))
-        gains = {True: [], False: []}
+        levels = {True: [], False: []}
         for name, where in region.items():
             ids = lm.tokenizer(" " + name)["input_ids"]
             if len(ids) == 1 and " " + name != fact.target:
-                gains[where == region[fact.target.strip()]].append(float((after - before)[ids[0]]))
-        assert found["near"][row].item() == pytest.approx(sum(gains[True]) / len(gains[True]), abs=1e-8)
-        assert found["far"][row].item() == pytest.approx(sum(gains[False]) / len(gains[False]), abs=1e-8)
+                levels[where == region[fact.target.strip()]].append([float(run[ids[0]]) for run in (before, after)])
+        for name, mine in (("near", True), ("far", False)):
+            expected = [sum(column) / len(levels[mine]) for column in zip(*levels[mine], strict=True)]
+            assert found[name][:, row].tolist() == pytest.approx(expected, abs=1e-8)
     assert found["top"] == {word: words.count(word) for word in words}
     assert found["right"] == sum(word == fact.target for word, fact in zip(words, facts, strict=True))
     assert list(found["top"].values()) == sorted(found["top"].values(), reverse=True)
@@ -179,19 +181,44 @@ def test_leads_are_told_for_each_run(lm, capsys):
 
 
 def test_gains_and_agreement_are_told_with_their_numbers(capsys):
-    study.show_gains(
-        {"top": {" the": 2}, "right": 0, "near": torch.tensor([1.0, 2.0]), "far": torch.tensor([3.0, 5.0])}
+    near, far = torch.tensor([[-5.0, -7.0], [-2.0, -2.5]]), torch.tensor([[-9.0, -8.0], [-2.25, -2.0]])
+    study.show_gains({"top": {" the": 2}, "right": 0, "near": near, "far": far})
+    assert capsys.readouterr().out == (
+        "Means instead, first words: ' the' on 2; the right country on 0 of 2.\n"
+        "Mean log p of wrong countries of the region: -6.00, then -2.25, a gain of 3.75.\n"
+        "Mean log p of countries of other regions: -8.50, then -2.12, a gain of 6.38.\n"
+        "The region's lead: 2.50 nats, then -0.12. It shrinks on 2 of 2 prompts; the region still leads on 1.\n"
     )
-    said = capsys.readouterr().out
-    assert (
-        "' the' on 2; the right country on 0 of 2." in said
-        and "the region gain 1.5 nats, countries of other regions 4.0." in said
-    )
-    zero, mean = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[3.0, 2.0, 1.0]])
+    zero, mean = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[3.0, 2.0, 0.5]])
     study.show_agreement({"zero": zero, "mean": mean, "resample": mean}, -4.577, -4.582)
     assert capsys.readouterr().out == (
-        "r of two maps: zero and mean -1.00, mean and resample 1.00\nBerlin, head 23.4 → zero: -4.58 now, -4.58 stored\n"
+        "All heads' sizes add up to 6.0 nats with zeros, 5.5 with means\n"
+        "r of two maps: zero and mean -0.99, mean and resample 1.00\nBerlin, head 23.4 → zero: -4.58 now, -4.58 stored\n"
     )
+
+
+def test_an_r_that_one_head_makes_is_told_from_one_of_all(capsys):
+    """Against numpy's r on the heads that are left, and on ranks found by sorting."""
+    draw = torch.Generator().manual_seed(4)
+    writes, cost = (torch.randn(3, 4, generator=draw) / 10 for _ in range(2))
+    writes[1, 2], cost[1, 2] = 2.0, 3.0
+    study.show_foretelling(writes, {"means": cost})
+    (line,) = capsys.readouterr().out.splitlines()
+    a, b = writes.flatten().numpy(), cost.flatten().numpy()
+    rest = [i for i in range(12) if i != 6]
+    ranks = [[sorted(v.tolist()).index(x) for x in v.tolist()] for v in (a, b)]
+    r, without, by_rank = (np.corrcoef(x, y)[0, 1] for x, y in ((a, b), (a[rest], b[rest]), ranks))
+    assert r > 0.9 and abs(without) < 0.7 and abs(by_rank) < 0.7, "one head makes it"
+    assert line == (
+        "What a head writes and what its removal costs, means: "
+        f"r {r:.2f}, without the 1 named heads {without:.2f}, by rank {by_rank:.2f}"
+    )
+
+
+def test_equal_values_share_their_rank():
+    a, b = torch.tensor([[1.0, 2.0], [2.0, 9.0]]), torch.tensor([[0.0, 5.0], [1.0, 2.0]])
+    expected = np.corrcoef([1, 2.5, 2.5, 4], [1, 4, 2, 3])[0, 1]
+    assert study.rank_correlation(a, b) == pytest.approx(expected)
 
 
 def test_the_mean_map_takes_its_means_over_all_and_its_changes_over_a_few(lm, facts):
