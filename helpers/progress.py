@@ -14,11 +14,11 @@ def somebody_watches() -> bool:
     """A terminal, or a notebook cell that a person runs: programs that execute notebooks let no cell ask for input."""
     if sys.stderr.isatty():
         return True
-    kernel = _kernel()
+    kernel = kernel_here()
     return kernel is not None and bool(kernel.get_parent("shell").get("content", {}).get("allow_stdin", False))
 
 
-def _kernel() -> Any:
+def kernel_here() -> Any:
     """The notebook's kernel, or None where there is none."""
     return getattr(getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)(), "kernel", None)
 
@@ -59,7 +59,7 @@ def bar(total: int, progress: Progress) -> Iterator[Callable[[int], object]]:
     elif progress or (progress is None and somebody_watches()):
         from tqdm import tqdm
 
-        file = sys.stderr if _kernel() is None else _UnderTheCell()
+        file = sys.stderr if kernel_here() is None else _UnderTheCell()
         look = "sweep {percentage:3.0f} % |{bar}| {elapsed} passed, {remaining} to go"
         with tqdm(total=total, delay=1.5, leave=False, file=file, ncols=72, miniters=1, bar_format=look) as shown:
             yield shown.update

@@ -10,11 +10,13 @@ would show attention the keys from before the edit. Logits are computed for the 
 A restart cannot see everything. In train mode, under a live `with edit`, or while hooks that are not ours, a replaced `forward`
 or modules of your own classes are in the model, both passes are whole ones, each time. A clean pass is made anew when the model
 or a setting that it computes under is another one since; helpers/snapshot.py says what is compared, and what is not seen.
-That comparison reads all weights, so a restart costs a fifth of a short pass plus the blocks that run.
+That comparison reads all weights, which takes a quarter to a third of a short pass; a panel's slider, between whose moves no
+code runs, tells it so (`since`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,9 +77,12 @@ class Replay:
     or when that cannot be told: what was measured at another version may be out of date.
     """
 
-    def __init__(self, lm: LanguageModel) -> None:
+    def __init__(self, lm: LanguageModel, since: Callable[[], object] | None = None) -> None:
+        """since: gives an equal value twice only if no code has run in between that may have written into weights; they are
+        read once for each value then. Without it they are read at each call.
+        """
         check_model(lm)
-        self.lm = lm
+        self.lm, self._since, self._moment = lm, since, object()
         self.version = 0
         self._state: list[Any] | None = None
         self._kept: _Recorded | None = None
@@ -105,7 +110,10 @@ class Replay:
 
     def _record(self, tokens: Tokens) -> _Recorded:
         """The kept pass, or a new one; without calls where a restart would not see all that a pass does."""
-        lm, kept, state = self.lm, self._kept, snapshot(self.lm)
+        moment = object() if self._since is None else self._since()
+        lm, kept = self.lm, self._kept
+        state = snapshot(lm, self._state if moment == self._moment else None)
+        self._moment = moment
         if state is None:
             self.version += 1
             self._state, self._kept = None, None

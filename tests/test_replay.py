@@ -352,3 +352,19 @@ def test_what_is_kept_of_a_clean_pass_is_no_larger_than_the_lessons_need():
     )
     for name in vars(clean):
         assert torch.equal(getattr(clean, name), getattr(seen, name))
+
+
+def test_a_panel_whose_sliders_move_reads_no_weights_in_between():
+    """`since` says that no code ran; what PyTorch records is seen all the same, and a new value of `since` reads all again."""
+    lm, moment = tiny("gpt2"), [1]
+    replay, another = Replay(lm, since=lambda: moment[0]), Replay(lm)
+    first = replay.clean(IDS).last_logits
+    lm.blocks[1].mlp.c_fc.weight.data.mul_(2)  # no cell ran: nobody can have written this
+    assert replay.clean(IDS).last_logits.equal(first)
+    moment[0] = 2
+    changed = replay.clean(IDS).last_logits
+    torch.testing.assert_close(changed, lm.logits(IDS)[:, -1], rtol=0, atol=1e-12)
+    assert not changed.equal(first) and another.clean(IDS).last_logits.equal(changed)
+    with torch.no_grad():
+        lm.blocks[1].mlp.c_fc.weight.mul_(2)
+    assert not replay.clean(IDS).last_logits.equal(changed), "PyTorch counts this one"

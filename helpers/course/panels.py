@@ -33,6 +33,7 @@ from torch import nn
 from helpers.errors import BadValue, HelpersError
 from helpers.models import LanguageModel, check_model
 from helpers.plots.style import WIDGET_DPI, to_img
+from helpers.progress import kernel_here
 from helpers.replay import Replay
 from helpers.say import say, translatable
 
@@ -118,7 +119,7 @@ class Panel:
                 if callable(source):
                     self.say(say("Loading {name} …", name=name))
                     source = source()
-                self._loaded[name] = Replay(source)
+                self._loaded[name] = Replay(source, since=moves)
             except HelpersError as mistake:
                 self._loaded[name] = mistake
         found = self._loaded[name]
@@ -175,6 +176,16 @@ class Panel:
         # The plain text is ours: ipywidgets' own would carry the picture's bytes into the stored notebook.
         view = {"model_id": self.widget.model_id, "version_major": 2, "version_minor": 0}
         return {"application/vnd.jupyter.widget-view+json": view, "text/plain": repr(self)}
+
+
+def moves() -> object:
+    """Equal while somebody moves controls and runs no cell: in between no code has written into a weight."""
+    kernel: Any = kernel_here()
+    try:
+        moved = kernel.get_parent("shell")["header"]["msg_type"] == "comm_msg"
+    except (AttributeError, KeyError, TypeError):  # another kind of kernel, or none
+        moved = False
+    return kernel.execution_count if moved else object()
 
 
 class IndexSlider(widgets.IntSlider):

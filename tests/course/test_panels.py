@@ -144,12 +144,12 @@ def test_the_computation_gets_the_chosen_models_replay_and_keeps_its_clean_pass(
         lambda run: str(len(run.resid)),
         sizes=lambda lm: {"block": lm.n_blocks},
     )
-    first = panel.result
+    first, kept = panel.result, panel.replay._kept
     assert len(first.resid) == 7
     panel.controls["model"].value = "four"
     assert len(panel.result.resid) == 5
     panel.controls["model"].value = "six"
-    assert panel.result is first
+    assert panel.replay._kept is kept and torch.equal(panel.result.resid, first.resid)
 
 
 def test_a_model_is_loaded_when_it_is_first_chosen_and_only_then():
