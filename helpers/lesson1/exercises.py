@@ -480,20 +480,24 @@ _right_1_3 = (_by_einsum, _in_a_loop, lambda clean, scaled, block: survival_of(c
 
 def _found_1_3(answer: Callable[..., Any]) -> str:
     lm, name = a_model()
-    clean, half = (run.resid[:, :, 1:] for run in _clean_and_scaled(lm, 0.5))
-    left = torch.as_tensor(answer(clean, half, 2)).double()
+    whole = tuple(run.resid for run in _clean_and_scaled(lm, 0.5))
+    clean, half = (resid[:, :, 1:] for resid in whole)
     error = (half - clean)[3:].flatten(1).norm(dim=1)
+    with_first = torch.as_tensor(answer(*whole, 2)).double()
+    left = torch.as_tensor(answer(clean, half, 2)).double()
     most = int(left.argmax())
     return say(
         "On {name}, with block 2 halved and without the first token, your function goes from 1 to at "
-        "most {left} (after block {most}) and ends at {last_left}. The error at the end is {last_error} "
-        "times as long as the one that you made, and holds {last_left} of it: later blocks wrote the "
-        "rest.",
+        "most {left} (after block {most}). It is {before_last} before the last block and {last_left} after "
+        "it. The error at the end is {last_error} times as long as the one that you made, and holds "
+        "{last_left} of it: later blocks wrote the rest. With the first token the share ends at {with_first}.",
         name=name,
         left=_n(left[most], 3),
         most=2 + most,
+        before_last=_n(left[-2]),
         last_left=_n(left[-1], 1),
         last_error=_n(error[-1] / error[0]),
+        with_first=_n(with_first[-1], 3),
     )
 
 

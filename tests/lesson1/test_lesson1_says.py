@@ -1,16 +1,31 @@
 """What lesson 1 says in words, checked apart from its own code: with weights, plain hooks and autograd."""
 
 import copy
+import re
+from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 
-from helpers import edit, load_model, scale_block, smollm2, trace
+from helpers import edit, load_model, measured, scale_block, smollm2, trace
 from helpers.course import exercise as core
 from helpers.course.exercise import tiny_model
 from helpers.course.words import Words
 from helpers.lesson1.exercises import EXERCISES, PROMPT, WORD
+from helpers.lesson1.stored import show_first_token
 from helpers.lesson1.words import probability, show_next_words, word_finding
+
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+on_the_real_model = pytest.mark.skipif(not smollm2.is_here(), reason="the real model has not been brought")
+
+
+def cells(lesson="01_downstream_scaling"):
+    return {cell.id: cell for cell in nbformat.read(NOTEBOOKS / f"{lesson}.ipynb", as_version=4).cells}
+
+
+def signed(value):
+    return f"{value:.2f}".replace("-", "−")
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.5])
@@ -103,8 +118,101 @@ def test_the_folded_answer_about_the_pocket_model_is_right(pocket):
     assert round(probability(pocket, trace(pocket, PROMPT), WORD), 2) == 0.43
 
 
-@pytest.mark.skipif(not smollm2.is_here(), reason="the real model has not been brought")
-def test_the_folded_answer_about_the_real_model_is_right():
-    real = load_model("smollm2")
-    kept = [block for block, (_, first) in enumerate(after_scaling(real, 0.5)) if first == WORD]
+@on_the_real_model
+def test_where_a_halving_lets_the_word_stay_is_said_right():
+    found = after_scaling(load_model("smollm2"), 0.5)
+    kept = [block for block, (_, first) in enumerate(found) if first == WORD]
     assert kept == [0, 1, 12, 13, 18, 19, 20, 21, *range(23, 30)]
+    stay = (
+        f"block 0 or 1 × 0.5 leaves ` Germany` first ({found[0][0]:.2f} and {found[1][0]:.2f}), blocks 2 to 11 do not."
+    )
+    assert stay in cells()["l1-exercise-5-text"].source
+
+
+def test_how_much_of_an_error_lasts_is_said_right():
+    """Exercise 1.3's answer over 60 prompts, which stands before section 4."""
+
+    def along(measure, first):
+        where = {"scaled": 2, "factor": 0.5, "along": measure, "first token": first, "point": [*range(3, 31)]}
+        return measured("smollm2", "factors").at("stream", **where)
+
+    share, delta = along("survival", "without"), along("delta", "without")
+    longer = float(delta[-2] / delta[0])
+    text = cells()["l1-first-token-text"].source
+    assert f"{share[:-1].min():.2f} to {share[:-1].max():.2f} of your own error is there until the last block" in text
+    assert f"the whole error is then {longer:.1f} times as long" in text and float(share[-2]) / longer < 0.1
+    assert f"the share from {signed(share[-2])} to {signed(share[-1])}." in text
+    assert f"With the first token it ends at {along('survival', 'with')[-1]:.2f}." in text
+
+
+@on_the_real_model
+def test_the_first_token_is_long_twice_and_the_norm_makes_a_dip_too():
+    """By PyTorch's own hooks: how long tokens are after blocks 2, 10 and 11, and Δ of × 1.5 before and after the final norm."""
+    real = load_model("smollm2", dtype=torch.float64)
+    runs = []
+    for factor in (1.0, 1.5):
+        states = {}
+
+        def keep(module, args, output, name, factor=factor, states=states):
+            state = output[0] if isinstance(output, tuple) else output
+            changed = state * factor if name == 2 else state
+            states[name] = changed[0]
+            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+        hooks = [
+            module.register_forward_hook(lambda *given, name=name, keep=keep: keep(*given, name))
+            for name, module in [*enumerate(real.blocks), ("norm", real.model.model.norm)]
+        ]
+        with torch.no_grad():
+            real.model(real.encode(PROMPT).ids)
+        for hook in hooks:
+            hook.remove()
+        runs.append(states)
+    clean, longer = runs
+    text = cells()["l1-writer-finding"].source
+
+    def pair(block):
+        length = clean[block].norm(dim=1)
+        return f"{length[0]:.0f}", f"{length[1:].median():.0f}"
+
+    assert "after block 2 this token is already {} long beside {}.".format(*pair(2)) in text
+    assert "Blocks 8 to 10 erase that, to {} beside {};".format(*pair(10)) in text
+    moved = {name: (longer[name] - clean[name]).norm(dim=1) for name in clean}
+    without = {name: float(one[1:].norm()) for name, one in moved.items()}
+    ratio = {block: float(moved[block].norm()) / without[block] for block in range(2, 30)}
+    assert min(ratio, key=ratio.get) == 10 and f"there Δ with it is only {ratio[10]:.2f} times as large" in text
+    assert f"Δ rises from {without[27]:.0f} to {without[29]:.0f}." in text
+    assert f"a dip too: from {without[29]:.0f} to {without['norm']:.1f}." in text
+
+
+def test_the_hump_of_the_figure_is_said_right():
+    """The figure's own words hold the attention of every block; blocks 3 to 8 are those where it is above 0.7 the first time."""
+    shown = "".join(str(output) for output in cells()["l1-sink"].outputs)
+    clean = [float(one) for one in re.search(r"as it is: ([\d., ]+);", shown)[1].split(", ")]
+    hump = clean[3:9]
+    assert min(hump) > max(clean[:3] + clean[9:12])
+    said = f"blocks 3 to 8 give it {min(hump):.2f} to {max(hump):.2f}, block 11, after the erasing, {clean[11]:.2f}."
+    assert said in cells()["l1-sink-finding"].source
+
+
+def test_what_the_recap_says_of_lesson_2_stands_there():
+    assert "lesson 2 shows that this is not the whole reason" in cells()["l1-recap"].source
+    assert "attention is not the whole reason" in cells("02_hooks_vs_hidden_states")["l2-mask-finding"].source
+
+
+def test_the_table_of_the_first_token_has_the_stored_means(capsys):
+    stored = measured("smollm2", "factors")
+    show_first_token(stored, 2, (0.5, 1.5))
+    shown = capsys.readouterr().out.splitlines()
+    assert "60 prompts, block 2 scaled" in shown[0] and shown[1].split() == ["×", "0.5", "×", "1.5"]
+    labels, stream, dims = stored.labels, stored["stream"], stored.dims["stream"]
+    assert labels["point"][-2:] == [30, "norm"]
+
+    def one(first, factor, point):
+        at = {"along": "delta", "scaled": 2, "factor": factor, "first token": first, "point": point}
+        return float(stream[tuple(labels[dim].index(at[dim]) for dim in dims)])
+
+    for column, factor in ((-2, 0.5), (-1, 1.5)):
+        ratio = max(one("with", factor, point) / one("without", factor, point) for point in range(3, 31))
+        expected = [ratio, one("with", factor, 29), one("with", factor, 30)]
+        assert [float(line.split()[column]) for line in shown[2:5]] == pytest.approx(expected, rel=1e-3)
