@@ -45,9 +45,10 @@ PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 .DELETE_ON_ERROR:
 
 # Without a network the pocket model still opens every lesson, so a real model that cannot be brought stops nothing here.
+# JupyterLab starts in this folder and not in notebooks/, whose lessons link to pages of docs/.
 lab: .venv/.lab $(CATALOGUES)
 	@$(PY) -m helpers.smollm2 || echo "Going on without the real model: the lessons' cells that use it will say so."
-	cd notebooks && exec ../$(PY) -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS) 01_downstream_scaling.ipynb
+	exec $(PY) -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS) notebooks/01_downstream_scaling.ipynb
 
 real: .venv/.lab
 	$(PY) -m helpers.smollm2

@@ -60,8 +60,8 @@ def main() -> int:
     if run(python(), "-m", "helpers.smollm2"):
         print("Going on without the real model: the lessons' cells that use it will say so.", flush=True)
     as_root = ["--allow-root"] if hasattr(os, "getuid") and os.getuid() == 0 else []
-    lab = [python(), "-m", "jupyterlab", *as_root, *sys.argv[1:], "01_downstream_scaling.ipynb"]
-    return run(*lab, folder=ROOT / "notebooks")
+    lab = [python(), "-m", "jupyterlab", *as_root, *sys.argv[1:], "notebooks/01_downstream_scaling.ipynb"]
+    return run(*lab)
 
 
 if __name__ == "__main__":

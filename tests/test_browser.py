@@ -27,7 +27,8 @@ from helpers import smollm2
 
 playwright_api = pytest.importorskip("playwright.sync_api")
 
-LESSONS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+ROOT = Path(__file__).parent.parent
+LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SERVER = """
 from jupyterlab.galata import configure_jupyter_server
 configure_jupyter_server(c)
@@ -85,7 +86,9 @@ FINISHED = "() => ![...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')
 def server(tmp_path_factory):
     """JupyterLab on copies of the lessons, with settings, kernels' files and temporary files in a folder of its own."""
     home = tmp_path_factory.mktemp("jupyter")
-    lessons, settings = home / "lessons", home / "settings"
+    course, settings = home / "course", home / "settings"
+    lessons = course / "notebooks"
+    shutil.copytree(ROOT / "docs", course / "docs")
     lessons.mkdir()
     for lesson in LESSONS:
         shutil.copy(lesson, lessons)
@@ -109,11 +112,11 @@ def server(tmp_path_factory):
         "JUPYTER_RUNTIME_DIR": "run",
         "IPYTHONDIR": "ipython",
     }
-    env = {**os.environ, **SURROUNDINGS, "JUPYTERLAB_GALATA_ROOT_DIR": str(lessons), "TMPDIR": str(home)}
+    env = {**os.environ, **SURROUNDINGS, "JUPYTERLAB_GALATA_ROOT_DIR": str(course), "TMPDIR": str(home)}
     env |= {variable: str(home / folder) for variable, folder in own.items()}
     with open(home / "server.log", "w") as log:
         command = [sys.executable, "-m", "jupyterlab", f"--config={config}"]
-        process = subprocess.Popen(command, cwd=lessons, env=env, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, cwd=course, env=env, stdout=log, stderr=subprocess.STDOUT)
     url = f"http://127.0.0.1:{port}"
     try:
         for _ in range(300):
@@ -151,7 +154,7 @@ def page(browser):
 
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
 def test_lesson(server, page, lesson, tmp_path, note):
-    run_all(page, f"{server}/lab/tree/{lesson.name}?reset")
+    run_all(page, f"{server}/lab/tree/notebooks/{lesson.name}?reset")
     warnings = page.locator("[data-mime-type='application/vnd.jupyter.stderr']").all_inner_texts()
     assert warnings == []  # blanks would be a red box
     assert shown(in_the_page(page)) == shown(nbformat.read(lesson, as_version=4))
@@ -178,9 +181,23 @@ def test_lesson(server, page, lesson, tmp_path, note):
     page.screenshot(path=pictures / f"{lesson.stem}-dark.png")
 
 
+def test_a_lessons_links_open_the_pages_of_the_course(server, page):
+    page.goto(f"{server}/lab/tree/notebooks/{LESSONS[4].name}?reset")
+    page.wait_for_selector("#jupyterlab-splash", state="detached")
+    for words, heading in (("glossary", "Glossary"), ("All numbers", "claims")):
+        link = page.locator(".jp-Notebook a", has_text=words).first
+        link.scroll_into_view_if_needed()
+        link.click()
+        title = page.locator(".jp-MarkdownViewer h1")
+        title.wait_for()
+        assert heading in title.inner_text()
+        page.evaluate("jupyterapp.commands.execute('application:close')")
+        title.wait_for(state="detached")
+
+
 @pytest.mark.skipif(not smollm2.is_here(), reason="the real model is not in the cache: make real brings it")
 def test_panels_on_two_models(server, page, tmp_path, note):
-    run_all(page, f"{server}/lab/tree/{BOTH}?reset")
+    run_all(page, f"{server}/lab/tree/notebooks/{BOTH}?reset")
     pictures = Path(os.environ.get("SCREENSHOTS", tmp_path))
     pictures.mkdir(parents=True, exist_ok=True)
     page.evaluate("jupyterapp.commands.execute('application:toggle-left-area')")

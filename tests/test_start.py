@@ -49,7 +49,7 @@ def test_it_does_what_make_lab_does(start):
     theirs = [line.replace("'", "") for line in re.findall(pattern, makefile, re.M)]
     install, model, lab = start.commands
     assert install in theirs and any(line.startswith(model) for line in theirs)
-    assert lab.startswith("-m jupyterlab") and lab.endswith("01_downstream_scaling.ipynb")
+    assert lab.startswith("-m jupyterlab") and lab.endswith("notebooks/01_downstream_scaling.ipynb")
     assert (start.ENVIRONMENT / "share/jupyter/lab/settings/overrides.json").exists()
 
 
