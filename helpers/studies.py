@@ -15,6 +15,7 @@ belongs to a shard by a fingerprint of all that its numbers depend on (helpers/f
 from __future__ import annotations
 
 import inspect
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -95,7 +96,7 @@ def study(
     if held is None and not elsewhere:
         held = worker.loaded(loads)
     packed = cloudpickle.dumps(loads) if elsewhere else b""
-    work = worker.Work(uuid4().hex, packed, sweep.__name__, 0, measure, options)
+    work = worker.Work(uuid4().hex, packed, sweep.__name__, 0, measure, options, os.getpid())
     looked = worker.look(*held, work, (prompts, target)) if held else engines.look(jobs, work, prompts, target)
     code = None if isinstance(model, str | Path | LanguageModel) else model  # it may hang hooks on what it loads
     asked = of_value((sweep.__name__, options, measure, looked.model, code))

@@ -7,11 +7,13 @@ runs in your own process keeps nothing.
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Thread
 from typing import Any
 
 import cloudpickle
@@ -41,6 +43,7 @@ class Work:
     total: int  # prompts
     measure: Measure | None
     options: dict[str, Any]
+    asks: int = 0  # the process that the study runs in
 
 
 @dataclass(frozen=True)
@@ -153,10 +156,23 @@ _ONE_AT_A_TIME = Lock()  # a worker of Dask may have several threads, and an edi
 _kept: dict[str, tuple[LanguageModel, str]] = {}  # one model at most, by the study's name
 
 
+_watching: list[int] = []  # the process that started this one, once it is watched
+
+
+def _end_with_the_study(parent: int) -> None:
+    """joblib's processes wait for ever for one that was killed, each with its model in memory."""
+    while os.getppid() == parent:
+        time.sleep(2)
+    os._exit(1)
+
+
 def there(kind: str, work: bytes, given: bytes) -> Any:
     """`look` or `run` in a worker. All comes as bytes: a cluster would keep larger objects on one machine, which may die."""
     with _ONE_AT_A_TIME:
         plan: Work = cloudpickle.loads(work)
+        if os.getppid() == plan.asks and not _watching:
+            _watching.append(plan.asks)
+            Thread(target=_end_with_the_study, args=(plan.asks,), daemon=True).start()
         if plan.name not in _kept:
             _kept.clear()
             _kept[plan.name] = loaded(cloudpickle.loads(plan.load))

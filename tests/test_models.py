@@ -186,7 +186,7 @@ DAMAGES = {
     "config of no JSON": (lambda f, w: (f / "config.json").write_text("{"), "DamagedWeights", "do not belong together"),
     "another family": (
         lambda f, w: rewrite(f / "config.json", lambda c: c.update(model_type="mpt")), "UnsupportedFamily",
-        "'mpt' models are not in the table.*gpt2, gpt_neo, .*llama, .*gpt_oss. Choose.*family=Family",
+        "'mpt' models are not in the table.*gpt2, gpt_neo, .*llama, .*gpt_oss. If .*family='llama'.*family=Family",
     ),
     "an encoder": (
         lambda f, w: rewrite(f / "config.json", lambda c: c.update(model_type="bert")), "UnsupportedFamily",

@@ -1,8 +1,12 @@
 """Studies against a plain loop over forward passes by hand: in one process, in several, on a cluster, killed and called again."""
 
+import contextlib
 import importlib.util
 import os
 import signal
+import subprocess
+import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -615,3 +619,36 @@ def test_a_changed_attribute_is_another_model_which_processes_cannot_make_again(
     assert close(after, plain) and not close(before, plain, 1e-3), "nothing is read that was measured before the change"
     with pytest.raises(errors.BadValue, match=r"is not the one that the study began with.*or use jobs=1"):
         study(sweep_blocks, lm, prompts, TARGETS, jobs=2, folder=tmp_path / "two")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere a process does not learn that its parent has gone")
+def test_a_process_that_works_ends_with_a_study_that_was_killed(tmp_path):
+    """joblib's processes would wait for ever for one that was killed, each with its model in memory."""
+    script = tmp_path / "killed.py"
+    script.write_text(
+        "import os, time, threading\n"
+        "from helpers import worker\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    threading.Thread(target=worker._end_with_the_study, args=(os.getppid(),), daemon=True).start()\n"
+        "    time.sleep(60)\n"
+        "print(child, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    child = int(process.stdout.readline())
+    os.kill(child, 0)
+    process.kill()
+    process.wait()
+    for _ in range(100):
+        try:
+            os.kill(child, 0)
+        except ProcessLookupError:
+            return
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(child, os.WNOHANG)
+        if Path(f"/proc/{child}/stat").exists() and ") Z " in Path(f"/proc/{child}/stat").read_text():
+            return
+        time.sleep(0.2)
+    os.kill(child, signal.SIGKILL)
+    pytest.fail("the process goes on")

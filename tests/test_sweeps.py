@@ -370,7 +370,7 @@ class Coarse(torch.nn.Linear):
 
 
 def wrap_a_block(lm):
-    lm.model.get_submodule(lm.parts.blocks)[1] = Around(lm.blocks[1])
+    lm.model.get_submodule(lm.parts.blocks)[1] = Around(lm.blocks[1]).eval()
 
 
 def subclass_an_mlp(lm):
@@ -383,7 +383,7 @@ def quantise_a_linear(lm):
     old, owner = lm.part(1, lm.parts.neurons_out), lm.part(1, path)
     new = Coarse(old.in_features, old.out_features, bias=old.bias is not None)
     new.weight, new.bias = old.weight, old.bias
-    setattr(owner, name, new)
+    setattr(owner, name, new.eval())
 
 
 def hook_all_modules(lm):
