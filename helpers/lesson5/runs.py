@@ -127,7 +127,7 @@ def show_removal(name: str, pairs: Measured, blocks: Measured) -> None:
     """
     few, texts = len(pairs.about["prompts"]), len(pairs.labels["window"])
     ways = {
-        say("cheapest alone"): ("cheapest singles", "lowest sum", "cheapest together", "cheapest on all text"),
+        say("cheapest"): ("cheapest singles", "lowest sum", "cheapest together", "cheapest on all text"),
         say("greedy"): ("greedy order", "greedy sum", "greedy", "greedy on all text"),
     }
     sets = {say("the {others} others", others=texts - few): few, say("all {texts}", texts=texts): 0}
@@ -159,7 +159,7 @@ def show_prices(found: Mapping[str, Measured]) -> None:
     with STORED.open(encoding="utf-8", newline="") as file:
         said = {row["model"]: row["measured"] for row in csv.DictReader(file) if row["claim"] == "5.4"}
     ledger = {name: re.findall(r"per parameter removed (\d+\.\d+)", said[one.model])[0] for name, one in found.items()}
-    caption = say("KL in nats for each million parameters taken out")
+    caption = say("KL for each million parameters taken out, nats; ÷ is a ratio")
     show_table(price_rows(found, ledger), caption, columns=list(found))
 
 
