@@ -454,11 +454,11 @@ def price_finding(name: str, found: Measured) -> str:
     )
 
 
-def price_rows(found: Mapping[str, Measured], ledger: Mapping[str, str]) -> dict[str, list[str]]:
+def price_rows(found: Mapping[str, Measured], ledger: Mapping[str, str], texts: str) -> dict[str, list[str]]:
     """Rows for a table with one column a model: what a million parameters cost in a block and in a head, and three ways to
     compare the two.
 
-    found: name of a model -> its stored part "prices". ledger: the same name -> what claim 5.4 found, a ratio.
+    found: name of a model -> its stored part "prices". ledger: the same name -> what claim 5.4 found, a ratio; texts: on how many.
     """
     rows: list[list[str]] = []
     for name, one in found.items():
@@ -471,7 +471,7 @@ def price_rows(found: Mapping[str, Measured], ledger: Mapping[str, str]) -> dict
         say("a head, the median"),
         say("block ÷ head, these medians"),
         say("block ÷ each of its own heads, the median"),
-        say("the same in the ledger (claim 5.4), one word of each text"),
+        say("the same in the ledger (5.4), one word of each of {texts} texts", texts=texts),
     ]
     return {name: list(row) for name, row in zip(names, zip(*rows, strict=True), strict=True)}
 

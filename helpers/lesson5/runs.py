@@ -157,10 +157,12 @@ def show_prices(found: Mapping[str, Measured]) -> None:
     found: name of a model -> its stored part "prices".
     """
     with STORED.open(encoding="utf-8", newline="") as file:
-        said = {row["model"]: row["measured"] for row in csv.DictReader(file) if row["claim"] == "5.4"}
-    ledger = {name: re.findall(r"per parameter removed (\d+\.\d+)", said[one.model])[0] for name, one in found.items()}
+        said = {row["model"]: row for row in csv.DictReader(file) if row["claim"] == "5.4"}
+    here = {name: said[one.model] for name, one in found.items()}
+    ledger = {n: re.findall(r"per parameter removed (\d+\.\d+)", row["measured"])[0] for n, row in here.items()}
+    (texts,) = {row["of prompts"] for row in here.values()}
     caption = say("KL for each million parameters taken out, nats; ÷ is a ratio")
-    show_table(price_rows(found, ledger), caption, columns=list(found))
+    show_table(price_rows(found, ledger, texts), caption, columns=list(found))
 
 
 @contextmanager

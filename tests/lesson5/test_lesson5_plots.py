@@ -195,7 +195,7 @@ def test_prices_are_damage_over_parameters():
         "big: without a block the KL is 10 times that without one of its heads (median), and a block has 6 times the "
         "parameters: 0.054 nats for a million parameters in a block, 0.032 in a head"
     )
-    assert [row[0] for row in plots.price_rows({"big": prices_of()}, {"big": "1.9"}).values()] == [
+    assert [row[0] for row in plots.price_rows({"big": prices_of()}, {"big": "1.9"}, "24").values()] == [
         "0.054", "0.032", "1.67", "1.67", "1.9",
     ]  # fmt: skip
     assert plots.strongest_head(prices_of()) == "Head 0.1 alone: KL 0.40, more than 1 of the 2 whole blocks."
