@@ -354,6 +354,24 @@ def test_the_best_sets_are_never_worse_than_greedy_and_one_is_computed_again():
 
 
 @pytest.mark.parametrize("model", MODELS)
+def test_what_a_few_texts_chose_is_priced_on_all_of_them(model, models):
+    """The sums come from part "blocks", so both parts must have the same texts; one set is computed again on one of them."""
+    lm, found = models(model), measured(model, "pairs")
+    assert found.about["all_text"] == measured(model, "blocks").about["prompts"]
+    ids, removed = torch.tensor(found.about["all_text"][7]), found["cheapest singles"].tolist()[:5]
+    skip = lambda module, args, output: (args[0], *output[1:]) if isinstance(output, tuple) else args[0]  # noqa: E731
+
+    def loss(hooks):
+        return -logits(lm, ids, hooks).log_softmax(-1)[:-1].gather(1, ids[1:, None]).mean()
+
+    rise = float(loss([(layer(lm, block), False, skip) for block in removed]) - loss([]))
+    assert found.at("cheapest on all text", window=7, removed=5, measure="loss") == pytest.approx(rise, abs=1e-3)
+    if "best set" in found.tensors:
+        first = measured(model, "blocks").at("damage", part="block", measure="loss")[:, found["best set"][0].bool()]
+        torch.testing.assert_close(found.at("best on all text", removed=1, measure="loss"), first[:, 0])
+
+
+@pytest.mark.parametrize("model", MODELS)
 def test_a_block_times_a_factor(model, models):
     lm, found = models(model), measured(model, "factors")
     fact, block, factor = found.about["prompts"][7], 2, 1.5

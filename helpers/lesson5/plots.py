@@ -285,56 +285,74 @@ def plot_writer(found: Mapping[str, Measured]) -> Figure:
     return figure
 
 
-def plot_removal(found: Mapping[str, Measured]) -> Figure:
+def plot_removal(pairs: Mapping[str, Measured], blocks: Mapping[str, Measured]) -> Figure:
     """Draw the loss with 1 to 8 blocks removed, one panel a model: the cheapest blocks' costs added up, the same blocks removed
-    together, blocks chosen greedily, and the best set where all were tried.
+    together, blocks chosen greedily, and the best set where all were tried. All are priced on all stored texts; the few texts
+    that chose them flatter what they chose.
 
-    found: name of a model -> its stored part "pairs".
+    pairs, blocks: name of a model -> its stored part of that name.
     """
     figure = new_figure((8.5, 4.0))
-    axes = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+    axes = figure.subplots(1, len(pairs), sharey=True, squeeze=False)[0]
     told = []
-    for ax, (name, one) in zip(axes, found.items(), strict=True):
+    for ax, (name, one) in zip(axes, pairs.items(), strict=True):
         new_axes(ax)
-        counts = one.labels["removed"]
-        for index, (label, key) in enumerate(CURVES.items()):
-            if key in one.tensors:
-                ax.plot(counts, one[key].tolist(), label=say(label), **series_style(index))
-                told.append(f"{name}, {say(label)}: {', '.join(_two(value) for value in one[key])}.")
+        for index, (label, values) in enumerate(removed(one, blocks[name]).items()):
+            ax.plot(one.labels["removed"], values.mean(0).tolist(), label=say(label), **series_style(index))
+            told.append(f"{name}, {say(label)}: {', '.join(_two(value) for value in values.mean(0))}.")
         ax.set_title(name, fontsize=10)
-        ax.set_xticks(counts)
+        ax.set_xticks(one.labels["removed"])
         ax.set_xlabel(say("number of blocks removed"))
-    axes[0].set_ylabel(say("rise of the loss, nats a token"))
+    texts = len(next(iter(pairs.values())).labels["window"])
+    axes[0].set_ylabel(say("rise of the loss on {texts} texts, nats a token", texts=texts))
     axes[0].set_ylim(bottom=0)
     handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), frameon=False, ncols=4, loc="outside lower center", fontsize=9)
-    finding = removal_finding(found)
+    finding = removal_finding(pairs, blocks)
     figure.suptitle(finding, x=0.01, ha="left", fontsize=11)
     describe(figure, f"{_line(finding)}. {' '.join(told)}")
     return figure
 
 
-CURVES = {
-    translatable("costs added up"): "lowest sum",
-    translatable("the same blocks, removed together"): "cheapest together",
-    translatable("chosen greedily"): "greedy",
-    translatable("best of all sets"): "best",
-}
+CURVES = (
+    translatable("costs added up"),
+    translatable("the same blocks, removed together"),
+    translatable("chosen greedily"),
+    translatable("best set of the choosing texts"),
+)
 
 
-def removal_finding(found: Mapping[str, Measured]) -> str:
-    """Return one line a model: the most blocks, their costs added up, and all of them at once."""
+def removed(pairs: Measured, blocks: Measured) -> dict[str, Tensor]:
+    """(texts, counts) for each of CURVES that is stored: the rise of the loss on every text with 1 to 8 blocks removed.
+
+    pairs, blocks: the stored parts of one model. Which blocks go was chosen on the first few of these texts.
+    """
+    curves = [added_up(pairs, blocks, "cheapest singles")]
+    for kind in ("cheapest", "greedy", "best"):
+        if f"{kind} on all text" in pairs.tensors:
+            curves.append(pairs.at(f"{kind} on all text", measure="loss"))
+    return dict(zip(CURVES, curves, strict=False))  # the best set is known of a small model only
+
+
+def added_up(pairs: Measured, blocks: Measured, order: str) -> Tensor:
+    """(texts, counts): what these blocks cost one at a time, added up. order: "cheapest singles" or "greedy order"."""
+    return blocks.at("damage", part="block", measure="loss")[:, pairs[order].long()].cumsum(1)
+
+
+def removal_finding(pairs: Mapping[str, Measured], blocks: Mapping[str, Measured]) -> str:
+    """Return one line a model: the most blocks, their costs added up, and all of them at once, for both ways to choose."""
     lines = []
-    for name, one in found.items():
-        count = one.labels["removed"][-1]
-        summed, together, greedy = (_two(one[CURVES[label]][-1]) for label in list(CURVES)[:3])
+    for name, one in pairs.items():
+        summed, together, greedy, *_ = (_two(values[:, -1].mean()) for values in removed(one, blocks[name]).values())
         lines.append(
             say(
-                "{name}: the {count} cheapest blocks {summed} nats added up, {together} together; the greedy {count}: {greedy}",
+                "{name}: the {count} cheapest blocks {summed} nats added up, {together} together; the greedy {count}: "
+                "{greedy_summed} and {greedy}",
                 name=name,
-                count=count,
+                count=one.labels["removed"][-1],
                 summed=summed,
                 together=together,
+                greedy_summed=_two(added_up(one, blocks[name], "greedy order")[:, -1].mean()),
                 greedy=greedy,
             )
         )
@@ -436,20 +454,26 @@ def price_finding(name: str, found: Measured) -> str:
     )
 
 
-def price_orders(found: Measured) -> str:
-    """Say in two lines which is dearer per parameter, a block or a head: by the medians of all, and of each block beside its own
-    heads.
+def price_rows(found: Mapping[str, Measured], ledger: Mapping[str, str], texts: str) -> dict[str, list[str]]:
+    """Rows for a table with one column a model: what a million parameters cost in a block and in a head, and three ways to
+    compare the two.
 
-    found: a stored part "prices".
+    found: name of a model -> its stored part "prices". ledger: the same name -> what claim 5.4 found, a ratio; texts: on how many.
     """
-    price = prices(found)[1]
-    heads = price["head"].view(len(price["block"]), -1)
-    return say(
-        "Medians of all blocks and all heads: a head costs {of_medians} times what a block costs.\n"
-        "Each block beside its own heads (median): the block costs {of_pairs} times what the head costs.",
-        of_medians=_two(heads.quantile(0.5) / price["block"].quantile(0.5)),
-        of_pairs=_two((price["block"][:, None] / heads.clamp(min=1e-12)).quantile(0.5)),
-    )
+    rows: list[list[str]] = []
+    for name, one in found.items():
+        price = prices(one)[1]
+        block, head = (price[part].quantile(0.5) for part in ("block", "head"))
+        own = price["block"][:, None] / price["head"].view(len(price["block"]), -1).clamp(min=1e-12)
+        rows.append([_two(block), _two(head), _two(block / head), _two(own.quantile(0.5)), ledger[name]])
+    names = [
+        say("a block, the median"),
+        say("a head, the median"),
+        say("block ÷ head, these medians"),
+        say("block ÷ each of its own heads, the median"),
+        say("the same in the ledger (5.4), one word of each of {texts} texts", texts=texts),
+    ]
+    return {name: list(row) for name, row in zip(names, zip(*rows, strict=True), strict=True)}
 
 
 def strongest_head(found: Measured) -> str:

@@ -7,6 +7,8 @@ with own_forward(lm, [4, 5]): operations(lm, prompt)
 
 from __future__ import annotations
 
+import csv
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,9 +18,11 @@ import transformers
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from helpers.course.ledger import STORED
 from helpers.edits import Edit, edit, skip_block
 from helpers.hooks import with_first
 from helpers.lesson5.claims import try_hooks
+from helpers.lesson5.plots import added_up, price_rows
 from helpers.measurements import Measured
 from helpers.measures import text_damage
 from helpers.metrics import top_k
@@ -113,6 +117,52 @@ def show_first_token(runs: Mapping[str, Trace], point: int, coordinate: int) -> 
         say("ratio"),
     ]
     show_table(rows, say("Before block {point}", point=point), columns=columns, corner=say("run"))
+
+
+def show_removal(name: str, pairs: Measured, blocks: Measured) -> None:
+    """Show what the most removed blocks cost, added up and together, for both ways to choose: on the texts that chose them, on
+    the others, and on all; then "together" minus "added up" with its 95 % interval over texts.
+
+    pairs, blocks: the stored parts of the model `name`.
+    """
+    few, texts = len(pairs.about["prompts"]), len(pairs.labels["window"])
+    ways = {
+        say("cheapest"): ("cheapest singles", "lowest sum", "cheapest together", "cheapest on all text"),
+        say("greedy"): ("greedy order", "greedy sum", "greedy", "greedy on all text"),
+    }
+    sets = {say("the {others} others", others=texts - few): few, say("all {texts}", texts=texts): 0}
+    rows = {
+        say("the {few} texts that chose them", few=few): [pairs[key][-1] for way in ways.values() for key in way[1:3]]
+    }
+    more: dict[str, list[str]] = {}
+    for label, start in sets.items():
+        for way, (order, *_, on_all) in ways.items():
+            summed = added_up(pairs, blocks, order)[start:, -1]
+            together = pairs.at(on_all, measure="loss")[start:, -1]
+            rows.setdefault(label, []).extend([summed.mean(), together.mean()])
+            apart = together - summed
+            error = 1.96 * float(apart.std()) / len(apart) ** 0.5
+            more.setdefault(label, []).append(f"{way} {float(apart.mean()):+.2f} ± {error:.2f}")
+    columns = [say("{way}: {what}", way=way, what=what) for way in ways for what in (say("added up"), say("together"))]
+    count = pairs.labels["removed"][-1]
+    caption = say("{count} blocks of {name} removed, rise of the loss in nats a token", count=count, name=name)
+    show_table({row: [f"{float(v):.2f}" for v in values] for row, values in rows.items()}, caption, columns=columns)
+    for label, said in more.items():
+        print(say("Together minus added up, {texts}: {apart} (95 %)", texts=label, apart=", ".join(said)))
+
+
+def show_prices(found: Mapping[str, Measured]) -> None:
+    """Show what a million parameters cost in a block and in a head, and ways to compare them; the last is claim 5.4's.
+
+    found: name of a model -> its stored part "prices".
+    """
+    with STORED.open(encoding="utf-8", newline="") as file:
+        said = {row["model"]: row for row in csv.DictReader(file) if row["claim"] == "5.4"}
+    here = {name: said[one.model] for name, one in found.items()}
+    ledger = {n: re.findall(r"per parameter removed (\d+\.\d+)", row["measured"])[0] for n, row in here.items()}
+    (texts,) = {row["of prompts"] for row in here.values()}
+    caption = say("KL for each million parameters taken out, nats; ÷ is a ratio")
+    show_table(price_rows(found, ledger, texts), caption, columns=list(found))
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from helpers.lesson5 import plots
+from helpers.lesson5 import plots, runs
 from helpers.measurements import Measured
 from helpers.plots.style import description, to_png
 
@@ -105,22 +105,63 @@ def test_the_writer_of_the_massive_token_is_told():
 
 
 def pairs_of(**more):
+    """Three texts, of which the first chose: block 2, then block 1."""
     both = torch.tensor([[1.0, 1.5, 1.0], [1.5, 0.2, 0.9], [1.0, 0.9, 0.1]])
-    curves = {"lowest sum": [0.1, 0.3], "cheapest together": [0.1, 0.9], "greedy": [0.1, 0.5], **more}
-    tensors = {"mean": both[..., None], **curves}
+    tensors = {
+        "mean": both[..., None],
+        "cheapest singles": [2, 1],
+        "lowest sum": [0.1, 0.3],
+        "cheapest together": [0.1, 0.9],
+        "cheapest on all text": [[[0.1], [0.8]], [[0.2], [1.0]], [[0.3], [1.2]]],
+        "greedy order": [2, 0],
+        "greedy sum": [0.1, 1.1],
+        "greedy": [0.1, 0.5],
+        "greedy on all text": [[[0.1], [0.5]], [[0.2], [0.6]], [[0.3], [0.7]]],
+        **more,
+    }
     dims = {"mean": ["block", "other", "measure"]}
-    return stored(tensors, dims, block=[0, 1, 2], other=[0, 1, 2], measure=["loss"], removed=[1, 2])
+    dims |= {name: ["window", "removed", "measure"] for name in tensors if name.endswith("on all text")}
+    found = stored(tensors, dims, block=[0, 1, 2], other=[0, 1, 2], measure=["loss"], removed=[1, 2], window=[0, 1, 2])
+    found.about["prompts"] = [[1]]
+    return found
 
 
-def test_removal_compares_the_sum_with_what_it_costs_together():
-    figure = plots.plot_removal({"big": pairs_of(), "small": pairs_of(best=[0.1, 0.4])})
+def singles_of():
+    """The same three texts: what each block costs alone."""
+    return stored(
+        {"damage": [[[[1.0], [0.2], [0.1]], [[1.0], [0.3], [0.2]], [[1.3], [0.4], [0.3]]]]},
+        {"damage": ["part", "window", "block", "measure"]},
+        part=["block"],
+        measure=["loss"],
+    )
+
+
+def test_removal_compares_the_sum_with_what_it_costs_together_on_all_texts():
+    best = {"best on all text": [[[0.1], [0.4]], [[0.2], [0.5]], [[0.3], [0.6]]]}
+    figure = plots.plot_removal(
+        {"big": pairs_of(), "small": pairs_of(**best)}, {"big": singles_of(), "small": singles_of()}
+    )
     assert suptitle(figure) == (
-        "big: the 2 cheapest blocks 0.30 nats added up, 0.90 together; the greedy 2: 0.50 "
-        "small: the 2 cheapest blocks 0.30 nats added up, 0.90 together; the greedy 2: 0.50"
+        "big: the 2 cheapest blocks 0.50 nats added up, 1.00 together; the greedy 2: 1.30 and 0.60 "
+        "small: the 2 cheapest blocks 0.50 nats added up, 1.00 together; the greedy 2: 1.30 and 0.60"
     )
     assert [len(ax.lines) for ax in figure.axes] == [3, 4]
-    assert figure.axes[0].get_ylim()[1] > 0.9, "nothing is cut off"
-    assert "small, best of all sets: 0.10, 0.40." in description(figure)
+    assert figure.axes[0].get_ylim()[1] > 1.0, "nothing is cut off"
+    assert "small, best set of the choosing texts: 0.20, 0.50." in description(figure)
+
+
+def test_what_was_chosen_on_some_texts_is_shown_on_the_others_too(capsys):
+    runs.show_removal("big", pairs_of(), singles_of())
+    said = [line.split() for line in capsys.readouterr().out.splitlines()]
+    rows = {line[1]: line[-4:] for line in said if line[:2] in (["the", "1"], ["the", "2"], ["all", "3"])}
+    assert rows == {
+        "1": ["0.30", "0.90", "1.10", "0.50"],
+        "2": ["0.60", "1.10", "1.40", "0.65"],
+        "3": ["0.50", "1.00", "1.30", "0.60"],
+    }
+    apart = torch.tensor([0.5, 0.5, 0.5]), torch.tensor([-0.6, -0.6, -0.9])
+    wanted = [f"{d.mean():+.2f} ± {1.96 * d.std() / 3**0.5:.2f}" for d in apart]
+    assert f"cheapest {wanted[0]}, greedy {wanted[1]} (95 %)" in " ".join(said[-1])
 
 
 def test_the_worst_pairs_are_those_far_above_their_sum():
@@ -154,10 +195,9 @@ def test_prices_are_damage_over_parameters():
         "big: without a block the KL is 10 times that without one of its heads (median), and a block has 6 times the "
         "parameters: 0.054 nats for a million parameters in a block, 0.032 in a head"
     )
-    assert plots.price_orders(prices_of()).splitlines() == [
-        "Medians of all blocks and all heads: a head costs 0.60 times what a block costs.",
-        "Each block beside its own heads (median): the block costs 1.67 times what the head costs.",
-    ]
+    assert [row[0] for row in plots.price_rows({"big": prices_of()}, {"big": "1.9"}, "24").values()] == [
+        "0.054", "0.032", "1.67", "1.67", "1.9",
+    ]  # fmt: skip
     assert plots.strongest_head(prices_of()) == "Head 0.1 alone: KL 0.40, more than 1 of the 2 whole blocks."
 
 

@@ -152,6 +152,9 @@ def measure_pairs(job: Job, folder: Path) -> None:
         ["removed"],
         "rise of the loss with the k cheapest single blocks removed, nats",
     )
+    # What was chosen on a few passages is flattered there: all of it is priced on every passage too.
+    priced = steps.one("cheapest on all text", [whole.tolist(), single.tolist()], damage, lm, whole, cheapest)
+    table["cheapest on all text"] = (priced.float(), ["window", "removed", "measure"], "these sets, all passages, nats")
     if lm.n_blocks <= ENUMERATE:
         every_set = [c for k in range(1, REMOVED + 1) for c in combinations(range(lm.n_blocks), k)]
         edits = [[skips[b] for b in one] for one in every_set]
@@ -165,6 +168,9 @@ def measure_pairs(job: Job, folder: Path) -> None:
                 best[k] = torch.zeros(lm.n_blocks, dtype=torch.uint8).index_fill(0, torch.tensor(chosen), 1)
         table["best"] = (cost, ["removed"], "lowest rise of the loss of any k blocks, nats: all sets were tried")
         table["best set"] = (best, ["removed", "block"], "whether the block is in the best set of k")
+        sets = [[skips[b] for b in row.nonzero().flatten().tolist()] for row in best]
+        priced = steps.one("best on all text", [whole.tolist(), best.tolist()], damage, lm, whole, sets)
+        table["best on all text"] = (priced.float(), ["window", "removed", "measure"], "these sets, all passages, nats")
     labels: dict[str, list[Any]] = {
         "other": list(range(lm.n_blocks)),
         "measure": ["loss", "KL"],

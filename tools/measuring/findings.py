@@ -171,14 +171,14 @@ def _pairs(found: Measured) -> list[str]:
         + ", ".join(f"{b} and {a} {surplus[a, b]:+.2f}" for a, b in less)
         + ".",
     ]
-    all_text = found.at("greedy on all text", measure="loss")
+    all_text, cheapest = (found.at(f"{kind} on all text", measure="loss") for kind in ("greedy", "cheapest"))
     for k in (2, 4, len(order)):
         best = f" The best {k}: {found['best'][k - 1]:+.2f}." if "best" in found.tensors else ""
         lines.append(
             f"Greedy removal of {k} blocks ({order[:k]}): loss {found['greedy'][k - 1]:+.2f}, the sum of their single costs "
             f"{found['greedy sum'][k - 1]:+.2f}; over all passages {all_text[:, k - 1].mean():+.2f}. "
-            f"The {k} cheapest singles together: {found['cheapest together'][k - 1]:+.2f}, sum {found['lowest sum'][k - 1]:+.2f}."
-            + best
+            f"The {k} cheapest singles together: {found['cheapest together'][k - 1]:+.2f}, sum {found['lowest sum'][k - 1]:+.2f}; "
+            f"over all passages {cheapest[:, k - 1].mean():+.2f}." + best
         )
     return lines
 
