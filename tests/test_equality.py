@@ -324,6 +324,6 @@ def test_blocks_may_come_from_numpy():
     np = pytest.importorskip("numpy")
     lm, (row,) = tiny("gpt2"), prompts(1)
     expected = sweep_heads(lm, row, TARGET)[[3, 1]]
-    assert torch.equal(sweep_heads(lm, row, TARGET, blocks=np.array([3, 1])), expected)
-    assert torch.equal(sweep_heads(lm, row, TARGET, blocks=torch.tensor([3, 1])), expected)
+    for blocks in (np.array([3, 1]), torch.tensor([3, 1])):  # fewer copies at once: other last bits on some processors
+        torch.testing.assert_close(sweep_heads(lm, row, TARGET, blocks=blocks), expected, rtol=0, atol=1e-12)
     assert zero_heads(1, [0]).prompts is None
