@@ -43,7 +43,7 @@ def table() -> str:
         sites = "all" if not missing else f"no {', '.join(missing)}"
         lines.append(
             f"| `{family}` | {sites} | {lm.n_key_heads} of {lm.n_heads} | {'parallel' if parallel else 'one after the other'} | "
-            f"{digits[0]}, {digits[1]} digits | {'< 1e-9' if off < 1e-9 else f'{off:.0e}'} |"
+            f"{digits[0]}, {digits[1]} digits | {'< 1e-7' if off < 1e-7 else f'{off:.0e}'} |"
         )
     return "\n".join(lines) + "\n"
 
