@@ -24,7 +24,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from . import errors
+from . import causes, errors
 from .models import LanguageModel
 from .referred import theirs, theirs_by_file
 from .told import Teller, bytes_of, in_order, settings
@@ -51,6 +51,7 @@ def of_model(lm: LanguageModel) -> str:
     a `forward`, a function in place of a library's). Reads every weight once. Raises BadValue for weights that are nowhere,
     and for code of your own that cannot be followed.
     """
+    causes.refuse_nowhere(lm.model)
     key = hashlib.sha256()
     modules = dict(lm.model.named_modules())
     teller = Teller(key.update, {id(module): name for name, module in modules.items()} | {id(lm): "lm"})
@@ -79,15 +80,7 @@ def _weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
         bring = align_module_device(module, "cpu")
     with bring:
-        for name, value in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-            if value.is_meta:
-                raise errors.BadValue(
-                    "the weight {name} of a {kind} is on the meta device, so its numbers do not exist: load the "
-                    "model whole, or let accelerate offload it.",
-                    name=name,
-                    kind=type(module).__name__,
-                )
-            yield name, value
+        yield from (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
 
 
 def _attributes(module: nn.Module, lm: LanguageModel) -> Iterator[tuple[str, Any]]:
