@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import get_ident
 
 import torch
@@ -17,9 +17,17 @@ from torch import Tensor
 from . import errors, passes
 from .causes import did_not_run, refuse_compiled_around, refuse_own_checkpoint
 from .hooks import on_pass, on_site, to_the_front
+from .live import Live, elsewhere, live_here
 from .models import LanguageModel, check_model
-from .passes import Live, elsewhere, live_here
-from .positions import Positions, chosen_columns, chosen_tokens, columns_now, marked, refuse_before
+from .positions import (
+    Positions,
+    check_positions,
+    chosen_columns,
+    chosen_tokens,
+    columns_now,
+    marked,
+    refuse_before,
+)
 from .say import say
 from .sites import site_of
 
@@ -36,7 +44,9 @@ class Edit:
     site: str
     block: int
     change: Callable[[Tensor, Tensor], Tensor] = field(repr=False, compare=False)
-    positions: Positions = field(default=None, hash=False)  # a slice has no hash before Python 3.12
+    positions: Positions = field(
+        default=None, hash=False
+    )  # None, a tuple or a slice, which has no hash before Python 3.12
     check: Callable[[LanguageModel], object] = field(default=lambda lm: None, repr=False, compare=False)
     given: object = field(default_factory=object, repr=False, hash=False)
     # Where its value has one row for each of several prompts: how many, of how many positions, and the same edit for some of
@@ -51,6 +61,16 @@ class Edit:
             for name, value in {"given": object(), "prompts": None, "length": None, "for_prompts": None}.items():
                 object.__setattr__(self, name, value)
         object.__setattr__(self, "made", self.change)
+        object.__setattr__(self, "positions", check_positions(self.positions))
+
+    def for_some(self, numbers: Sequence[int], prompts: int, length: int) -> Edit:
+        """The edit for some of the prompts, of at most `length` tokens, where its value has a row for each of them."""
+        if not self.for_prompts or self.prompts != prompts or prompts == 1:
+            return self
+        some = self.for_prompts(numbers, length)
+        # Its block or positions may have been replaced since it was made (dataclasses.replace): only the value is new.
+        names = ("change", "given", "prompts", "length", "for_prompts", "made")
+        return replace(self, **{name: getattr(some, name) for name in names})
 
     def __repr__(self) -> str:
         where = "" if self.positions is None else f" at positions {self.positions}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
@@ -63,24 +62,7 @@ def check_values_per_prompt(copies: Sequence[Copy], tokens: Tokens) -> None:
             )
 
 
-def edit_for(one: Edit, numbers: Sequence[int], prompts: int, length: int) -> Edit:
-    """The edit for some of the prompts, of at most `length` tokens, where its value has a row for each of them."""
-    if not one.for_prompts or one.prompts != prompts or prompts == 1:
-        return one
-    some = one.for_prompts(numbers, length)
-    # Its block or positions may have been replaced since it was made (dataclasses.replace): only the value is new.
-    return replace(
-        one,
-        change=some.change,
-        given=some.given,
-        prompts=some.prompts,
-        length=some.length,
-        for_prompts=some.for_prompts,
-        made=some.made,
-    )
-
-
 def for_prompts(copies: Sequence[Copy], numbers: Sequence[int], prompts: int, length: int) -> list[Copy]:
     """The copies for some of the prompts. An edit that several copies share stays one, so that they can build on it."""
-    same = {id(one): edit_for(one, numbers, prompts, length) for copy in copies for one in copy}
+    same = {id(one): one.for_some(numbers, prompts, length) for copy in copies for one in copy}
     return [tuple(same[id(one)] for one in copy) for copy in copies]

@@ -32,7 +32,7 @@ from .applying import Edit
 from .applying import applied as applied
 from .applying import edit as edit
 from .checks import check_indices, real_number, whole_numbers
-from .positions import Positions, check_positions
+from .positions import Positions
 from .say import translatable
 
 
@@ -54,7 +54,7 @@ def change(site: str, block: int, function: Callable[[Tensor], Tensor], position
         return new.clone() if isinstance(new, Tensor) else new
 
     name = f"change({site!r}, {block!r}, {getattr(function, '__name__', 'function')})"
-    return Edit(name, site, block, own, check_positions(positions), given=function)
+    return Edit(name, site, block, own, positions, given=function)
 
 
 def _scale(name: str, site: str, block: int, factor: float | Tensor, positions: Positions) -> Edit:
@@ -63,8 +63,8 @@ def _scale(name: str, site: str, block: int, factor: float | Tensor, positions: 
     if isinstance(factor, Tensor) and factor.requires_grad:  # it is being learned: use it as it is in each pass
         learned = factor
         times = lambda value, _: value * learned.to(value).reshape(())  # noqa: E731
-        return Edit(name, site, block, times, check_positions(positions), given=_Same(factor))
-    return Edit(name, site, block, lambda value, _: value * by, check_positions(positions), given=by)
+        return Edit(name, site, block, times, positions, given=_Same(factor))
+    return Edit(name, site, block, lambda value, _: value * by, positions, given=by)
 
 
 def scale_block(block: int, factor: float | Tensor, positions: Positions = None) -> Edit:
@@ -91,7 +91,7 @@ def skip_block(block: int, positions: Positions = None) -> Edit:
     `edit` raises BlockOutOfRange.
     """
     entered = lambda _, stream: stream.clone()  # noqa: E731
-    return Edit(f"skip_block({block})", "block", block, entered, check_positions(positions), given="skip")
+    return Edit(f"skip_block({block})", "block", block, entered, positions, given="skip")
 
 
 def skip_attention(block: int, positions: Positions = None) -> Edit:
@@ -100,13 +100,13 @@ def skip_attention(block: int, positions: Positions = None) -> Edit:
     What the MLP reads changes with it, but not in a parallel block (docs/families.md), where both read what entered the block.
     """
     zero = lambda value, _: torch.zeros_like(value)  # noqa: E731
-    return Edit(f"skip_attention({block})", "attention", block, zero, check_positions(positions), given="skip")
+    return Edit(f"skip_attention({block})", "attention", block, zero, positions, given="skip")
 
 
 def skip_mlp(block: int, positions: Positions = None) -> Edit:
     """The MLP in `block` adds nothing to the stream, (batch, pos, d_model). `edit` raises BlockOutOfRange."""
     zero = lambda value, _: torch.zeros_like(value)  # noqa: E731
-    return Edit(f"skip_mlp({block})", "mlp", block, zero, check_positions(positions), given="skip")
+    return Edit(f"skip_mlp({block})", "mlp", block, zero, positions, given="skip")
 
 
 def add_to_block(block: int, vector: Tensor, positions: Positions = None) -> Edit:
@@ -118,7 +118,7 @@ def add_to_block(block: int, vector: Tensor, positions: Positions = None) -> Edi
     vector = finite_tensor(vector, "the vector")
     return Edit(
         f"add_to_block({block}, {tuple(vector.shape)})", "block", block,
-        lambda value, _: value + _fitted(vector, value, "the vector"), check_positions(positions), given=_Same(vector),
+        lambda value, _: value + _fitted(vector, value, "the vector"), positions, given=_Same(vector),
         **_rows_of(vector, 3, lambda some: add_to_block(block, some, positions)),
     )  # fmt: skip
 
@@ -132,7 +132,7 @@ def patch_block(block: int, value: Tensor, positions: Positions = None) -> Edit:
     given = finite_tensor(value, "the patch")
     return Edit(
         f"patch_block({block}, {tuple(given.shape)})", "block", block,
-        lambda old, _: _fitted(given, old, "the patch").clone(), check_positions(positions), given=_Same(given),
+        lambda old, _: _fitted(given, old, "the patch").clone(), positions, given=_Same(given),
         **_rows_of(given, 3, lambda some: patch_block(block, some, positions)),
     )  # fmt: skip
 
@@ -155,7 +155,7 @@ def replace_heads(block: int, heads: Sequence[int] | int, value: Tensor, positio
     given = finite_tensor(value, "the replacement")
     listed = list(whole_numbers(heads, errors.HeadOutOfRange, "head"))
     return replace(
-        put_heads(block, listed, given, positions=check_positions(positions)),
+        put_heads(block, listed, given, positions=positions),
         name=f"replace_heads({block}, {heads}, {tuple(given.shape)})",
         check=lambda lm: lm.check_heads(listed),
         given=(tuple(listed), _Same(given)),
@@ -184,7 +184,7 @@ def zero_keys(block: int, heads: Sequence[int] | int, positions: Positions = Non
     """
     listed = list(whole_numbers(heads, errors.HeadOutOfRange, "key head"))
     return replace(
-        put_heads(block, listed, torch.zeros(()), "keys", check_positions(positions)),
+        put_heads(block, listed, torch.zeros(()), "keys", positions),
         name=f"zero_keys({block}, {heads})",
         check=lambda lm: lm.check_heads(listed, of_keys=True),
         given=tuple(listed),
@@ -241,7 +241,7 @@ def noise_neurons(
     site = "preactivation" if before_activation else "neurons"
     name = f"noise_neurons({block}, mean {mean:g}, std {std:g})"
     check = lambda lm: listed(lm.d_mlp)  # noqa: E731
-    return Edit(name, site, block, noise, check_positions(positions), check, (chosen, mean, std, generator))
+    return Edit(name, site, block, noise, positions, check, (chosen, mean, std, generator))
 
 
 # ---- the tensors that edits are given

@@ -24,6 +24,7 @@ from .encoding import Encoder
 from .encoding import Tokens as Tokens
 from .families import Family, row_of
 from .layout import check_parts, features, inside_peft, longrope_limit, module_at
+from .live import live_here
 from .say import translatable
 
 
@@ -67,7 +68,7 @@ class LanguageModel(Encoder):
             ) from None
 
     def __repr__(self) -> str:
-        names = ", ".join(repr(one) for group in passes.live_here(self) for one in group) or "none"
+        names = ", ".join(repr(one) for group in live_here(self) for one in group) or "none"
         proven = "not certified" if self.certificate is None else self.certificate.short
         return (
             f"LanguageModel({self.family}: {self.n_blocks} blocks of {self.n_heads} heads, d_model {self.d_model}, "

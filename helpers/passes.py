@@ -11,103 +11,25 @@ from __future__ import annotations
 
 import inspect
 import sys
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import get_ident
 from types import FrameType
 from typing import TYPE_CHECKING, Any
-from weakref import ReferenceType, WeakSet, ref
+from weakref import ref
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from . import errors
-from .causes import did_not_run, refuse_checkpointing, refuse_compiled, stack_of
+from .causes import did_not_run, norm_ran, refuse_checkpointing, refuse_compiled, stack_of
+from .live import Live, Waiting, edited_as_a_whole, live_here, run_inside
 from .say import say, translatable
 
 if TYPE_CHECKING:
     from .models import LanguageModel
 
-
-@dataclass(eq=False)
-class Waiting:
-    """A position that a text did not have yet when it had `end` tokens; it may come while text is generated."""
-
-    what: tuple[int, int | None]  # the edit's number, and the position or None for a slice
-    end: int
-    error: errors.PositionOutOfRange
-    cache: ReferenceType[Any] | None = None  # which text it is, where that has a cache
-
-
-class Live(list):
-    """The edits of one `with`, and what has become of them so far. Equal only to itself."""
-
-    __eq__, __hash__ = object.__eq__, object.__hash__  # type: ignore[assignment]
-
-    def __init__(self, edits: Iterable[Any], private: bool = False) -> None:
-        super().__init__(edits)
-        self.private = private  # a sweep's own: calls by other threads are not edited
-        self.handles: list[RemovableHandle] = []  # of its hooks, in the order in which they were put on
-        self.ready = False  # True once all of them hang
-        self.on = True  # False from the end of the `with`: a copy of the model may still carry the hooks
-        self.hung = False  # True once its hooks may hang on the model
-        self.thread, self.task = get_ident(), _task()
-        self.fired = [0] * len(self)  # how often each has run
-        self.waiting: list[Waiting] = []  # of several texts, if they are generated in turns
-        # caches that these edits saw filled; what part of each is written on it, under `name`
-        self.known: WeakSet[Any] = WeakSet()
-        self.name = uuid.uuid4().hex
-
-
-def _task() -> Any:
-    """The asyncio task that runs here, if one does; nobody has one who never imported asyncio."""
-    asyncio = sys.modules.get("asyncio")
-    try:
-        return asyncio and asyncio.current_task()
-    except RuntimeError:  # no loop runs
-        return None
-
-
 KNOWN = "_tokens_under_edits"  # {name of a Live: from which column of the text on, and to which}: a copy of a cache has it too
-
-
-def live_here(lm: LanguageModel) -> list[Live]:
-    """The edits that this thread's passes run under, in groups: all but those of sweeps in other threads."""
-    return [group for group in list(lm.live_edits) if not group.private or group.thread == get_ident()]
-
-
-def editing(lm: LanguageModel) -> Any:
-    """Differs, for this thread, when edits have been put on or taken off since, or another thread has done so in between."""
-    others = {thread: stamp for thread, stamp in list(lm.stamps.items()) if thread != get_ident()}
-    return [(group, group.ready and group.on) for group in live_here(lm)], others
-
-
-def elsewhere(lm: LanguageModel) -> bool:
-    """Whether edits of another thread change this one's passes now."""
-    return any(group.thread != get_ident() for group in live_here(lm))
-
-
-@contextmanager
-def edited_as_a_whole(lm: LanguageModel, what: str) -> Iterator[Callable[[], None]]:
-    """Raises BadEdit at the end, or when the function that it gives is called, if edits came or went since `what` began."""
-    before = editing(lm)
-
-    def check() -> None:
-        if editing(lm) != before:
-            raise errors.BadEdit(
-                "edits were put on or taken off while {what} ran, so it is edited in part: another thread "
-                "uses the same model. Give each thread its own copy, or take turns.",
-                what=say(what),
-            )
-
-    try:
-        yield check
-    except errors.HelpersError:
-        check()  # then that is why
-        raise
-    check()
 
 
 @dataclass(eq=False)
@@ -166,38 +88,48 @@ def run(lm: LanguageModel, inputs: dict[str, Any], blocks: int | None = None, ma
     inputs: what the model is called with, from `lm.inputs`. mask: (batch, pos) False where padded. Raises DidNotRun, and
     BadEdit if another thread's `with` began or ended meanwhile, or inside of another pass of ours.
     """
+    with edited_as_a_whole(lm, translatable("this pass")):
+        return _run(lm, inputs, blocks, mask)
+
+
+def run_in_a_sweep(lm: LanguageModel, inputs: dict[str, Any], ran: Sequence[int]) -> Any:
+    """The same for a caller that runs under `edited_as_a_whole` itself, and walks over the blocks one by one later.
+
+    ran: how often each block, and last the final norm, ran: by the time this pass is over. Raises DidNotRun unless each did once.
+    """
+    output = _run(lm, inputs, lm.n_blocks)
+    for block, number in enumerate(ran[:-1]):
+        if number != 1:
+            raise did_not_run(lm, say("a sweep needs each block once in a pass"), "block", block, number)
+    if ran[-1] != 1:
+        raise norm_ran(ran[-1])
+    return output
+
+
+def _run(lm: LanguageModel, inputs: dict[str, Any], blocks: int | None, mask: Tensor | None = None) -> Any:
     running = lm.passes.setdefault(get_ident(), [])
     drop_interrupted(lm)
     depth = len(running)
-    with edited_as_a_whole(lm, translatable("this pass")):
+    try:
+        _refuse_inside(lm, running)
+        running.append(Ours(mask))
         try:
-            _refuse_inside(lm, running)
-            running.append(Ours(mask))
-            try:
-                return lm.model(**inputs)
-            except Left:
-                missing = _not_run(lm, running[-1], blocks) if isinstance(running[-1], Pass) else None
-                if missing:
-                    raise missing from None
-                return None
-        finally:
-            del running[depth:]
-            if not running:
-                lm.passes.pop(get_ident(), None)
+            return lm.model(**inputs)
+        except Left:
+            missing = _not_run(lm, running[-1], blocks) if isinstance(running[-1], Pass) else None
+            if missing:
+                raise missing from None
+            return None
+    finally:
+        del running[depth:]
+        if not running:
+            lm.passes.pop(get_ident(), None)
 
 
 def _refuse_inside(lm: LanguageModel, running: list[Any]) -> None:
     """Raises BadEdit inside of a pass of ours or of a sweep: the recorders and edits there would take this pass for their own."""
     if any(isinstance(one, Ours) for one in running) or any(group.private for group in live_here(lm)):
         raise run_inside()
-
-
-def run_inside() -> errors.BadEdit:
-    return errors.BadEdit(
-        "a function that runs inside a pass or a sweep of this model, an edit's or a hook's, runs the model itself, and "
-        "each would meet the other's edits: compute before what it needs, or let it run a copy of the model "
-        "(copy.deepcopy(lm))."
-    )
 
 
 # ---- what the two pairs of hooks do

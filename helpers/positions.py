@@ -21,13 +21,15 @@ from torch import Tensor
 
 from . import errors
 from .checks import whole_numbers
-from .passes import Live, Pass, Waiting
+from .live import Live, Waiting
+from .passes import Pass
 from .say import say
 
 Positions = int | Sequence[int] | slice | None  # of tokens, as the factories take them
 
 
-def check_positions(positions: Positions) -> Positions:
+def check_positions(positions: Positions) -> tuple[int, ...] | slice | None:
+    """Raises PositionOutOfRange for what can name no position in any text."""
     if positions is None:
         return None
     if isinstance(positions, slice):
@@ -60,8 +62,8 @@ def chosen_columns(positions: Positions, length: int) -> list[int]:
                 last=length - 1,
             )
         return columns
-    columns = list(whole_numbers(positions, errors.PositionOutOfRange, "position"))
-    for p in columns:
+    assert not isinstance(positions, int)  # an edit keeps a tuple
+    for p in positions:
         if not -length <= p < length:
             raise errors.PositionOutOfRange(
                 "position {p} does not exist: this prompt has {length} tokens, at positions 0 to {last}; choose "
@@ -70,7 +72,7 @@ def chosen_columns(positions: Positions, length: int) -> list[int]:
                 length=length,
                 last=length - 1,
             )
-    return [p % length for p in columns]
+    return [p % length for p in positions]
 
 
 def marked(columns: Sequence[int], length: int) -> Tensor:
@@ -126,9 +128,9 @@ def columns_now(one: Any, group: Live, index: int, now: Pass, shape: torch.Size)
             end=end,
         )
     found: list[int] = []
-    parts = [one.positions] if isinstance(one.positions, slice) else whole_numbers(one.positions, errors.BadEdit, "")
+    parts = [one.positions] if isinstance(one.positions, slice) else [(p,) for p in one.positions]
     for part in parts:
-        what = index, None if isinstance(part, slice) else part
+        what = index, None if isinstance(part, slice) else part[0]
         late = _waiting_here(what, group, now, end)
         if late is not None:
             group.waiting.remove(late)
@@ -222,16 +224,16 @@ def _waiting_here(what: tuple[int, int | None], group: Live, now: Pass, end: int
     return None
 
 
-def _from_the_end(positions: Positions) -> bool:
+def _from_the_end(positions: tuple[int, ...] | slice) -> bool:
     """Whether it depends on the text's length which tokens are meant."""
     if isinstance(positions, slice):
         return min(positions.start or 0, positions.stop or 0, (positions.step or 1) - 1) < 0
-    return min(whole_numbers(positions, errors.BadEdit, "")) < 0
+    return min(positions) < 0
 
 
-def _may_come(part: int | slice, end: int) -> bool:
+def _may_come(part: tuple[int] | slice, end: int) -> bool:
     """Whether a longer text than one of `end` tokens can have this position."""
     if isinstance(part, slice):
         start, stop = part.start or 0, part.stop
         return start >= end and (part.step or 1) > 0 and (stop is None or stop > start)
-    return part >= end
+    return part[0] >= end

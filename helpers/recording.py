@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from . import causes, errors, foreign, hooks, passes
+from . import errors, foreign, hooks, passes
 from .models import LanguageModel
 from .say import say
 
@@ -72,7 +72,8 @@ def groups(rows: list[Tensor], copies: int, tokens: int) -> Iterator[list[int]]:
 
 
 def _where_rows_run_alone(lm: LanguageModel) -> Alone:
-    live = {one.block for group in passes.live_here(lm) for one in group}
+    # `with`s of this thread alone: beside those of another a sweep is refused. Private ones are other sweeps' own.
+    live = {one.block for group in list(lm.live_edits) if not group.private for one in group}
     hooked = {id(module) for module in lm.hooks_of_others.values()}
     inside = [*lm.blocks, lm.final_norm, lm.unembed, lm.model]
     everywhere = bool(foreign.hooks_on_all_modules())
@@ -110,7 +111,8 @@ def _record(lm: LanguageModel, ids: Tensor, to_the_end: bool) -> tuple[Tensor, l
     left: list[Tensor] = []  # what the last block that ran returned
     changed: list[int] = []  # the blocks that something else entered
 
-    ran = [0] * lm.n_blocks
+    ran = [0] * (lm.n_blocks + 1)  # how often each block did, and the final norm
+    inputs = lm.inputs(lm.encode(ids))
 
     def keep(block: int, args: tuple, kwargs: dict[str, Any]) -> None:
         ran[block] += 1
@@ -127,6 +129,7 @@ def _record(lm: LanguageModel, ids: Tensor, to_the_end: bool) -> tuple[Tensor, l
         left[:] = [output.clone()]
 
     def stop(stream: Tensor) -> None:
+        ran[-1] += 1
         enters(stream)
         if not to_the_end:
             raise passes.Left
@@ -136,15 +139,9 @@ def _record(lm: LanguageModel, ids: Tensor, to_the_end: bool) -> tuple[Tensor, l
         handles += [hooks.on_call(block, partial(keep, number)) for number, block in enumerate(lm.blocks)]
         handles += [hooks.on_output(block, hooks.only_here(leave)) for block in lm.blocks]
         handles.append(hooks.on_input(lm.final_norm, hooks.only_here(stop), prepend=True))
-        output = passes.run(lm, lm.inputs(lm.encode(ids)), lm.n_blocks)  # live edits are part of the baseline
+        output = passes.run_in_a_sweep(lm, inputs, ran)  # live edits are part of the baseline
     finally:
         hooks.remove(handles)
-    for block, number in enumerate(ran):
-        if number != 1:
-            what = say("a sweep needs each block once in a pass")
-            raise causes.did_not_run(lm, what, "block", block, number)
-    if len(streams) != lm.n_blocks + 1:
-        raise causes.norm_ran(len(streams) - lm.n_blocks)
     if changed:
         place = say("block {block}", block=changed[0]) if changed[0] < lm.n_blocks else say("the final norm")
         raise errors.BadValue(
@@ -188,14 +185,7 @@ def _for_any_rows(value: Any, prompts: int) -> Any:
 
 
 def refuse_what_a_walk_cannot_do(lm: LanguageModel) -> None:
-    """Raises BadValue in train mode, for hooks on the whole model, and for weights that are not there; BadEdit for edits of
-    another thread.
-    """
-    if passes.elsewhere(lm):
-        raise errors.BadEdit(
-            "another thread has edits on this model, which would change what is swept here: wait until its `with` has ended, "
-            "or give each thread its own copy (copy.deepcopy(lm))."
-        )
+    """Raises BadValue in train mode, and for hooks on the whole model."""
     for name, module in lm.model.named_modules():
         if module.training:
             raise errors.BadValue(
@@ -211,4 +201,3 @@ def refuse_what_a_walk_cannot_do(lm: LanguageModel) -> None:
                 "or hang it on a block.",
                 name=f"lm.model.{name}" if name else "lm.model",
             )
-    causes.refuse_nowhere(lm.model)

@@ -22,14 +22,15 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from . import errors, hooks, passes
+from . import errors, hooks
 from .applying import Edit, applied, edit_here
-from .copies import Copy, edit_for
+from .copies import Copy
+from .live import run_inside
 from .measures import Measure, Outcome, Trial
 from .models import LanguageModel
 from .products import quick_products
 from .recording import Alone, Clean
-from .say import say, translatable
+from .say import say
 
 Change = Callable[[Tensor, Tensor], Tensor]
 
@@ -43,30 +44,23 @@ class Plan:
 
     copies_of: Callable[[list[int]], Sequence[Copy]]  # the numbers of some prompts give their copies, as many each time
     measure: Measure
+    trial: Trial
     chunk: int  # tokens, copies × positions, in a block at once
-    block_passes: int  # that it takes in all: prompts × copies × n_blocks
 
 
-@torch.no_grad()
-def run(lm: LanguageModel, plan: Plan, cleans: Iterator[Clean], done: Callable[[int], object]) -> list[Tensor]:
-    """For each prompt the measured (number of copies, ...), on the CPU. cleans: all prompts' clean passes, made one by one here.
+def run(lm: LanguageModel, plan: Plan, clean: Clean, done: Callable[[int], object]) -> list[Tensor]:
+    """For each prompt of a clean pass the measured (number of copies, ...), on the CPU.
 
     done(block passes) is told how it goes. Raises BadValue.
     """
-    results: dict[int, Tensor] = {}
-    trial = Trial(plan.measure, plan.chunk)
-    with passes.edited_as_a_whole(lm, translatable("this sweep")) as check:
-        for clean in cleans:
-            measured: list[list[Tensor]] = [[] for _ in clean.prompts]
-            with quick_products():
-                walks = _pieces(plan.copies_of(clean.prompts), WAITING * plan.chunk // clean.ids.numel())
-                for copies in walks:
-                    streams = _walk(lm, plan, clean, copies, done)
-                    for p, found in enumerate(measured):
-                        found += _measure(lm, plan, clean, streams[:, p], p, trial, cut=len(walks) > 1)
-            results |= {prompt: torch.cat(found).cpu() for prompt, found in zip(clean.prompts, measured, strict=True)}
-            check()
-    return [results[prompt] for prompt in range(len(results))]
+    measured: list[list[Tensor]] = [[] for _ in clean.prompts]
+    with quick_products():
+        walks = _pieces(plan.copies_of(clean.prompts), WAITING * plan.chunk // clean.ids.numel())
+        for copies in walks:
+            streams = _walk(lm, plan, clean, copies, done)
+            for p, found in enumerate(measured):
+                found += _measure(lm, plan, clean, streams[:, p], p, cut=len(walks) > 1)
+    return [torch.cat(found).cpu() for found in measured]
 
 
 # ---- the walk
@@ -138,8 +132,9 @@ class _CopyEdits:
         self.places: dict[tuple[str, int], list[tuple[int, list[Change]]]] = {}
         for row, copy in enumerate(stairs.copies):
             for one in copy:
-                changes = [applied(edit_for(one, [p], prompts, length)) for p in range(prompts)]
-                self.places.setdefault((one.site, one.block), []).append((row, changes))
+                of_prompts = [one.for_some([p], prompts, length) for p in range(prompts)]
+                there = self.places.setdefault((one.site, one.block), [])
+                there.append((row, [applied(mine) for mine in of_prompts]))
 
     def sites(self, block: int) -> set[str]:
         return {site for site, edited in self.places if edited == block}
@@ -151,7 +146,7 @@ class _CopyEdits:
     def _change(self, there: list[tuple[int, list[Change]]]) -> Change:
         def change(value: Tensor, stream: Tensor) -> Tensor:
             if self.busy:
-                raise passes.run_inside()
+                raise run_inside()
             now = [(row, changes) for row, changes in there if row in self.here]
             new = value.clone() if now else value
             self.busy = True
@@ -218,9 +213,7 @@ def _shared_attention(joined: int, edits: _CopyEdits) -> tuple[Callable[[Tensor]
 # ---- what is read off
 
 
-def _measure(
-    lm: LanguageModel, plan: Plan, clean: Clean, edited: Tensor, p: int, trial: Trial, cut: bool
-) -> Iterator[Tensor]:
+def _measure(lm: LanguageModel, plan: Plan, clean: Clean, edited: Tensor, p: int, cut: bool) -> Iterator[Tensor]:
     """(copies, ...) in pieces, from the last streams (copies, pos, d_model) of the p-th prompt of the group.
 
     cut: whether these are not all of its copies.
@@ -246,7 +239,7 @@ def _measure(
             before, found = found[0], found[1:]
         value = _measured(plan, clean, p, found, before)
         if cut or len(pieces) > 1:
-            trial(clean.prompts[p], found, value, lambda some: _measured(plan, clean, p, some, before))
+            plan.trial(clean.prompts[p], found, value, lambda some: _measured(plan, clean, p, some, before))
         yield value
 
 

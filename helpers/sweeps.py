@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from . import errors, staircase
+from .causes import refuse_nowhere
 from .copies import Copy, check_list, check_values_per_prompt, copy_of, for_prompts
 from .edits import (
     Edit,
@@ -29,12 +30,14 @@ from .edits import (
     skip_block,
     skip_mlp,
 )
-from .measures import Measure, Outcome, Targets, log_prob_change, predictions, text_damage
+from .live import edited_as_a_whole
+from .measures import Measure, Outcome, Targets, Trial, log_prob_change, predictions, text_damage
 from .models import LanguageModel, check_model
 from .positions import Positions, check_positions
 from .progress import Progress, bar
 from .recording import clean_passes
 from .replacements import CHUNK, Prompts, Replacement, head_values, mean_heads, prompt_rows
+from .say import translatable
 from .staircase import WAITING, Plan
 
 __all__ = [
@@ -240,6 +243,7 @@ def windows(lm: LanguageModel, text: str, length: int, most: int | None = None) 
 # ---- what the sweeps share
 
 
+@torch.no_grad()
 def _sweep(
     lm: LanguageModel,
     rows: list[Tensor],
@@ -261,11 +265,17 @@ def _sweep(
     elif not isinstance(measure, Measure):
         measure = Measure(measure)
     measure.check_number(len(rows))
-    number = torch.Size(shape).numel()
-    cleans = clean_passes(lm, rows, number, WAITING * chunk)
-    plan = Plan(copies_of, measure, chunk, block_passes=len(rows) * number * lm.n_blocks)
-    with bar(plan.block_passes, progress) as done:
-        return torch.stack(staircase.run(lm, plan, cleans, done)).unflatten(1, shape)
+    plan = Plan(copies_of, measure, Trial(measure, chunk), chunk)
+    refuse_nowhere(lm.model)
+    number, found = torch.Size(shape).numel(), dict[int, Tensor]()
+    with (
+        edited_as_a_whole(lm, translatable("this sweep"), by_this_thread=True) as check,
+        bar(len(rows) * number * lm.n_blocks, progress) as done,
+    ):
+        for clean in clean_passes(lm, rows, number, WAITING * chunk):
+            found.update(zip(clean.prompts, staircase.run(lm, plan, clean, done), strict=True))
+            check()
+    return torch.stack([found[prompt] for prompt in range(len(rows))]).unflatten(1, shape)
 
 
 def _single(prompts: Prompts) -> bool:
