@@ -17,44 +17,64 @@ from .say import say
 
 @dataclass(frozen=True)
 class Family:
-    """Where one architecture keeps its parts: paths of modules, from `attention` to `neurons_out` relative to a block.
+    """Where one architecture keeps its parts, and what it does that a plain decoder does not.
 
-    "a|b" is a where a block has it, else b: names differ between versions of transformers.
+    Paths of modules, `blocks` and `final_norm` from the model, the others from a block. "a|b" is a where a block has it,
+    else b: names differ between versions of transformers.
 
-    Further properties are empty for a decoder that does nothing unusual. Names of settings are those of the model's
-    config: a setting that a config lacks, or that is None, counts as not there; a copy that a block or the model keeps of
-    it counts more.
+        blocks            the list of blocks
+        final_norm        the norm after the last block
+        attention, mlp    the two sub-layers
+        attention_delta   the module whose output is added to the stream: a norm after the sub-layer, where there is one
+        mlp_delta         likewise
+        heads_out         the output projection: its input is the heads, side by side
+        keys              the module whose output holds the keys; of a norm over all key heads together, the norm
+        keys_layout       what else it holds: "alone", nothing; "q|k|v", all queries, all keys, all values; "by key head",
+                          for each key head the queries that it serves, its key, its value
+        preactivation     the module whose output goes into the activation function; "" where no MLP is shared by all tokens
+        neurons_out       the projection back to the stream: its input is the neurons after the activation; "" likewise
+
+    All others are empty for a plain decoder. A setting is a name in the model's config; one that a config lacks, or that is
+    None, counts as not there, and a copy that a block or the model keeps of it counts more.
+
+        preactivation_layout  "gate|up": the first half of the preactivation's module goes into the activation function
+        flat_mlp              the MLP works on (batch × pos, width)
+        delta_factor          setting: both deltas are multiplied by it on their way into the stream
+        hidden_dropout        setting: dropout between a delta and the stream that is no module, so that no hook sees it
+        before_mlp            only with it: the norm that reads the stream between attention and MLP; "" in parallel blocks
+        after_norm            a module between the final norm and the unembedding, where a model has it
+        logit_factor          setting: logits are multiplied by it
+        logit_divisor         setting: logits are divided by it
+        logit_cap             setting: logits become cap × tanh(logits / cap)
+        sinks                 attention's parameter (n_heads,) of a score that competes with the tokens' and has no value
+        exact_softmax         eager attention computes its softmax in the model's own dtype, even in float64
+        needs                 a setting, the value that it must have, and a sentence for all others
     """
 
     blocks: str
     final_norm: str
     attention: str
     mlp: str
-    attention_delta: str  # the module whose output is added to the residual stream
+    attention_delta: str
     mlp_delta: str
-    heads_out: str  # the output projection: its input is the heads, side by side
-    keys: str  # the module whose output holds the keys; of a norm over all key heads together, the norm
-    # "alone"; "q|k|v", all queries, then all keys, then all values; "by key head", for each the queries it serves, k, v
+    heads_out: str
+    keys: str
     keys_layout: Literal["alone", "q|k|v", "by key head"]
-    preactivation: (
-        str  # the module whose output goes into the activation function; "" where no MLP is shared by all tokens
-    )
-    neurons_out: str  # the projection back to the stream: its input is the neurons after the activation; "" likewise
+    preactivation: str
+    neurons_out: str
 
-    preactivation_layout: Literal["alone", "gate|up"] = "alone"  # "gate|up": the first half goes into the activation
-    flat_mlp: bool = False  # the MLP works on (batch × pos, width)
-    delta_factor: str = ""  # setting: both deltas are multiplied by it on their way into the stream
-    hidden_dropout: str = ""  # setting: dropout between a delta and the stream that is no module, so no hook can see it
-    before_mlp: str = (
-        ""  # only for those: the norm that reads the stream between attention and MLP; "" in parallel blocks
-    )
-    after_norm: str = ""  # a module between the final norm and the unembedding, where a model has it
-    logit_factor: str = ""  # setting: logits are multiplied by it
-    logit_divisor: str = ""  # setting: logits are divided by it
-    logit_cap: str = ""  # setting: logits become cap × tanh(logits / cap)
-    sinks: str = ""  # the attention's parameter (n_heads,) of a score that competes with the tokens' and has no value
-    exact_softmax: bool = False  # eager attention computes its softmax in the model's own dtype, even in float64
-    needs: tuple[str, Any, str] | None = None  # a setting, the value it must have, and a sentence for all others
+    preactivation_layout: Literal["alone", "gate|up"] = "alone"
+    flat_mlp: bool = False
+    delta_factor: str = ""
+    hidden_dropout: str = ""
+    before_mlp: str = ""
+    after_norm: str = ""
+    logit_factor: str = ""
+    logit_divisor: str = ""
+    logit_cap: str = ""
+    sinks: str = ""
+    exact_softmax: bool = False
+    needs: tuple[str, Any, str] | None = None
 
     @property
     def paths(self) -> dict[str, str]:
