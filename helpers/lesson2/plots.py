@@ -549,8 +549,8 @@ def _points(
     limit = 1.05 * float(torch.maximum(before.abs(), after.abs())[keep].max())
     ax.plot([-limit, limit], [-limit, limit], color=QUIET, linewidth=0.9, linestyle="--", zorder=1)
     ax.scatter(  # under the others, which it would hide
-        before[first].numpy(force=True), after[first].numpy(force=True), s=22, marker="x", linewidths=0.9, color=PALETTE[4], zorder=1.5,
-        label=say("first token"),
+        before[first].numpy(force=True), after[first].numpy(force=True), s=22, marker="x", linewidths=0.9, color=PALETTE[4],
+        zorder=1.5, label=say("first token"),
     )  # fmt: skip
     colour = {"c": position[rest].numpy(force=True), "cmap": SEQUENTIAL} if by_token else {"color": CLEAN}
     dots = ax.scatter(
