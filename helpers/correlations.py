@@ -64,13 +64,14 @@ def within_percentile(a: Tensor, b: Tensor, percentile: float) -> Tensor:
 
 
 def random_step_correlation(a: Tensor, b: Tensor) -> float:
-    """The r to be expected between `a` and `a` plus a random step with the spread of b − a.
+    """The r to be expected between `a` and `a` plus a random step: for each token a random vector, as long as that of b − a.
 
-    For a step that has nothing to do with a, r = 1 / sqrt(1 + var(step) / var(a)): a matter of sizes alone. NaN
-    if a is constant. Raises BadValue.
+    Over all values, or those of some tokens, r = 1 / sqrt(1 + mean(step²) / var(a)): a matter of lengths alone. It
+    does not hold for values chosen within a token, as by `within_percentile`: the block's own step may lie in the values that are
+    left out, a random one lies in all. NaN if a is constant. Raises BadValue.
     """
     a, b = _pair(a, b)
-    return math.nan if _constant(a.flatten()) else float((1 + (b - a).var() / a.var()) ** -0.5)
+    return math.nan if _constant(a.flatten()) else float((1 + (b - a).pow(2).mean() / a.var()) ** -0.5)
 
 
 def _constant(values: Tensor) -> Tensor:

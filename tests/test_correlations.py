@@ -42,6 +42,17 @@ def test_a_random_step_gives_the_expected_r():
     assert random_step_correlation(a, a) == 1
 
 
+@pytest.mark.parametrize("step", [0.5, "all the same"])
+def test_a_random_step_is_as_long_as_the_own_one_for_each_token(step):
+    """Against the mean over drawn steps. A step that shifts every value alike has a length too, though no spread."""
+    a = noise(1, 30, 50) * torch.linspace(0.2, 3, 30).double().view(1, 30, 1)
+    b = a + (torch.full_like(a, 1.5) if step == "all the same" else step * a.abs() * noise(1, 30, 50, seed=1))
+    drawn = [noise(1, 30, 50, seed=seed) for seed in range(2, 42)]
+    steps = [one / one.norm(dim=-1, keepdim=True) * (b - a).norm(dim=-1, keepdim=True) for one in drawn]
+    mean = sum(correlation(a, a + one) for one in steps) / len(steps)
+    assert random_step_correlation(a, b) == pytest.approx(mean, abs=0.005)
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [

@@ -11,7 +11,7 @@ _OWN = {
     "exercises": ["check_1_1", "check_1_2", "check_1_3", "check_1_4", "check_1_5"],
     "words": ["probability", "show_next_words"],
     "plots": ["plot_factors", "plot_relative", "plot_first_token", "plot_writes", "plot_attention"],
-    "stored": ["show_first_token"],
+    "stored": ["at_the_end", "show_first_token"],
     "panel": ["scaling_panel"],
     "claims": ["ledger"],
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from helpers.measurements import Measured
 from helpers.say import say
 from helpers.tables import show_table
@@ -27,3 +29,12 @@ def show_first_token(stored: Measured, block: int, factors: tuple[float, ...] = 
         block=block,
     )
     show_table(rows, title, columns=[f"× {factor:g}" for factor in factors])
+
+
+def at_the_end(stored: Measured, along: str, block: int, factor: float) -> Tensor:
+    """Before and after the last block, (2,): the mean over the prompts of "relative error" or "survival", with this factor on a
+    block and without the first token. stored: measured(model, "factors").
+    """
+    last = max(point for point in stored.labels["point"] if isinstance(point, int))
+    where = {"along": along, "scaled": block, "factor": factor, "point": [last - 1, last]}
+    return stored.at("stream", **where, **{"first token": "without"})

@@ -31,7 +31,7 @@ COLUMNS = (
     translatable("a hook on c_proj misses"),
     translatable("record requires grad"),
     translatable("graph nodes it keeps"),
-    translatable("usable with gradients later"),
+    translatable("may be used with gradients later"),
 )
 
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import ipywidgets as widgets
 from torch import Tensor
 
-from helpers.correlations import correlation, random_step_correlation, within_percentile
+from helpers.correlations import correlation, within_percentile
 from helpers.course.panels import LABEL, WIDE, Models, Panel, block_slider, choice, prompt_box, tick
 from helpers.lesson2.plots import filled_axis, plot_block_view
+from helpers.lesson2.steps import random_step
 from helpers.plots.style import WIDGET_DPI
 from helpers.replay import Clean, Replay
 from helpers.say import say, translatable
@@ -28,13 +29,16 @@ PAIRS = (
 
 @dataclass(frozen=True)
 class BlockView:
-    """What the picture shows: two states (1, pos, d_model) of one block, the values kept, and norms over all blocks."""
+    """What the picture shows: two states (1, pos, d_model) of one block, the values kept, r over them with the block's own step
+    and with a random one, and norms over all blocks."""
 
     block: int
     before: Tensor
     after: Tensor
     names: tuple[str, str]
     keep: Tensor
+    r: float
+    by_chance: float
     by_token: bool
     norms: tuple[Tensor, Tensor, Tensor]  # stream, attention, MLP, each (n_blocks,)
 
@@ -49,23 +53,23 @@ def view_block(run: Trace | Clean, block: int, percentile: float, pair: str, by_
     }
     before, after, names = states[pair]
     keep = within_percentile(before, after, percentile)
+    r, by_chance = (correlation(before[keep], state[keep]) for state in (after, random_step(before, after)))
     sizes = [values.flatten(1).norm(dim=1) for values in (run.resid[:-1], run.attn, run.mlp)]
-    return BlockView(block, before, after, names, keep, by_token, (sizes[0], sizes[1], sizes[2]))
+    return BlockView(block, before, after, names, keep, r, by_chance, by_token, (sizes[0], sizes[1], sizes[2]))
 
 
 def describe_view(view: BlockView) -> str:
     """Return the line of numbers under the controls."""
-    kept = view.before[view.keep], view.after[view.keep]
     _, attention, mlp = (values[view.block] for values in view.norms)
     return say(
         "block {block}: r = {correlation} over {n_kept} of {n_values} values, and a random step as long "
-        "would give {random_step_correlation}. These values fill {filled_axis} % of the axis. The "
+        "gives {by_chance}. These values fill {filled_axis} % of the axis. The "
         "block's attention adds a length of {attention}, its MLP {mlp}.",
         block=view.block,
-        correlation=f"{float(correlation(*kept)):.4f}",
+        correlation=f"{view.r:.4f}",
         n_kept=int(view.keep.sum()),
         n_values=view.keep.numel(),
-        random_step_correlation=f"{float(random_step_correlation(*kept)):.4f}",
+        by_chance=f"{view.by_chance:.4f}",
         filled_axis=_n(100 * filled_axis(view.before, view.after, view.keep)),
         attention=_n(attention),
         mlp=_n(mlp),
@@ -104,7 +108,15 @@ def hidden_states_panel(models: Models, prompt: str, block: int = 10) -> Panel:
         sizes=lambda lm: {"block": lm.n_blocks},
         compute=compute,
         draw=lambda view: plot_block_view(
-            view.before, view.after, view.names, view.keep, view.by_token, view.norms, view.block, WIDGET_DPI
+            view.before,
+            view.after,
+            view.names,
+            view.keep,
+            (view.r, view.by_chance),
+            view.by_token,
+            view.norms,
+            view.block,
+            WIDGET_DPI,
         ),
         summary=describe_view,
     )

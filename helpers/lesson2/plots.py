@@ -16,7 +16,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from torch import Tensor
 
-from helpers.correlations import correlation, random_step_correlation
+from helpers.correlations import correlation
 from helpers.metrics import top_k
 from helpers.models import LanguageModel
 from helpers.plots.redrawn import settle
@@ -111,7 +111,7 @@ def plot_delta_norms(
     _logarithmic(ax)
     block_axis(ax, n_blocks)
     ax.set_ylabel(say("Frobenius norm (logarithmic)"))
-    ax.legend(frameon=False, fontsize=9)
+    ax.legend(fontsize=9, facecolor="white", edgecolor="none", framealpha=0.9)  # the mark may run behind it
     if block is not None:
         mark_edit(ax, block, say("block {block}", block=block))
     finding = delta_finding(attention, mlp)
@@ -149,16 +149,14 @@ def delta_finding(attention: Tensor, mlp: Tensor) -> str:
     )
 
 
-def scatter_finding(before: Tensor, after: Tensor, names: tuple[str, str]) -> str:
-    """Return r, and the r that a random step of the same spread would give."""
-    r = correlation(before, after)
+def scatter_finding(before: Tensor, after: Tensor, names: tuple[str, str], r: float, by_chance: float) -> str:
+    """Return r, and the r of a random step that is as long for each token."""
     if torch.allclose(before, after, rtol=1e-4, atol=1e-4 * float(after.abs().max())):
         return say(
             "{first_name} and {name} are the same: every point lies on the diagonal", first_name=names[0], name=names[1]
         )
-    by_chance = random_step_correlation(before, after)
     return say(
-        "r = {r} between {first_name} and {name}; a random step of the same size would give {by_chance}",
+        "r = {r} between {first_name} and {name}; a random step as long gives {by_chance}",
         r=_r(r),
         first_name=names[0],
         name=names[1],
@@ -348,13 +346,13 @@ def words_finding(shares: Mapping[str, float], target: str, about: str) -> str:
     )
 
 
-def plot_steps(found: Mapping[int, tuple[Tensor, Tensor]], target: str, ax: Axes | None = None) -> Axes:
+def plot_steps(found: Mapping[int, Tensor], target: str, ax: Axes | None = None) -> Axes:
     """Draw, for each block, the target's probability with the block's own step, with none, and with random steps.
 
-    found: block -> (probabilities, whether the target comes first), each (2 + n,): own step, no step, n random steps.
+    found: block -> (2 + n, 2), probability and whether the target comes first: own step, no step, n random steps.
     """
     ax = new_axes(ax, (7.0, 1.7 + 0.7 * len(found)))
-    for row, (values, _) in enumerate(found.values()):
+    for row, values in enumerate(one[:, 0] for one in found.values()):
         random = values[2:].tolist()
         heights = [row + 0.22 * ((7 * i % len(random)) / len(random) - 0.5) for i in range(len(random))]
         first = row == 0
@@ -385,7 +383,7 @@ def plot_steps(found: Mapping[int, tuple[Tensor, Tensor]], target: str, ax: Axes
             random=_p(values[2:].median()),
             n_random=len(values) - 2,
         )
-        for block, (values, _) in found.items()
+        for block, values in ((block, one[:, 0]) for block, one in found.items())
     )
     describe(
         ax,
@@ -399,11 +397,11 @@ def plot_steps(found: Mapping[int, tuple[Tensor, Tensor]], target: str, ax: Axes
     return ax
 
 
-def steps_finding(found: Mapping[int, tuple[Tensor, Tensor]], target: str) -> str:
+def steps_finding(found: Mapping[int, Tensor], target: str) -> str:
     """Return in one sentence how often the target comes first under random steps."""
     counts = [
         say("in {first} of {tried} at block {block}", first=int(first[2:].sum()), tried=len(first) - 2, block=block)
-        for block, (_, first) in found.items()
+        for block, first in ((block, one[:, 1]) for block, one in found.items())
     ]
     return say("With random steps {target!r} comes first {counts}", target=target, counts=", ".join(counts))
 
@@ -489,10 +487,13 @@ def rank_correlation(a: Tensor, b: Tensor) -> float:
 
 
 def plot_block_view(
-    before: Tensor, after: Tensor, names: tuple[str, str], keep: Tensor, by_token: bool,
+    before: Tensor, after: Tensor, names: tuple[str, str], keep: Tensor, likeness: tuple[float, float], by_token: bool,
     norms: tuple[Tensor, Tensor, Tensor], block: int, dpi: int,
 ) -> Figure:  # fmt: skip
-    """Draw the widget's picture: the scatter of one block, and the norms of stream and deltas over all blocks."""
+    """Draw the widget's picture: the scatter of one block, and the norms of stream and deltas over all blocks.
+
+    likeness: r over the values kept, with the block's own step and with a random one.
+    """
     figure = new_figure((8.6, 3.5), dpi, layout=None)
     left = new_axes(figure.add_axes((0.095, 0.14, 0.345, 0.78)))
     right = new_axes(figure.add_axes((0.63, 0.14, 0.36, 0.78)))
@@ -505,7 +506,7 @@ def plot_block_view(
     right.set_ylabel(say("Frobenius norm (logarithmic)"), fontsize=9)
     for ax in (left, right):
         settle(ax)
-    finding = scatter_finding(before[keep], after[keep], names)
+    finding = scatter_finding(before[keep], after[keep], names, *likeness)
     describe(
         figure,
         say(
@@ -547,9 +548,9 @@ def _points(
     rest = keep & (position > 0)
     limit = 1.05 * float(torch.maximum(before.abs(), after.abs())[keep].max())
     ax.plot([-limit, limit], [-limit, limit], color=QUIET, linewidth=0.9, linestyle="--", zorder=1)
-    ax.scatter(
-        before[first].numpy(force=True), after[first].numpy(force=True), s=22, marker="x", linewidths=0.9, color=PALETTE[4], zorder=3,
-        label=say("first token"),
+    ax.scatter(  # under the others, which it would hide
+        before[first].numpy(force=True), after[first].numpy(force=True), s=22, marker="x", linewidths=0.9, color=PALETTE[4],
+        zorder=1.5, label=say("first token"),
     )  # fmt: skip
     colour = {"c": position[rest].numpy(force=True), "cmap": SEQUENTIAL} if by_token else {"color": CLEAN}
     dots = ax.scatter(

@@ -9,7 +9,7 @@ States are (batch, pos, d_model), as in `Trace.resid[l]`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -17,11 +17,10 @@ from torch import Tensor
 from helpers.correlations import (
     correlation,
     correlation_per_dimension,
-    random_step_correlation,
     within_percentile,
 )
 from helpers.countries import capital_prompts
-from helpers.edits import Edit, edit, patch_block
+from helpers.edits import edit, patch_block
 from helpers.lesson2.plots import filled_axis
 from helpers.measures import Measure, Outcome, predictions
 from helpers.models import LanguageModel
@@ -36,6 +35,11 @@ def random_steps(before: Tensor, after: Tensor, count: int, seed: int = 0) -> Te
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(count, *before.shape[1:], generator=generator, dtype=torch.float64).to(before)
     return before + drawn * (after - before).norm(dim=-1, keepdim=True) / drawn.norm(dim=-1, keepdim=True)
+
+
+def random_step(before: Tensor, after: Tensor) -> Tensor:
+    """One of `random_steps`."""
+    return random_steps(before, after, 1)
 
 
 def zero_others(state: Tensor, keep: Tensor, count: int, seed: int = 0) -> Tensor:
@@ -84,20 +88,38 @@ def block_correlations(resid: Tensor) -> dict[str, Tensor]:
     pairs = list(itertools.pairwise(resid))
     return {
         say("all values"): torch.tensor([correlation(a, b) for a, b in pairs]),
-        say("a random step"): torch.tensor([random_step_correlation(a, b) for a, b in pairs]),
+        say("a random step"): torch.tensor([correlation(a, random_step(a, b)) for a, b in pairs]),
         say("without the first token"): torch.tensor([correlation(a[:, 1:], b[:, 1:]) for a, b in pairs]),
     }
 
 
-def attention_on_first(lm: LanguageModel, prompt: str, block: int, edits: Sequence[Edit]) -> Tensor:
-    """(len(edits),): how much of their attention the later tokens give to the first one in `block`, under each edit alone; the
-    mean over tokens and heads. Raises BadPrompt, BlockOutOfRange.
+def words_from(lm: LanguageModel, prompt: str, block: int, states: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the model says when it goes on from each of these states in the place of what `block` hands on: label -> logits of
+    the next word, (vocabulary,). states: label -> (1, pos, d_model). Raises BadPrompt, BlockOutOfRange.
     """
-    number, found = lm.check_block(block), []
-    for one in edits:
-        with edit(lm, one):
-            found.append(attention_patterns(lm, prompt)[number, 0, :, 1:, 0].mean())
-    return torch.stack(found)
+    edits = [patch_block(block, state) for state in states.values()]
+    logits = sweep_edits(lm, prompt, edits, measure=lambda one: one.edited)
+    return dict(zip(states, logits, strict=True))
+
+
+def chances_from(lm: LanguageModel, prompt: str, block: int, states: Tensor, word: str) -> Tensor:
+    """(n, 2): the probability of `word` as the next one, and 1 where it comes first, when the model goes on from each of n
+    states, (n, pos, d_model), in the place of what `block` hands on. Raises BadPrompt, BlockOutOfRange, TargetIsNotOneToken.
+    """
+    edits = [patch_block(block, state) for state in states.split(1)]
+    return sweep_edits(lm, prompt, edits, measure=word_measure(lm, word))
+
+
+def attention_from(lm: LanguageModel, prompt: str, block: int, states: Mapping[str, Tensor], reader: int) -> str:
+    """How much of their attention the later tokens give to the first one in block `reader`, the mean over tokens and heads, when
+    the model goes on from each of these states in the place of what `block` hands on: "clean run 0.89, MLP left out 0.12".
+    Raises BadPrompt, BlockOutOfRange.
+    """
+    number, found = lm.check_block(reader), {}
+    for name, state in states.items():
+        with edit(lm, patch_block(block, state)):
+            found[name] = float(attention_patterns(lm, prompt)[number, 0, :, 1:, 0].mean())
+    return ", ".join(f"{name} {share:.2f}" for name, share in found.items())
 
 
 MASK_FACTS = (
@@ -127,27 +149,44 @@ def zero_largest(before: Tensor, after: Tensor) -> Tensor:
     return after * within_percentile(before, after, 99)
 
 
-def random_step(before: Tensor, after: Tensor) -> Tensor:
-    """One of `random_steps`."""
-    return random_steps(before, after, 1)
-
-
 Put = Callable[[Tensor, Tensor], Tensor]
 
 
-def on_facts(lm: LanguageModel, puts: Sequence[tuple[int, Put]], count: int = 12) -> list[str]:
-    """For each (block, put): on how many of the facts that the model knows is the answer still first, with
-    `put(before, after)` in the place of what the block hands on? before, after: the states around it, (1, pos, d_model).
+def on_facts(lm: LanguageModel, block: int, put: Put, count: int = 12) -> str:
+    """On how many of the facts that the model knows is the answer still first, with `put(before, after)` in the place of what
+    the block hands on? before, after: the states around it, (1, pos, d_model).
 
     The facts are `count` countries asked by their capitals, with an example, less those that the model gets wrong without an
-    edit. Returns for example ["7 of 9"]. Raises BlockOutOfRange.
+    edit. Returns for example "7 of 9". Raises BlockOutOfRange.
     """
-    known, kept = 0, torch.zeros(len(puts), dtype=torch.long)
+    known = kept = 0
     for one in capital_prompts(lm, count=count, examples=["France"]):
         run = trace(lm, one.prompt)
         if int(run.last_logits.argmax()) != lm.token_id(one.target):
             continue
         known += 1
-        edits = [patch_block(block, put(run.resid[block], run.resid[block + 1])) for block, put in puts]
-        kept += sweep_edits(lm, one.prompt, edits, measure=word_measure(lm, one.target))[:, 1].long()
-    return [say("{number} of {known}", number=number, known=known) for number in kept.tolist()]
+        state = put(run.resid[block], run.resid[block + 1])
+        kept += int(chances_from(lm, one.prompt, block, state, one.target)[0, 1])
+    return say("{number} of {known}", number=kept, known=known)
+
+
+STEP_FACTS = (
+    translatable("smallest r"),
+    translatable("own step"),
+    translatable("no step"),
+    translatable("random, median"),
+    translatable("random, first"),
+    translatable("other capitals"),
+)
+
+
+def step_facts(before: Tensor, random: Tensor, found: Tensor, others: str) -> list[str | float | Tensor]:
+    """What random steps from the state `before`, (1, pos, d_model), do to the next word, in the order of STEP_FACTS.
+
+    random: the states that they lead to, (n, pos, d_model). found: `chances_from` the block's own state, from `before`, and from
+    each of `random`, (2 + n, 2). others: what `on_facts` says.
+    """
+    p, first = found.unbind(-1)
+    r = min(correlation(before, state) for state in random.split(1))
+    count = say("{number} of {known}", number=int(first[2:].sum()), known=len(random))
+    return [f"{r:.5f}", p[0], p[1], p[2:].median(), count, others]

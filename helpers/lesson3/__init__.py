@@ -10,8 +10,8 @@ from helpers.lazy import lazy
 _OWN = {
     "exercises": ["check_3_1", "check_3_2", "check_3_3", "check_3_4", "check_3_5"],
     "runs": [
-        "block_form", "later_blocks", "logits_with", "next_word_kl", "noise_facts", "on_each_form", "plot_runs", "replacements",
-        "show_words", "some_prompts", "top_word", "value_lengths", "what_heads_write", "with_lengths_of",
+        "END_FACTS", "block_form", "end_facts", "later_blocks", "logits_with", "next_word_kl", "noise_facts", "on_each_form",
+        "plot_runs", "replacements", "show_words", "some_prompts", "top_word", "value_lengths", "what_heads_write", "with_lengths_of",
     ],
     "plots": ["plot_look", "plot_replacements", "plot_resting"],
     "panel": ["components_panel"],

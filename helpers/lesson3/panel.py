@@ -38,6 +38,7 @@ class Shift:
     tokens: dict[str, tuple[float, float]]  # the five most probable of both runs, joined: text -> (clean, edited)
     top: tuple[list[str], list[str]]  # the five most probable, clean and edited
     words: Words  # the same tokens, the clean run's first
+    include_first: bool  # whether the spreads count the first token
 
     @property
     def series(self) -> dict[str, Tensor]:
@@ -75,7 +76,7 @@ def component_edit(
 
 def component_shift(
     model: LanguageModel | Replay, prompt: str, component: str = "hidden states", block: int = 9, head: int = 2, factor: float = 0.1,
-    mean: float = 10.0, before_activation: bool = False, include_first: bool = True,
+    mean: float = 10.0, before_activation: bool = False, include_first: bool = False,
 ) -> Shift:  # fmt: skip
     """Make one edit and measure it. Raises BadPrompt, PromptTooLong, BlockOutOfRange, HeadOutOfRange, BadFactor, and
     BadValue for a prompt of one token without its first."""
@@ -102,6 +103,7 @@ def component_shift(
         {text: (a, b) for text, a, b in joined},
         (tops[0], tops[1]),
         words,
+        include_first,
     )
 
 
@@ -117,7 +119,7 @@ def describe_shift(shift: Shift) -> str:
     """Return the line of numbers under the controls: first what the model says, then the stream."""
     before, after = (f"{tops[0]!r} {format_number(shift.tokens[tops[0]][i], 2)}" for i, tops in enumerate(shift.top))
     words = say("next word {before} → {after}", before=before, after=after)
-    return f"{shift.mark}: {words}. {spread_finding(shift.series, shift.final, shift.block)}."
+    return f"{shift.mark}: {words}. {spread_finding(shift.series, shift.final, shift.include_first)}."
 
 
 def components_panel(models: Models, prompt: str, component: str = "hidden states", block: int = 9) -> Panel:
@@ -135,12 +137,16 @@ def components_panel(models: Models, prompt: str, component: str = "hidden state
             "factor": factor_slider(0.1, 0.0, 10.0, 0.1, say("factor (for hidden states)")),
             "mean": factor_slider(10.0, -10.0, 20.0, 1.0, say("mean of the noise (for neurons)")),
             "before_activation": tick(False, say("noise before the activation function")),
-            "include_first": tick(True, say("include the first token in the standard deviation")),
+            "include_first": tick(False, say("include the first token in the standard deviation")),
             "prompt": prompt_box(prompt),
         },
         sizes=lambda lm: {"block": lm.n_blocks, "head": lm.n_key_heads},
         compute=component_shift,
-        draw=lambda shift: settle(plot_spread(shift.series, shift.final, shift.block, shift.mark, panel_axes())),
+        draw=lambda shift: settle(
+            plot_spread(
+                shift.series, shift.final, shift.block, shift.mark, panel_axes(), include_first=shift.include_first
+            )
+        ),
         summary=describe_shift,
         words=lambda shift: words_table(shift.words),
     )

@@ -186,12 +186,13 @@ def plot_replacements(costs: Mapping[str, Mapping[str, float]], ax: Axes | None 
 
 def plot_spread(
     series: Mapping[str, Tensor], final: Mapping[str, float], block: int, mark: str, ax: Axes | None = None,
-    says: Mapping[str, str] | None = None,
+    says: Mapping[str, str] | None = None, include_first: bool = True,
 ) -> Axes:  # fmt: skip
     """Draw the standard deviation of the stream, clean first, then one or more edited runs, on a logarithmic axis.
 
     series: label -> (n_points,), before the final norm; final: label -> the value after it, drawn apart at the right.
-    block: where the edit sits; mark: its label; says: label -> the next word of that run, for the legend.
+    block: where the edit sits; mark: its label; says: label -> the next word of that run, for the legend; include_first: whether
+    the values count the first token.
     """
     ax = new_axes(ax)
     for index, (label, values) in enumerate(series.items()):
@@ -206,11 +207,16 @@ def plot_spread(
     ax.yaxis.set_minor_formatter(lambda value, _: format_number(float(value)))
     lower = n_points > 20 and figure_of(ax).dpi > WIDGET_DPI  # a widget sees to that itself
     stream_axis(ax, n_points - 1, "\nnorm" if lower else say("norm"))
-    ax.set_ylabel(say("standard deviation (logarithmic)"))
+    without = "" if include_first else say(" without the first token")
+    ax.set_ylabel(
+        say("standard deviation (logarithmic)")
+        if include_first or figure_of(ax).dpi <= WIDGET_DPI  # a widget has one line's room, and says it in its numbers
+        else say("standard deviation{without}\n(logarithmic)", without=without)
+    )
     late = block + 1 > 2 / 3 * n_points  # the mark would run through a legend at the right
     ax.legend(frameon=False, loc="lower center" if late else "lower right")
     mark_edit(ax, block + 1, mark)
-    set_title(ax, _plain(words_finding(final, says)) if says else spread_finding(series, final, block))
+    set_title(ax, _plain(words_finding(final, says)) if says else spread_finding(series, final, include_first))
     told = "; ".join(
         say(
             "{label}: {value} after block {block}, {last_values} after the last block, {final} after the final norm",
@@ -226,7 +232,8 @@ def plot_spread(
     describe(
         ax,
         say(
-            "Standard deviation along the stream, edit “{mark}” in block {block}. {told}.{spoken}",
+            "Standard deviation{without} along the stream, edit “{mark}” in block {block}. {told}.{spoken}",
+            without=without,
             mark=mark,
             block=block,
             told=told,
@@ -236,14 +243,14 @@ def plot_spread(
     return ax
 
 
-def spread_finding(series: Mapping[str, Tensor], final: Mapping[str, float], block: int) -> str:
-    """Return in one sentence where the runs part, where they end, and what the final norm makes of that."""
+def spread_finding(series: Mapping[str, Tensor], final: Mapping[str, float], include_first: bool) -> str:
+    """Return in one sentence where the runs end, and what the final norm makes of that."""
     clean, *edited = series
     ends = say(" and ").join(f"{_n(series[label][-1])} ({label})" for label in edited)
     low, high = min(final.values()), max(final.values())
     return say(
-        "The stream ends at {ends} beside {last_serie} ({clean}); after the final norm all lie between "
-        "{low} and {high}",
+        "{what} ends at {ends} beside {last_serie} ({clean}); after the final norm all lie between {low} and {high}",
+        what=say("The stream") if include_first else say("Without the first token the stream"),
         ends=ends,
         last_serie=_n(series[clean][-1]),
         clean=clean,

@@ -14,10 +14,10 @@ from helpers.course.words import words_side_by_side
 from helpers.edits import Edit, change, edit, noise_neurons, scale_attention, scale_mlp
 from helpers.hooks import on_call, remove
 from helpers.lesson3.plots import plot_spread
-from helpers.metrics import kl, top_k
+from helpers.metrics import kl, token_norms, top_k
 from helpers.models import LanguageModel
 from helpers.readings import read_site, spread
-from helpers.say import say
+from helpers.say import say, translatable
 from helpers.tracing import Prompt, Trace, trace
 
 WATER = "There is a lot of liquid water on planet Earth"
@@ -152,11 +152,32 @@ def with_lengths_of(stream: Tensor, other: Tensor) -> Tensor:
 
 
 def plot_runs(lm: LanguageModel, runs: Mapping[str, Trace], block: int) -> Axes:
-    """Draw the spread of the stream in several runs, clean first, edited after `block`, with the next word of each."""
-    final = {label: float(run.final.std()) for label, run in runs.items() if run.final is not None}
+    """Draw the spread of the stream in several runs, clean first, edited after `block`, with the next word of each. The first
+    token is left out: its size would drown all others."""
+    final = {label: float(run.final[:, 1:].std()) for label, run in runs.items() if run.final is not None}
     says = {label: top_k(lm, run.last_logits[0], 1)[0][0] for label, run in runs.items()}
-    spreads = {label: spread(run.resid) for label, run in runs.items()}
-    return plot_spread(spreads, final, block, say("block {block} scaled", block=block), says=says)
+    spreads = {label: spread(run.resid, include_first=False) for label, run in runs.items()}
+    mark = say("block {block} scaled", block=block)
+    return plot_spread(spreads, final, block, mark, says=says, include_first=False)
+
+
+END_FACTS = (
+    translatable("spread after the last block"),
+    translatable("without first token"),
+    translatable("before the last block, without"),
+    translatable("median length of a token"),
+    translatable("longest after block 11"),
+)
+
+
+def end_facts(lm: LanguageModel, prompt: str, run: Trace) -> list[float | str]:
+    """How large the stream of one prompt is at its end, by three spreads and by the length of its tokens, and which token is the
+    longest after block 11, in the order of END_FACTS."""
+    lengths, without = token_norms(run.resid)[:, 0], spread(run.resid, include_first=False)
+    longest = int(lengths[12].argmax())
+    named = f"{lm.token_strings(prompt)[longest]!r} {float(lengths[12, longest]):,.0f}"
+    middle = float(lengths[-1].quantile(0.5))
+    return [float(spread(run.resid)[-1]), float(without[-1]), float(without[-2]), f"{middle:,.0f}", named]
 
 
 def block_form(lm: LanguageModel) -> str:

@@ -33,7 +33,7 @@ from helpers.plots.style import GRID, WIDGET_DPI, figure_of, new_axes, new_figur
 
 def panel_axes() -> Axes:
     """Return the axes of a new figure for a widget, at a fixed place: finding one takes as long as drawing."""
-    return new_axes(new_figure((7.0, 3.4), WIDGET_DPI, layout=None).add_axes((0.11, 0.15, 0.88, 0.75)))
+    return new_axes(new_figure((7.0, 3.4), WIDGET_DPI, layout=None).add_axes((0.11, 0.15, 0.86, 0.75)))
 
 
 def settle(ax: Axes, left: float = 42) -> Axes:

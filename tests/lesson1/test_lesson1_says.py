@@ -13,7 +13,7 @@ from helpers.course import exercise as core
 from helpers.course.exercise import tiny_model
 from helpers.course.words import Words
 from helpers.lesson1.exercises import EXERCISES, PROMPT, WORD
-from helpers.lesson1.stored import show_first_token
+from helpers.lesson1.stored import at_the_end, show_first_token
 from helpers.lesson1.words import probability, show_next_words, word_finding
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
@@ -139,10 +139,21 @@ def test_how_much_of_an_error_lasts_is_said_right():
     share, delta = along("survival", "without"), along("delta", "without")
     longer = float(delta[-2] / delta[0])
     text = cells()["l1-first-token-text"].source
-    assert f"{share[:-1].min():.2f} to {share[:-1].max():.2f} of your own error is there until the last block" in text
+    assert f"the share lies between {share[:-1].min():.2f} and {share[:-1].max():.2f} up to the last block" in text
     assert f"the whole error is then {longer:.1f} times as long" in text and float(share[-2]) / longer < 0.1
     assert f"the share from {signed(share[-2])} to {signed(share[-1])}." in text
     assert f"With the first token it ends at {along('survival', 'with')[-1]:.2f}." in text
+    assert f"{share[-2]:.2f} is there before the last block, {signed(share[-1])} after it" in cells()["l1-recap"].source
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.5])
+def test_the_end_of_a_stored_stream_is_that_of_its_cells(factor):
+    stored = measured("smollm2", "factors")
+    labels, dims = stored.labels, stored.dims["stream"]
+    at = {"along": "relative error", "scaled": 2, "factor": factor, "first token": "without"}
+    where = tuple(slice(None) if dim == "point" else labels[dim].index(at[dim]) for dim in dims)
+    before, after = stored["stream"][where][[labels["point"].index(point) for point in (29, 30)]].tolist()
+    assert at_the_end(stored, "relative error", 2, factor).tolist() == pytest.approx([before, after])
 
 
 @on_the_real_model

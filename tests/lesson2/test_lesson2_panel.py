@@ -42,6 +42,22 @@ def test_the_line_of_numbers_is_the_measured_r(lm):
     assert "fill 100 % of the axis" in panel.text
 
 
+def test_by_chance_means_one_thing_in_the_panel_and_in_the_cells(lm):
+    """A drawn step, for each token as long as the block's own, over the values that the mask keeps. What the mask hides is
+    where the block wrote most, so the spread of its step over the kept values says too little."""
+    panel = hidden_states_panel(lm, PROMPT, block=2)
+    run = trace(lm, PROMPT)
+    before, after = run.resid[2], run.resid[3]
+    for percentile in (90.0, 99.0, 100.0):
+        panel.controls["percentile"].value = percentile
+        keep = torch.maximum(before.abs(), after.abs()).flatten()
+        keep = keep <= torch.quantile(keep, percentile / 100)
+        drawn = torch.randn(before.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        step = drawn / drawn.norm(dim=-1, keepdim=True) * (after - before).norm(dim=-1, keepdim=True)
+        pair = torch.stack([before.flatten()[keep], (before + step).flatten()[keep]])
+        assert f"and a random step as long gives {float(torch.corrcoef(pair)[0, 1]):.4f}." in panel.text
+
+
 def test_the_reconstruction_lies_on_the_diagonal(lm):
     panel = hidden_states_panel(lm, PROMPT)
     panel.controls["pair"].value = "match"

@@ -66,9 +66,10 @@ def test_delta_norms_have_three_lines_and_the_mark_of_a_block():
 
 def test_the_title_compares_r_with_chance_and_knows_equal_states():
     before, after = states()
-    assert "a random step of the same size would give" in blocks.scatter_finding(before, after, NAMES)
+    found = blocks.scatter_finding(before, after, NAMES, 0.9876, 0.9512)
+    assert found == "r = 0.988 between H_3 and H_4; a random step as long gives 0.951"
     assert (
-        blocks.scatter_finding(before, before.clone(), NAMES)
+        blocks.scatter_finding(before, before.clone(), NAMES, 1.0, 1.0)
         == "H_3 and H_4 are the same: every point lies on the diagonal"
     )
 
@@ -133,7 +134,8 @@ def test_words_draw_the_probability_and_name_who_comes_first():
 def test_steps_count_how_often_the_word_comes_first():
     first = torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0])
     values = torch.tensor([0.9, 0.1, 0.6, 0.2, 0.7])
-    ax = blocks.plot_steps({4: (values, first), 9: (values / 2, 0 * first)}, " Germany")
+    found = {4: torch.stack([values, first], dim=1), 9: torch.stack([values / 2, 0 * first], dim=1)}
+    ax = blocks.plot_steps(found, " Germany")
     assert "With random steps ' Germany' comes first in 2 of 3 at block 4, in 0 of 3 at block 9" in drawn(ax)
     assert list(ax.lines[0].get_xdata()) == pytest.approx([0.6, 0.2, 0.7])
 
@@ -163,7 +165,7 @@ def test_the_widgets_picture_draws_both_panels():
     norms = (torch.ones(3), torch.ones(3), torch.full((3,), 2.0))
     for by_token in (True, False):
         keep = within_percentile(before, after, 95)
-        figure = blocks.plot_block_view(before, after, NAMES, keep, by_token, norms, 1, 40)
+        figure = blocks.plot_block_view(before, after, NAMES, keep, (0.9, 0.8), by_token, norms, 1, 40)
         assert isinstance(figure, Figure)
         assert len(figure.axes) == 2 + by_token
         assert "The MLP writes more than attention in each of the 3 blocks" in drawn(figure)

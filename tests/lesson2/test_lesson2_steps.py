@@ -5,9 +5,7 @@ import torch
 
 from helpers import attention_patterns, capital_prompts, correlation, load_model, trace
 from helpers.course.exercise import hooks_on
-from helpers.edits import patch_block
 from helpers.lesson2 import modes, steps
-from helpers.sweeps import sweep_edits
 
 PROMPT = "Berlin is the capital of"
 
@@ -58,8 +56,7 @@ def test_others_at_zero_are_as_many_as_the_mask_hides_and_none_of_these(run):
 
 
 def test_the_measure_of_a_word_is_what_the_model_says(lm, run):
-    edits = [patch_block(3, run.resid[4]), patch_block(3, 0.3 * run.resid[4])]
-    found = sweep_edits(lm, PROMPT, edits, measure=steps.word_measure(lm, " Germany"))
+    found = steps.chances_from(lm, PROMPT, 3, torch.cat([run.resid[4], 0.3 * run.resid[4]]), " Germany")
     edited = last_logits(lm, [(lm.model.transformer.h[3], lambda module, args, output: 0.3 * run.resid[4])])
     for row, logits in zip(found, (last_logits(lm), edited), strict=True):
         p = logits.softmax(-1)
@@ -110,12 +107,37 @@ def test_every_block_gets_its_three_correlations(run):
     assert 0 < float(chance[10]) < 1
 
 
-def test_attention_on_the_first_token_is_read_under_each_edit_alone(lm, run):
-    clean = float(attention_patterns(lm, PROMPT)[6, 0, :, 1:, 0].mean())
-    found = steps.attention_on_first(lm, PROMPT, 6, [patch_block(3, run.resid[4]), patch_block(3, 0 * run.resid[4])])
-    assert float(found[0]) == pytest.approx(clean)
-    assert abs(float(found[1]) - clean) > 1e-3
-    assert float(attention_patterns(lm, PROMPT)[6, 0, :, 1:, 0].mean()) == pytest.approx(clean)
+def test_words_are_said_from_each_state(lm, run):
+    found = steps.words_from(lm, PROMPT, 3, {"own": run.resid[4], "less": 0.3 * run.resid[4]})
+    less = last_logits(lm, [(lm.model.transformer.h[3], lambda module, args, output: 0.3 * run.resid[4])])
+    assert list(found) == ["own", "less"]
+    assert torch.allclose(found["own"], last_logits(lm)) and torch.allclose(found["less"], less)
+
+
+def test_attention_on_the_first_token_is_read_from_each_state_alone(lm, run):
+    def attention():
+        return float(attention_patterns(lm, PROMPT)[6, 0, :, 1:, 0].mean())
+
+    clean = attention()
+    handle = lm.model.transformer.h[3].register_forward_hook(lambda module, args, output: 0 * output)
+    try:
+        empty = attention()
+    finally:
+        handle.remove()
+    assert abs(empty - clean) > 0.01
+    states = {"own": run.resid[4], "none": 0 * run.resid[4]}
+    assert steps.attention_from(lm, PROMPT, 3, states, reader=6) == f"own {clean:.2f}, none {empty:.2f}"
+    assert attention() == pytest.approx(clean)
+
+
+def test_facts_of_steps_are_counted(run):
+    before, found = run.resid[4], torch.tensor([[0.9, 1], [0.8, 1], [0.1, 0], [0.5, 1], [0.2, 0]])
+    random = steps.random_steps(before, run.resid[5], 3)
+    smallest = min(float(torch.corrcoef(torch.stack([before.flatten(), one.flatten()]))[0, 1]) for one in random)
+    facts = dict(zip(steps.STEP_FACTS, steps.step_facts(before, random, found, "3 of 7"), strict=True))
+    assert facts["smallest r"] == f"{smallest:.5f}" and facts["random, first"] == "1 of 3"
+    assert [float(facts[name]) for name in ("own step", "no step", "random, median")] == pytest.approx([0.9, 0.8, 0.2])
+    assert facts["other capitals"] == "3 of 7"
 
 
 def test_mask_facts_are_counted():
@@ -133,9 +155,8 @@ def test_mask_facts_are_counted():
 
 def test_facts_are_counted_as_by_hand(lm):
     """One in twelve of the list; block 0 with an empty state says nothing, its own output everything."""
-    found = steps.on_facts(
-        lm, [(0, lambda before, after: after), (0, lambda before, after: 0 * after), (11, steps.zero_largest)], 6
-    )
+    puts = [(0, lambda before, after: after), (0, lambda before, after: 0 * after), (11, steps.zero_largest)]
+    found = [steps.on_facts(lm, block, put, 6) for block, put in puts]
     known = kept = 0
     for one in capital_prompts(lm, count=6, examples=["France"]):
         target, ids = lm.token_id(one.target), lm.encode(one.prompt).ids

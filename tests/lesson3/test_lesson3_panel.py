@@ -39,7 +39,7 @@ def test_each_control_reaches_the_numbers(lm):
 
     def shown(one):
         with edit(lm, one):
-            return torch.equal(panel.result.edited, spread(trace(lm, PROMPT).resid))
+            return torch.equal(panel.result.edited, spread(trace(lm, PROMPT).resid, include_first=False))
 
     assert shown(scale_block(1, 0.1))
     panel.controls["factor"].value = 5.0
@@ -53,10 +53,12 @@ def test_each_control_reaches_the_numbers(lm):
     panel.controls["component"].value = "K of a head"
     panel.controls["head"].value = 3
     assert shown(zero_keys(1, [3]))
-    panel.controls["include_first"].value = False
-    assert torch.equal(panel.result.clean, spread(trace(lm, PROMPT).resid, include_first=False))
+    assert "Without the first token the stream ends at" in panel.text
+    panel.controls["include_first"].value = True
+    assert torch.equal(panel.result.clean, spread(trace(lm, PROMPT).resid))
+    assert "The stream ends at" in panel.text and "Without the first token" not in panel.text
     panel.controls["prompt"].value = "word8 word9 word10"
-    assert torch.equal(panel.result.clean, spread(trace(lm, "word8 word9 word10").resid, include_first=False))
+    assert torch.equal(panel.result.clean, spread(trace(lm, "word8 word9 word10").resid))
 
 
 def test_picture_words_and_line_follow(lm):
@@ -73,7 +75,6 @@ def test_a_mistake_shows_its_sentence_and_the_widget_lives_on(lm):
     panel.controls["prompt"].value = ""
     assert "the prompt is empty" in panel.text and panel.image == ""
     panel.controls["prompt"].value = "word5"
-    panel.controls["include_first"].value = False
     assert "one token" in panel.text
     panel.controls["prompt"].value = PROMPT
     assert panel.image.startswith("<img")

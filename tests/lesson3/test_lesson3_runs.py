@@ -192,9 +192,29 @@ def test_a_figure_of_runs_draws_their_spread_and_says_their_words(lm):
     with edit(lm, *runs.later_blocks(lm, 1, 10)):
         louder = trace(lm, ids)
     ax = runs.plot_runs(lm, {"clean": clean, "× 10": louder}, 1)
-    assert list(ax.lines[0].get_ydata()) == pytest.approx(spread(clean.resid).tolist())
+    assert list(ax.lines[0].get_ydata()) == pytest.approx(spread(clean.resid[:, :, 1:]).tolist())
+    assert list(ax.lines[1].get_ydata()) == pytest.approx([float(clean.final[:, 1:].std())])
+    assert "without the first token" in ax.get_ylabel() and "without the first token" in description(ax)
     word = f"' word{int(clean.last_logits[0].argmax())}'"
     assert word in description(ax) and ax.get_legend().get_texts()[0].get_text() == f"clean: {word}"
+
+
+def test_the_end_of_a_stream_is_told_by_spreads_and_by_lengths():
+    class Run:
+        resid = torch.zeros(15, 1, 3, 2, dtype=torch.float64)
+
+    class Model:
+        def token_strings(self, prompt):
+            return prompt.split()
+
+    Run.resid[12, 0, 1] = torch.tensor([3000.0, 4000.0])
+    Run.resid[13, 0, 1:] = torch.tensor([[1.0, -1.0], [2.0, -2.0]])
+    Run.resid[14, 0] = torch.tensor([[60.0, 80.0], [3.0, 4.0], [0.0, 1.0]])
+    facts = dict(zip(runs.END_FACTS, runs.end_facts(Model(), "a b c", Run), strict=True))
+    assert facts["median length of a token"] == "5" and facts["longest after block 11"] == "'b' 5,000"
+    spreads = [facts[name] for name in list(facts)[:3]]
+    expected = [Run.resid[-1].std(), Run.resid[-1, :, 1:].std(), (10 / 3) ** 0.5]
+    assert spreads == pytest.approx([float(one) for one in expected])
 
 
 def test_hooks_are_tried_on_each_form():

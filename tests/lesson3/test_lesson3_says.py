@@ -22,34 +22,68 @@ def real():
     return load_model("smollm2", dtype=torch.float64)
 
 
-def ends(real, factor):
-    """Standard deviation of what the last block hands on, with the first token and without, by forward hooks alone."""
+def states(real, factor):
+    """What blocks 11, 28 and 29 hand on, (pos, d_model) each, with block 9 scaled, by forward hooks alone."""
     kept, blocks = {}, real.model.model.layers
 
     def turn(module, args, output):
         return (output[0] * factor, *output[1:]) if isinstance(output, tuple) else output * factor
 
     def keep(module, args, output):
-        kept["last"] = output[0] if isinstance(output, tuple) else output
+        state = output[0] if isinstance(output, tuple) else output
+        kept[module] = state.reshape(-1, state.shape[-1])
 
-    handles = [blocks[9].register_forward_hook(turn), blocks[-1].register_forward_hook(keep)]
+    handles = [blocks[9].register_forward_hook(turn), *(blocks[i].register_forward_hook(keep) for i in (11, 28, 29))]
     try:
         with torch.no_grad():
             real.model(real.encode(FACT).ids)
     finally:
         for handle in handles:
             handle.remove()
-    last = kept["last"].reshape(-1, kept["last"].shape[-1])
-    return float(last.std()), float(last[1:].std())
+    return [kept[blocks[i]] for i in (11, 28, 29)]
 
 
-def test_before_the_norm_no_edited_spread_is_the_clean_one_but_by_the_first_token(real):
-    clean, small, large = (ends(real, factor) for factor in (1, 0.1, 10))
+def test_before_the_norm_both_edited_runs_are_longer_and_the_spread_hides_it(real):
+    clean, small, large = (states(real, factor) for factor in (1, 0.1, 10))
     finding = CELLS["l3-scale-finding"].source
-    assert f"at {small[1]:.1f} and {large[1]:.1f} beside {clean[1]:.1f}.**" in finding
-    assert f"With it × 0.1 ends at {small[0]:.1f}, beside {clean[0]:.1f}." in finding
-    assert min(small[1], large[1]) > 2 * clean[1] and "more than twice as wide" in finding
-    assert clean[1] ** 2 < 0.2 * clean[0] ** 2 and "is mostly what blocks 28 and 29 leave" in finding
+    middles = [f"{median(run[2].norm(dim=1).tolist()):,.0f}" for run in (small, large, clean)]
+    assert "the median token has {} and {}, beside {} in the clean run.**".format(*middles) in finding
+    said = f"With the first token the spread of × 0.1 ends at {small[2].std():.1f}, beside {clean[2].std():.1f}."
+    assert said in finding
+    assert clean[2][1:].var() < 0.2 * clean[2].var() and "is mostly what blocks 28 and 29 leave" in finding
+    assert f"it raises the spread from {large[1][1:].std():.1f} to {large[2][1:].std():.1f}." in finding
+
+
+def test_under_a_tenth_another_token_is_massive(real):
+    """So leaving the first token out does not leave the massive one out: the median of the lengths does."""
+    tokens = real.token_strings(FACT)
+    longest = []
+    for factor in (1, 0.1, 10):
+        lengths = states(real, factor)[0].norm(dim=1)
+        longest.append(tokens[int(lengths.argmax())])
+        assert lengths.max() > 8 * lengths.median()
+    assert longest == ["Paris", " is", "Paris"]
+    assert f"another token is massive, `{longest[1]}`: hence the jump" in CELLS["l3-scale-finding"].source
+
+
+def test_a_tensors_first_element_is_one_prompt():
+    """The pocket model on three copies of the prompt, with block 9's first row made anew and not in place."""
+    lm, water = load_model(), "There is a lot of liquid water on planet Earth"
+    ids = lm.encode([water] * 3).ids
+
+    def first_row(module, args, output):
+        state = output[0] if isinstance(output, tuple) else output
+        state = torch.cat([0.1 * state[:1], state[1:]])
+        return (state, *output[1:]) if isinstance(output, tuple) else state
+
+    with torch.no_grad():
+        before = lm.model(ids).logits[:, -1].log_softmax(-1)
+        with lm.model.transformer.h[9].register_forward_hook(first_row):
+            after = lm.model(ids).logits[:, -1].log_softmax(-1)
+    moved = (before.exp() * (before - after)).sum(-1)
+    assert moved[1:].abs().max() < 1e-12
+    finding = CELLS["l3-forms-finding"].source
+    assert f"the first moves by {moved[0]:.3f} nats, the other two not at all.**" in finding
 
 
 def test_the_recap_gives_the_median_of_the_resting_heads_with_the_extreme():
