@@ -30,6 +30,13 @@ def by_joblib(jobs: int | None) -> bool:
     return effective_n_jobs(jobs) > 1 and backend.__name__ not in ("ThreadingBackend", "SequentialBackend")
 
 
+def end_old_processes() -> None:
+    """joblib's processes outlive a study, with the modules that they imported then: new ones read the files again."""
+    from joblib.externals.loky import get_reusable_executor
+
+    get_reusable_executor().shutdown()
+
+
 def look(jobs: int | None, work: Work, prompts: Any, target: Any) -> Looked:
     """One process looks at the model, the prompts and the target."""
     return next(_calls(jobs, "look", work, [(prompts, target)]))

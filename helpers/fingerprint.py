@@ -12,8 +12,10 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import importlib
+import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType
@@ -24,9 +26,9 @@ import transformers
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from . import causes, errors
+from . import causes
 from .models import LanguageModel
-from .referred import theirs, theirs_by_file
+from .referred import by_name, theirs, theirs_by_file
 from .told import Teller, bytes_of, in_order, settings
 
 # Attributes of modules that do not compute: what PyTorch, transformers and accelerate note about loading, saving, training
@@ -110,7 +112,10 @@ def _counts(value: Any) -> bool:
 
 
 def _own_code(kind: type, read: set[int]) -> Iterator[tuple[str, Any]]:
-    """A class that no library wrote; in one that a library wrote and in its file, what somebody put in the place of its own."""
+    """A class that no library wrote; of one that a library wrote, the code in its file, which may have been edited there.
+
+    Also what somebody put in the place of a library's own, in torch too.
+    """
     for base in kind.__mro__:
         if id(base) in read:
             continue
@@ -125,6 +130,8 @@ def _own_code(kind: type, read: set[int]) -> Iterator[tuple[str, Any]]:
             for name, value in sorted(vars(space).items()):
                 if isinstance(value, FunctionType) and not theirs_by_file(value):
                     yield f"{space.__name__}.{name}", value
+                elif isinstance(value, FunctionType) and space in spaces:
+                    yield f"{space.__name__}.{name}", inspect.unwrap(value).__code__
 
 
 def _own_attention(lm: LanguageModel) -> Any:
@@ -149,11 +156,20 @@ def of_value(value: object) -> str:
     functions of installed packages by their names and the packages' versions. Raises BadValue for another type.
     """
     key = hashlib.sha256()
-    try:
-        Teller(key.update).tell(value)
-    except RecursionError:
-        raise errors.BadValue(
-            "a {kind} refers to values in values too deep for a study to tell whether it has changed: give it in a flatter form.",
-            kind=type(value).__name__,
-        ) from None
+    Teller(key.update).tell(value)
     return key.hexdigest()
+
+
+def names_in(value: object) -> tuple[str, ...]:
+    """What a value refers to in modules of the user's own, as "module:name": another process imports these from their files."""
+    teller = Teller(lambda part: None)
+    teller.tell(value)
+    return tuple(sorted(teller.names))
+
+
+def of_names(names: Sequence[str]) -> str:
+    """Of what stands under these names in this process. Raises ImportError."""
+    parts = [name.split(":") for name in names]
+    for module, _ in parts:
+        importlib.import_module(module)
+    return of_value([by_name(module, name) for module, name in parts])

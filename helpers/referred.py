@@ -139,6 +139,14 @@ def version_of(top: str) -> str:
     return str(said)
 
 
+def by_name(module: str, path: str) -> Any:
+    """What stands in a loaded module under a name such as "Class.method", None if nothing does; the module for ""."""
+    value: Any = sys.modules.get(module)
+    for part in path.split(".") if path else ():
+        value = getattr(value, part, None)
+    return value
+
+
 def resolves(value: Any) -> str | None:
     """The name of an object that a package's module has under this very name, for example an operator or a table."""
     kind = type(value)
@@ -147,12 +155,8 @@ def resolves(value: Any) -> str | None:
         if module is None or not theirs(module.__name__):
             continue
         said = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
-        if isinstance(said, str):
-            found: Any = module
-            for part in said.split("."):
-                found = getattr(found, part, None)
-            if found is value:
-                return f"{module.__name__}.{said} {version_of(module.__name__.partition('.')[0])}"
+        if isinstance(said, str) and by_name(module.__name__, said) is value:
+            return f"{module.__name__}.{said} {version_of(module.__name__.partition('.')[0])}"
         for own, one in vars(module).items() if not isinstance(value, FunctionType | type) else ():
             if one is value:
                 return f"{module.__name__}.{own} {version_of(module.__name__.partition('.')[0])}"

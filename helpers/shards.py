@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from . import errors
 from .encoding import Tokens
 from .measures import Measure, Targets
 from .progress import Progress, bar
@@ -85,18 +86,37 @@ def _kept(file: Path) -> np.ndarray | None:
 
 def write_whole(file: Path, write: Callable[[Path], object]) -> None:
     """A file that is there is whole, whenever somebody dies."""
-    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        part = Path(folder) / file.name
-        write(part)
-        os.replace(part, file)
+    try:
+        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+            part = Path(folder) / file.name
+            write(part)
+            os.replace(part, file)
+    except OSError as error:
+        raise errors.CannotStore(
+            "{file} cannot be written ({error}): make room, or name another folder. What was finished is kept, and the study "
+            "goes on from there when you call it again.",
+            file=file,
+            error=error,
+        ) from error
+
+
+def texts_of(prompts: Sequence[str] | Tensor | Tokens) -> list[str] | None:
+    """The prompts' texts, None if they are ids."""
+    texts = not isinstance(prompts, Tensor | Tokens) and all(isinstance(text, str) for text in prompts)
+    return list(prompts) if texts else None  # type: ignore[arg-type]
+
+
+def targets_of(looked: Looked, target: Targets | None) -> list[str] | str:
+    """How each prompt's target, or that of all, is called."""
+    return [str(one) for one in target] if isinstance(looked.targets, list) else str(target)  # type: ignore[union-attr]
 
 
 def labelled(
     values: np.ndarray,
     sweep: str,
     looked: Looked,
-    prompts: Sequence[str] | Tensor | Tokens,
-    target: Targets | None,
+    texts: list[str] | None,
+    target: list[str] | str,
     measure: Measure | None,
     options: Mapping[str, Any],
 ) -> DataArray:
@@ -115,10 +135,10 @@ def labelled(
         axes.append("column")
         coordinates["column"] = list(measure.columns)
     axes += [f"value_{axis}" for axis in range(values.ndim - len(axes))]
-    if not isinstance(prompts, Tensor | Tokens) and all(isinstance(text, str) for text in prompts):
-        coordinates["text"] = "prompt", list(prompts)
-    if isinstance(looked.targets, list):
-        coordinates["target"] = "prompt", [str(one) for one in target]  # type: ignore[union-attr]
+    if texts is not None:
+        coordinates["text"] = "prompt", texts
+    if isinstance(target, list):
+        coordinates["target"] = "prompt", target
     said = {name: repr(value)[:200] for name, value in options.items() if name != "edits"}
     about = {
         "long_name": "change of log p(target), after - before"
@@ -130,5 +150,5 @@ def labelled(
     }
     if measure is None:
         about["units"] = "nats"
-        about["target"] = "one for each prompt" if isinstance(looked.targets, list) else str(target)
+        about["target"] = "one for each prompt" if isinstance(target, list) else str(target)
     return DataArray(values, coordinates, axes, name=sweep.removeprefix("sweep_"), attrs=about)

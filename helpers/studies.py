@@ -18,6 +18,7 @@ import inspect
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -37,7 +38,7 @@ from .loading import load_model, quiet
 from .measures import Measure, Targets
 from .models import LanguageModel
 from .progress import Progress
-from .shards import AXES, cut, labelled, measured, write_whole
+from .shards import AXES, cut, labelled, measured, targets_of, texts_of, write_whole
 
 if TYPE_CHECKING:
     from xarray import DataArray
@@ -79,10 +80,9 @@ def study(
     """
     _need_packages()
     import cloudpickle
-    import xarray
 
     from . import worker
-    from .fingerprint import of_model, of_value
+    from .fingerprint import names_in, of_model, of_names, of_value
 
     _check_sweep(sweep)
     target, options = _by_name(sweep, given, target, options)
@@ -95,12 +95,17 @@ def study(
     loads = _loader(model, place, held[1] if held and elsewhere else None)
     if held is None and not elsewhere:
         held = worker.loaded(loads)
+    code = None if isinstance(model, str | Path | LanguageModel) else model  # it may hang hooks on what it loads
     packed = cloudpickle.dumps(loads) if elsewhere else b""
     work = worker.Work(uuid4().hex, packed, sweep.__name__, 0, measure, options, os.getpid())
+    if elsewhere and (own := names_in((options, measure, code))):
+        work = replace(work, names=own, own=of_names(own))
+        engines.end_old_processes()
     looked = worker.look(*held, work, (prompts, target)) if held else engines.look(jobs, work, prompts, target)
-    code = None if isinstance(model, str | Path | LanguageModel) else model  # it may hang hooks on what it loads
-    asked = of_value((sweep.__name__, options, measure, looked.model, code))
     used = dict(options)
+    # A mean by the prompts that it is over. How many copies run at once may change when memory has run out.
+    told = {name: value for name, value in options.items() if name not in ("chunk", "reference")}
+    asked = of_value((sweep.__name__, told, measure, looked.model, code, looked.pool))
     if looked.means is not None:
         used["replacement"] = looked.means
         used.pop("reference", None)
@@ -108,13 +113,21 @@ def study(
     shards = cut(looked, shard)
     numbered = measure is not None or "edits" in options  # these may ask which prompt of the list it is
     names = [of_value((asked, one.rows, one.targets, (one.numbers, work.total) if numbered else 0)) for one in shards]
-    file = place / f"{sweep.__name__}-{of_value([names, [one.numbers for one in shards]])[:16]}.nc"
-    if not file.is_file():
-        run = partial(engines.run, jobs) if elsewhere else partial(worker.here, *held)  # type: ignore[misc]
-        files = [place / "shards" / f"{name[:32]}.npy" for name in names]
-        values = measured(partial(run, work), shards, files, progress)
-        found = labelled(values, sweep.__name__, looked, prompts, target, measure, options)
-        write_whole(file, lambda part: found.to_netcdf(part, engine="h5netcdf"))
+    labels = texts_of(prompts), targets_of(looked, target)
+    file = place / f"{sweep.__name__}-{of_value([names, [one.numbers for one in shards], labels])[:16]}.nc"
+    with suppress(OSError, ValueError, KeyError, RuntimeError):  # not there, or damaged
+        return _read(file)
+    run = partial(engines.run, jobs) if elsewhere else partial(worker.here, *held)  # type: ignore[misc]
+    files = [place / "shards" / f"{name[:32]}.npy" for name in names]
+    values = measured(partial(run, work), shards, files, progress)
+    found = labelled(values, sweep.__name__, looked, *labels, measure, options)
+    write_whole(file, lambda part: found.to_netcdf(part, engine="h5netcdf"))
+    return _read(file)
+
+
+def _read(file: Path) -> DataArray:
+    import xarray
+
     with xarray.open_dataarray(file, engine="h5netcdf") as kept:
         return kept.load()
 
@@ -282,5 +295,9 @@ def _loader(model: Model, place: Path, fingerprint: str | None) -> Callable[[], 
     if not there.is_dir():
         with tempfile.TemporaryDirectory(dir=place) as part, quiet():
             worker.save(model, Path(part) / "model")
-            (Path(part) / "model").rename(there)
+            try:
+                (Path(part) / "model").rename(there)
+            except OSError:  # it is there: another study in this folder saved the same model
+                if not there.is_dir():
+                    raise
     return worker.saved(model, there)

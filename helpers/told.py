@@ -9,7 +9,9 @@ from __future__ import annotations
 import copyreg
 import functools
 import logging
+import struct
 import types
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import PurePath
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
@@ -18,11 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from . import errors
 from .edits import Edit
-from .referred import named, referred, resolves, theirs, theirs_by_file
+from .models import LanguageModel
+from .referred import by_name, named, referred, resolves, theirs, theirs_by_file
 
 _ATOMS = (
     bool, float, complex, str, bytes, bytearray, range, type(None), type(...), type(NotImplemented), torch.dtype, torch.device,
@@ -37,6 +40,20 @@ _BUILT_IN: tuple[Any, ...] = (
     str,
     bytes,
 )  # what a class of one's own may be a kind of
+# What Python itself makes, and what each is made of.
+_MADE_OF: dict[type, tuple[str, ...]] = {
+    slice: ("start", "stop", "step"),
+    MethodType: ("__func__", "__self__"),
+    functools.partial: ("func", "args", "keywords"),
+    staticmethod: ("__func__",),
+    classmethod: ("__func__",),
+    property: ("fget", "fset", "fdel"),
+    functools._lru_cache_wrapper: ("__wrapped__",),
+    CodeType: (
+        "co_code", "co_exceptiontable", "co_flags", "co_argcount", "co_posonlyargcount", "co_kwonlyargcount", "co_names",
+        "co_varnames", "co_freevars", "co_cellvars", "co_consts",
+    ),
+}  # fmt: skip
 _DESCRIPTORS = (
     types.MemberDescriptorType, types.GetSetDescriptorType, types.MethodDescriptorType, types.WrapperDescriptorType,
     types.ClassMethodDescriptorType,
@@ -46,17 +63,23 @@ _PICKLED = ("collections", "_collections", "re", "operator", "_operator", "datet
 _OF_A_CLASS = (  # what Python writes into a class, and nothing computes with
     "__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__annotate_func__", "__annotations_cache__",
     "__annotate__", "__firstlineno__", "__static_attributes__", "__orig_bases__", "__parameters__", "__type_params__",
-    "__abstractmethods__", "_abc_impl", "__dataclass_fields__", "__dataclass_params__", "__conditional_annotations__",
+    "__slotnames__", "__abstractmethods__", "_abc_impl", "__dataclass_fields__", "__dataclass_params__", "__conditional_annotations__",
     "_autograd_function_id", "_backward_cls",
 )  # fmt: skip
+_POINTER, _MANAGED_DICT = struct.calcsize("P"), 1 << 4  # Py_TPFLAGS_MANAGED_DICT: it lies outside of the object
 _BY_SAVING = ("architectures", "dtype", "torch_dtype")  # save_pretrained writes these into a live config
 
 
 class Teller:
-    """Gives `write` the bytes of one value after the other. known: objects that have a name, by their ids."""
+    """Gives `write` the bytes of one value after the other. known: objects that have a name, by their ids.
+
+    names: what it met that another process finds by its name in a module of the user's own, as "module:name".
+    """
 
     def __init__(self, write: Callable[[Any], object], known: Mapping[int, str] | None = None) -> None:
         self.write, self.known = write, known or {}
+        self.names: set[str] = set()
+        self.waiting: deque[tuple[Callable[[Any], object], object]] = deque()  # what is met, and told after what met it
         # What was followed, kept alive so that no other object gets its id.
         self.met: dict[int, tuple[int, object]] = {}
         self.inside: dict[int, int] = {}  # the containers that are being told, and how deep
@@ -69,6 +92,18 @@ class Teller:
 
     def tell(self, value: Any) -> None:
         """Raises BadValue for what might change unseen."""
+        try:
+            self._tell(value)
+            while self.waiting:
+                follow, met = self.waiting.popleft()
+                follow(met)
+        except RecursionError:
+            raise errors.BadValue(
+                "a {kind} holds lists in lists too deep for a study to tell whether it has changed: give it in a flatter form.",
+                kind=type(value).__name__,
+            ) from None
+
+    def _tell(self, value: Any) -> None:
         kind = type(value)
         if id(value) in self.known:
             self.put("known", self.known[id(value)])
@@ -78,9 +113,9 @@ class Teller:
             self.put("int", hex(value))
         elif kind in _CONTAINERS or kind is types.MappingProxyType:
             self._container(value)
-        elif kind is slice:
-            self.put("slice")
-            self._all(value.start, value.stop, value.step)
+        elif kind in _MADE_OF:
+            self.put(kind.__name__)
+            self._all(*(getattr(value, name) for name in _MADE_OF[kind]))
         elif isinstance(value, PurePath):
             self.put(kind.__name__, value)
         elif isinstance(value, Tensor):
@@ -88,27 +123,39 @@ class Teller:
         elif isinstance(value, np.ndarray | np.generic) and kind.__module__ == "numpy":
             self.put("array", value.dtype.descr if value.dtype.names else value.dtype.str, value.shape)
             if value.dtype.hasobject:
-                self.tell(value.tolist())
+                self._tell(value.tolist())
             else:
                 self.put(value.tobytes())
         elif isinstance(value, ModuleType):
             self._module(value)
         elif isinstance(value, type):
             self._class(value)
-        elif not self._callable(value):
+        elif isinstance(value, FunctionType):
+            self._function(value)
+        elif isinstance(value, BuiltinFunctionType | types.MethodWrapperType):
+            owner = value.__self__
+            self.put("builtin", getattr(value, "__module__", None), value.__qualname__)
+            if owner is not None and not isinstance(owner, ModuleType) and not resolves(value):
+                self._tell(owner)  # the method of an object
+        elif isinstance(value, _DESCRIPTORS):
+            self.put("descriptor", value.__objclass__.__qualname__, value.__name__)
+        else:
             self._object(value)
 
     def _all(self, *values: object) -> None:
         for value in values:
-            self.tell(value)
+            self._tell(value)
 
-    def _new(self, value: object) -> bool:
-        """Whether it is met for the first time; an object that is followed once counts by its number after that."""
-        if id(value) in self.met:
-            self.put("again", self.met[id(value)][0])
-            return False
-        self.met[id(value)] = len(self.met), value
-        return True
+    def _later(self, follow: Callable[[Any], object], value: Any) -> None:
+        """An object counts by its number wherever it is met, and is followed once: not here, or chains would become too deep."""
+        if id(value) not in self.met:
+            self.met[id(value)] = len(self.met), value
+            self.waiting.append((follow, value))
+        self.put("number", self.met[id(value)][0])
+
+    def _name(self, module: str, name: str, value: object) -> None:
+        if module != "__main__" and by_name(module, name) is value:
+            self.names.add(f"{module}:{name}")
 
     def _container(self, value: Any) -> None:
         if id(value) in self.inside:
@@ -122,7 +169,9 @@ class Teller:
             items: list[bytes] = []
             for one in value:
                 told = bytearray()
-                Teller(told.extend, self.known).tell(one)
+                teller = Teller(told.extend, self.known)
+                teller.tell(one)
+                self.names |= teller.names
                 items.append(bytes(told))
             self.put(type(value).__name__, len(items), *sorted(items))
         else:
@@ -142,91 +191,62 @@ class Teller:
 
     # ---- code
 
-    def _callable(self, value: Any) -> bool:
-        """Functions in all forms; False for what is none of them."""
-        if isinstance(value, FunctionType):
-            self._function(value)
-        elif isinstance(value, MethodType):
-            self.put("method")
-            self._all(value.__func__, value.__self__)
-        elif isinstance(value, BuiltinFunctionType | types.MethodWrapperType):
-            owner = value.__self__
-            self.put("builtin", getattr(value, "__module__", None), value.__qualname__)
-            if owner is not None and not isinstance(owner, ModuleType) and not resolves(value):
-                self.tell(owner)  # the method of an object
-        elif type(value) in (functools.partial, functools.partialmethod):
-            self.put(type(value).__name__)
-            self._all(value.func, value.args, value.keywords)
-        elif type(value) in (staticmethod, classmethod):
-            self.put(type(value).__name__)
-            self.tell(value.__func__)
-        elif type(value) is property or isinstance(value, types.DynamicClassAttribute):
-            self.put("property")
-            self._all(value.fget, value.fset, value.fdel)
-        elif type(value) is functools.cached_property:
-            self.put("cached_property")
-            self.tell(value.func)
-        elif isinstance(value, functools._lru_cache_wrapper):
-            self.put("lru_cache")
-            self.tell(value.__wrapped__)
-        elif isinstance(value, CodeType):
-            self._code(value)
-        elif isinstance(value, _DESCRIPTORS):
-            self.put("descriptor", value.__objclass__.__qualname__, value.__name__)
-        else:
-            return False
-        return True
-
     def _function(self, value: FunctionType) -> None:
+        if hasattr(value, "_torchdynamo_orig_callable"):
+            self.put("compiled")
+            self._tell(value._torchdynamo_orig_callable)
+            return
         if theirs_by_file(value):
             self.put("of a package", named(value))
             if resolves(value):
-                return None
-        if not self._new(value):
-            return None
-        self._code(value.__code__)
-        self._all(value.__defaults__, value.__kwdefaults__, dict(vars(value)))
+                return
+        else:
+            self._name(value.__module__ or "", value.__qualname__, value)
+        self._later(self._inside_function, value)
+
+    def _inside_function(self, value: FunctionType) -> None:
+        self._all(value.__code__, value.__defaults__, value.__kwdefaults__, dict(vars(value)))
         for cell in value.__closure__ or ():
             try:
-                found = cell.cell_contents
+                held = cell.cell_contents
             except ValueError:
                 self.put("empty")
             else:
-                self.tell(found)
+                self._tell(held)
         if not theirs_by_file(value):
             self._referred(value)
-        return None
-
-    def _code(self, code: CodeType) -> None:
-        self.put("code", code.co_code, code.co_exceptiontable, code.co_flags)
-        self.put(code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount)
-        self._all(code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars, code.co_consts)
 
     def _referred(self, function: FunctionType) -> None:
         """The globals and modules that its code names, in order."""
-        for where, name, attributes, found in referred(function):
+        for where, name, attributes, value in referred(function):
             self.put(where, name, len(attributes))
             if where == "absent":
                 continue
             for position, attribute in enumerate(attributes):  # mylib.f: of a module of one's own only what is used
-                if not isinstance(found, ModuleType) or theirs(found.__name__):
+                if not isinstance(value, ModuleType) or theirs(value.__name__):
                     break
-                if not hasattr(found, attribute):
+                if not hasattr(value, attribute):
                     self.put("absent", attribute)
                     break
                 self.put(attribute, position)
-                found = getattr(found, attribute)
-            self.tell(found)
+                module, value = value, getattr(value, attribute)
+                if not isinstance(value, ModuleType):
+                    self._name(module.__name__, attribute, value)
+            self._tell(value)
 
     def _module(self, value: ModuleType) -> None:
         self.put("module", value.__name__)
         if theirs(value.__name__):
             self.put(named(value))
-        elif self._new(value):
-            for name, one in sorted(vars(value).items()):
-                if not name.startswith("__") or name in ("__getattr__", "__dir__"):
-                    self.put(name)
-                    self.tell(one)
+        else:
+            self._name(value.__name__, "", value)
+            self._later(self._inside_module, value)
+
+    def _inside_module(self, value: ModuleType) -> None:
+        for name, one in sorted(vars(value).items()):
+            if not name.startswith("__") or name in ("__getattr__", "__dir__"):
+                self.put(name)
+                self._tell(one)
 
     def _class(self, value: type) -> None:
         self.put("class", value.__qualname__)
@@ -234,65 +254,65 @@ class Teller:
             self.put(named(value))
             if resolves(value) or value.__module__ == "builtins":
                 return
-        if self._new(value):
-            self._all(value.__bases__, *(() if type(value) is type else (type(value),)))
-            for name, one in sorted(vars(value).items()):
-                if name not in _OF_A_CLASS:
-                    self.put(name)
-                    self.tell(one)
+        else:
+            self._name(value.__module__, value.__qualname__, value)
+        self._later(self._inside_class, value)
+
+    def _inside_class(self, value: type) -> None:
+        self._all(value.__bases__, *(() if type(value) is type else (type(value),)))
+        for name, one in sorted(vars(value).items()):
+            if name not in _OF_A_CLASS:
+                self.put(name)
+                self._tell(one)
 
     # ---- objects
 
     def _object(self, value: Any) -> None:
         kind = type(value)
+        if isinstance(value, LanguageModel | PreTrainedTokenizerBase):
+            raise errors.BadValue(
+                "a study cannot tell whether the {kind} that a function uses has changed since its shards were written: load it "
+                "inside the function, or give the function what it needs of it, for example token = lm.token_id(' Germany').",
+                kind=kind.__name__,
+            )
         if isinstance(value, logging.Logger) or kind.__module__ == "_thread":  # they compute nothing
             self.put(kind.__qualname__)
         elif kind.__module__ == "typing" or isinstance(value, types.GenericAlias | types.UnionType):
             self.put(repr(value))
+            self._all(getattr(value, "__origin__", None), getattr(value, "__args__", ()))
         elif isinstance(value, np.dtype) or (
             kind.__module__ == "torch._ops" and str(value).startswith(("aten.", "prims."))
         ):
             self.put(kind.__qualname__, value)
+        elif kind.__qualname__ == "OptimizedModule" and kind.__module__.startswith("torch."):
+            self.put("compiled")
+            self._tell(value._orig_mod)
         elif isinstance(value, PretrainedConfig):
-            self.tell(settings(value))
+            self._tell(settings(value))
         elif isinstance(value, Edit) and type(value.given) is not object and theirs_by_file(value.change):
             self._all("edit", value.name, value.site, value.block, value.positions, value.given)
         elif (name := resolves(value)) is not None:
             self.put("of a package", name)
-        elif self._can_be_followed(kind):
-            if self._new(value):
-                self._state(value)
+        elif _is_seen_whole(kind):
+            self._later(self._state, value)
         elif kind.__module__ in _PICKLED:
             made: Any = (
                 copyreg.dispatch_table[kind](value) if kind in copyreg.dispatch_table else value.__reduce_ex__(4)
             )
             self.put("made", kind.__qualname__)
-            self.tell(
+            self._tell(
                 made if isinstance(made, str) else [list(one) if hasattr(one, "__next__") else one for one in made]
             )
         else:
             self._refuse(value)
 
-    def _can_be_followed(self, kind: type) -> bool:
-        """Whether all that its objects hold can be seen: nothing that a class written in C keeps for itself."""
-        if theirs(kind.__module__) and not kind.__module__.startswith("helpers."):
-            return issubclass(kind, nn.Module | torch.utils._contextlib._DecoratorContextManager)
-        return all(
-            not theirs(base.__module__)
-            or base in (object, *_BUILT_IN)
-            or issubclass(base, nn.Module)
-            or base.__module__ in ("abc", "typing", "enum", "collections.abc", "contextlib")
-            or base.__module__.startswith("helpers.")
-            for base in kind.__mro__
-        )
-
     def _state(self, value: Any) -> None:
         kind = type(value)
-        self.tell(kind)
+        self._tell(kind)
         for built_in in _BUILT_IN:
             if isinstance(value, built_in):
                 plain = dict(dict.items(value)) if built_in is dict else built_in(value)
-                self.put(repr(plain)) if built_in is str else self.tell(plain)
+                self.put(repr(plain)) if built_in is str else self._tell(plain)
         state = dict(getattr(value, "__dict__", {}))
         for base in kind.__mro__:
             for name, one in vars(base).items():
@@ -305,7 +325,7 @@ class Teller:
             if isinstance(value, nn.Module) and "hooks" in name and isinstance(one, dict):
                 # Their keys are numbers that count all hooks ever made.
                 one = list(one.values()) if name.endswith("hooks") else len(one)
-            self.tell(one)
+            self._tell(one)
 
     def _refuse(self, value: object) -> None:
         raise errors.BadValue(
@@ -313,6 +333,15 @@ class Teller:
             "build functions and options from numbers, texts, tensors, edits, and lists or dicts of them.",
             kind=type(value).__name__,
         )
+
+
+def _is_seen_whole(kind: type) -> bool:
+    """Whether its objects hold nothing but attributes: no more bytes than those need, as a class written in C would have."""
+    built_in = next(base for base in kind.__mro__ if base in (*_BUILT_IN, object))
+    written = (vars(base).values() for base in kind.__mro__ if "__slots__" in vars(base))
+    slots = sum(isinstance(one, types.MemberDescriptorType) for values in written for one in values)
+    tables = (kind.__weakrefoffset__ > 0) + (kind.__dictoffset__ != 0 and not kind.__flags__ & _MANAGED_DICT)
+    return kind.__basicsize__ <= built_in.__basicsize__ + _POINTER * (slots + tables)
 
 
 def bytes_of(value: Tensor) -> bytes | np.ndarray:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -25,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from . import errors, sweeps
 from .copies import check_values_per_prompt, copy_of, for_prompts
 from .families import Family
-from .fingerprint import of_model
+from .fingerprint import of_model, of_names
 from .loading import quiet
 from .measures import Measure, Outcome, log_prob_change, token_ids
 from .models import LanguageModel
@@ -44,6 +45,8 @@ class Work:
     measure: Measure | None
     options: dict[str, Any]
     asks: int = 0  # the process that the study runs in
+    names: tuple[str, ...] = ()  # what it uses of modules of the user's own, which a process imports from their files
+    own: str = ""  # the fingerprint of these in the study's process
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Looked:
     rows: list[np.ndarray]  # (pos,) ids of each prompt
     targets: int | list[int] | None
     means: torch.Tensor | None  # what ablated heads become, if that is a mean
+    pool: list[np.ndarray]  # (pos,) ids of each prompt that it is taken over
 
 
 @dataclass(frozen=True)
@@ -175,9 +179,22 @@ def there(kind: str, work: bytes, given: bytes) -> Any:
             Thread(target=_end_with_the_study, args=(plan.asks,), daemon=True).start()
         if plan.name not in _kept:
             _kept.clear()
+            _check_code(plan)
             _kept[plan.name] = loaded(cloudpickle.loads(plan.load))
         does: Callable[..., Any] = look if kind == "look" else run
         return does(*_kept[plan.name], plan, cloudpickle.loads(given))
+
+
+def _check_code(plan: Work) -> None:
+    """Raises BadValue unless this process has imported what the study's has, which may be older, or changed by hand."""
+    with suppress(ImportError):
+        if not plan.names or of_names(plan.names) == plan.own:
+            return
+    raise errors.BadValue(
+        "your code in {modules} is not the same in a worker process as in the study's own, where it was loaded from an older "
+        "file or changed by hand: restart Python there and in the workers, or use jobs=1.",
+        modules=", ".join(sorted({name.partition(":")[0] for name in plan.names})),
+    )
 
 
 def look(lm: LanguageModel, model: str, work: Work, given: tuple[Any, Any]) -> Looked:
@@ -193,6 +210,7 @@ def look(lm: LanguageModel, model: str, work: Work, given: tuple[Any, Any]) -> L
         check_values_per_prompt([copy_of(lm, one) for one in work.options["edits"]], tokens)
     replacement, reference = work.options.get("replacement"), work.options.get("reference")
     means = None
+    pool: list[torch.Tensor] = []
     if (
         isinstance(replacement, str)
         and replacement in ("mean", "pooled mean")
@@ -205,7 +223,8 @@ def look(lm: LanguageModel, model: str, work: Work, given: tuple[Any, Any]) -> L
             means = from_the_end(means, max(len(row) for row in rows))  # a sweep's own tensor must reach all positions
     ids = [row.cpu().numpy().astype(np.int32) for row in rows]
     said = f"{lm!r}, torch {torch.__version__}, transformers {transformers.__version__}"
-    return Looked(model, said, lm.n_blocks, lm.n_heads, ids, targets, means)
+    over = [row.cpu().numpy() for row in pool]
+    return Looked(model, said, lm.n_blocks, lm.n_heads, ids, targets, means, over)
 
 
 def run(lm: LanguageModel, model: str, work: Work, shard: Shard) -> tuple[list[int], np.ndarray]:

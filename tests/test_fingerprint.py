@@ -10,8 +10,8 @@ import torch
 from tiny import CONFIGS, MORE, here, tiny
 from torch import nn
 
-from helpers import edit, errors, scale_attention, skip_block, sweep_blocks, trace
-from helpers.fingerprint import of_model, of_value
+from helpers import edit, errors, scale_attention, skip_block, sweep_blocks, trace, wrap
+from helpers.fingerprint import names_in, of_model, of_names, of_value
 
 _NAMES = (
     "import abc, collections, contextlib, dataclasses, enum, functools, operator, re, types, typing\n"
@@ -80,6 +80,20 @@ CHANGES = {
     "a global that comes later": ("def m(o): return later\n§", "", "later = 1"),
     "functions of packages": ("m = lambda o: torch.§(o)", "sin", "cos"),
     "an import inside": ("def m(o):\n    from math import §\n    return §(o)", "sin", "cos"),
+    "a package's object": ("import argparse\nk = argparse.Namespace(a=§)\nm = lambda o: o * k.a", "1", "2"),
+    "a distribution": ("k = torch.distributions.Normal(0.0, §)\nm = lambda o: k.log_prob(o)", "1.0", "2.0"),
+    "a compiled function": ("k = torch.compile(lambda x: x § 1, backend='eager')\nm = lambda o: k(o)", "+", "-"),
+    "a compiled probe": ("p = torch.compile(nn.LayerNorm(4, eps=§), backend='eager')\nm = lambda o: p(o)", "1e-5", "1e-6"),
+    "a class with its type": (
+        "T = typing.TypeVar('T')\nclass C(typing.Generic[T]):\n    def f(s, o): return o § 1\nK = C[int]\nm = lambda o: K().f(o)",
+        "+", "-",
+    ),
+    "the last of many functions": (
+        "m = lambda o: o § 1\nfor _ in range(400): m = (lambda f: lambda o: f(o))(m)", "+", "-",
+    ),
+    "the last of many objects": (
+        "class C: pass\nm = first = C()\nfor _ in range(400):\n    m.next = C()\n    m = m.next\nm.k = §\nm = first", "1", "2",
+    ),
     "a builtin that was replaced": (
         "import builtins\n__builtins__ = dict(vars(builtins), max=lambda *a: §)\nm = lambda o: max(o)", "1", "2",
     ),
@@ -100,6 +114,7 @@ REFUSED = {
     "an iterator": ("k = iter([1])\nm = lambda o: next(k)", "type list_iterator"),
     "a masked array": ("m = np.ma.array([1, 2], mask=[0, 1])", "type MaskedArray"),
     "a sparse tensor": ("m = torch.eye(2).to_sparse()", "type Tensor"),
+    "a random stream of Python's": ("import random\nm = random.Random(0).random", "type Random"),
     "a file": ("import tempfile\nm = tempfile.TemporaryFile()", "type BufferedRandom"),
     "a generator": ("m = np.random.default_rng(0).normal", "type Generator"),
     "a class over one in C": ("import array\nclass A(array.array):\n    pass\nm = A('d', [1])", "type A"),
@@ -140,6 +155,57 @@ def test_modules_of_ones_own_are_followed(call, tmp_path, monkeypatch):
     second = of_value(m)
     mylower.g.__code__ = (lambda x: x - 1).__code__
     assert len({first, second, of_value(m)}) == 3
+
+
+def test_what_another_process_imports_is_named_and_counts_as_it_is_there(tmp_path, monkeypatch):
+    from helpers.worker import Work, _check_code
+
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mypart.py").write_text("K = 1.0\nUNUSED = 1\nclass C:\n    pass\ndef f(x): return C, x * K\n")
+    m = made("import mypart\ndef m(o):\n    from mypart import C\n    return mypart.f(o) * mypart.K * torch.exp(o)")
+    names = names_in({"measure": m})
+    assert names == ("mypart:C", "mypart:K", "mypart:f") and names_in(made("m = lambda o: o")) == ()
+    plan = Work("", b"", "", 0, None, {}, names=names, own=of_names(names))
+    import mypart
+
+    mypart.UNUSED = 2
+    _check_code(plan)
+    mypart.K = 2.0
+    with pytest.raises(errors.BadValue, match="your code in mypart is not the same in a worker process"):
+        _check_code(plan)
+    mypart.K = 1.0
+    _check_code(plan)
+    monkeypatch.delitem(sys.modules, "mypart")
+    (tmp_path / "mypart.py").unlink()
+    with pytest.raises(errors.BadValue, match="your code in mypart is not the same in a worker process"):
+        _check_code(plan)
+
+
+def test_copying_and_pickling_change_nothing():
+    """Both write into the classes of what they copy."""
+    import copy
+
+    import cloudpickle
+
+    m = made(
+        "@dataclasses.dataclass\nclass C:\n    k: float = 1.0\n    def __call__(self, o): return o * self.k\nm = C()"
+    )
+    before = of_value(m)
+    cloudpickle.dumps(copy.deepcopy(m))
+    assert "__slotnames__" in vars(type(m)) and of_value(m) == before
+
+
+def test_models_and_tokenizers_in_a_function_are_refused_by_what_they_are():
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    lm = tiny("llama")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel()))
+    for function, kind in ((lambda o: lm.token_id("a"), "LanguageModel"), (lambda o: tokenizer("a"), "Tokenizer")):
+        with pytest.raises(
+            errors.BadValue, match=rf"whether the \w*{kind}\w* that a function uses .* give the function what"
+        ):
+            of_value(function)
 
 
 def test_a_fingerprint_is_the_same_in_every_process():
@@ -257,6 +323,41 @@ def test_a_librarys_code_that_was_replaced_counts(monkeypatch):
         patch.setattr(nn.functional, "linear", lambda *a: a[0])
         keys.append(of_model(lm))
     assert len(set(keys)) == len(keys) and of_model(lm) == keys[0]
+
+
+def test_a_librarys_file_that_was_edited_counts(monkeypatch):
+    from transformers.models.llama import modeling_llama
+
+    lm = tiny("llama")
+    keys = {of_model(lm)}
+    for function, code in (
+        (modeling_llama.LlamaMLP.forward, (lambda self, x: x).__code__),
+        (modeling_llama.rotate_half, (lambda x: -x).__code__),
+    ):
+        there = code.replace(co_filename=function.__code__.co_filename)
+        with monkeypatch.context() as patch:
+            patch.setattr(function, "__code__", there)
+            keys.add(of_model(lm))
+    assert len(keys) == 3 and of_model(lm) in keys
+
+
+def test_adapters_count_with_what_is_switched_on():
+    peft = pytest.importorskip("peft")
+
+    def key(change=lambda model: None):
+        torch.manual_seed(0)
+        adapter = peft.LoraConfig(target_modules=["q_proj"], r=2, init_lora_weights=False)
+        model = peft.get_peft_model(tiny("llama").model, adapter).eval()
+        change(model)
+        return of_model(wrap(model))
+
+    def scaled(model):
+        for module in model.modules():
+            if isinstance(module, peft.tuners.lora.Linear):
+                module.scaling["default"] *= 3
+
+    keys = {key(), key(scaled), key(lambda model: model.base_model.disable_adapter_layers())}
+    assert len(keys) == 3 and key() in keys and key(scaled) in keys
 
 
 def test_code_on_a_model_that_cannot_be_followed_is_refused():

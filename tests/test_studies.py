@@ -16,9 +16,11 @@ from reference import reference
 from tiny import tiny
 
 from helpers import (
+    Tokens,
     add_to_block,
     change,
     errors,
+    load_model,
     noise_neurons,
     patch_block,
     scale_block,
@@ -56,8 +58,6 @@ def prompts():
 
 
 def some_prompts(lengths, seed=3):
-    from helpers import Tokens
-
     generator = torch.Generator().manual_seed(seed)
     rows = [torch.randint(2, 97, (length,), generator=generator) for length in lengths]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
@@ -163,6 +163,16 @@ def test_texts_are_coordinates(tmp_path):
     assert found.sel(block=3).shape == (3,)
 
 
+def test_texts_are_coordinates_also_after_their_ids(tmp_path):
+    lm, texts = load_model(), ["The capital of France is", "The capital of Italy is"]
+    run = partial(study, sweep_blocks, lm, folder=tmp_path)
+    found = run(lm.encode(texts), lm.token_id(" Italy"))
+    assert "text" not in found.coords
+    named = run(texts, " Italy")
+    assert list(named.text.values) == texts and named.attrs["target"] == " Italy" != found.attrs["target"]
+    assert (named.values == found.values).all() and len(shards_in(tmp_path)) == 1
+
+
 def test_blocks_pairs_factors_and_a_few_blocks_keep_their_labels(lm, prompts, tmp_path):
     def skip(*blocks):
         return lambda number: (
@@ -236,10 +246,13 @@ def test_means_are_taken_over_the_whole_list(lm, prompts, of, tmp_path):
         reference(lm.model, ids[mask][None]).heads[2][0, :, 1] for ids, mask in zip(pool.ids, pool.mask, strict=True)
     ]  # (pos, d_head)
     mean = torch.stack([torch.cat([one[:1].expand(9 - len(one), -1), one]) for one in heads]).mean(0)
-    found = study(
-        sweep_heads, lm, prompts, TARGETS, folder=tmp_path, shard=2, replacement="mean",
-        **({} if of == "the swept prompts" else {"reference": pool}),
-    )  # fmt: skip
+    run = partial(study, sweep_heads, lm, folder=tmp_path, shard=2, replacement="mean")
+    two = prompts.ids[[1, 4]], prompts.mask[[1, 4]]  # the first shard's, with a mean of their own
+    before = run(
+        Tokens(*two), [TARGETS[1], TARGETS[4]], **({} if of == "the swept prompts" else {"reference": prompts})
+    )
+    found = run(prompts, TARGETS, **({} if of == "the swept prompts" else {"reference": pool}))
+    assert abs(found.values[[1, 4]] - before.values).max() > 1e-3
     assert close(found[:, 2, 1], by_hand(lm, prompts, TARGETS, [head_becomes(2, 1, mean)])[:, 0])
 
 
@@ -282,8 +295,57 @@ def test_a_damaged_shard_is_measured_again(lm, prompts, expected, tmp_path):
     one, other, _ = sorted((tmp_path / "shards").iterdir())
     one.write_bytes(one.read_bytes()[:100])
     other.write_bytes(b"")
+    (whole,) = tmp_path.glob("*.nc")
+    for damaged in (whole.read_bytes()[:300], b""):
+        whole.write_bytes(damaged)
+        assert close(run(), expected)
+    assert close(run(progress=lambda *_: pytest.fail("all is there")), expected)
+
+
+def test_a_study_that_ran_out_of_memory_goes_on_with_a_smaller_chunk(lm, prompts, expected, tmp_path):
+    run = partial(study, sweep_heads, lm, prompts, TARGETS, folder=tmp_path, shard=2)
+    run(chunk=1000)
+    before = shards_in(tmp_path)
     next(tmp_path.glob("*.nc")).unlink()
-    assert close(run(), expected)
+    (tmp_path / "shards" / min(before)).unlink()
+    assert close(run(chunk=9), expected)
+    after = shards_in(tmp_path)
+    assert after.keys() == before.keys() and sum(after[name] == before[name] for name in after) == 3
+
+
+def test_a_full_disk_is_a_sentence_and_what_was_finished_is_kept(lm, prompts, expected, tmp_path, monkeypatch):
+    import numpy as np
+
+    run = partial(study, sweep_heads, lm, prompts, TARGETS, folder=tmp_path, shard=2)
+    save = np.save
+
+    def full(file, values, **options):
+        if len(shards_in(tmp_path)) > 2:  # two, and the folder that the third is written in
+            raise OSError(28, "No space left on device")
+        save(file, values, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", full)
+        with pytest.raises(errors.CannotStore, match=r"No space left on device.*make room"):
+            run()
+    assert len(shards_in(tmp_path)) == 2
+    told = []
+    assert close(run(progress=lambda done, total: told.append(done)), expected) and told == [2, 4, 6, 7]
+
+
+def test_two_studies_in_one_folder_may_save_the_same_model(lm, tmp_path, monkeypatch):
+    from helpers import studies, worker
+
+    save, key = worker.save, of_model(lm)
+
+    def slow(model, folder):
+        save(model, folder)
+        monkeypatch.setattr(worker, "save", save)
+        studies._loader(lm, tmp_path, key)  # the other study is quicker
+
+    monkeypatch.setattr(worker, "save", slow)
+    assert of_model(studies._loader(lm, tmp_path, key)()) == key
+    assert [one.name for one in tmp_path.iterdir()] == [f"model-{key[:16]}"]
 
 
 def test_more_prompts_use_what_is_there(lm, tmp_path):
@@ -607,6 +669,33 @@ def test_a_live_model_goes_into_other_processes_as_it_is(make, prompts, tmp_path
     here = study(sweep_blocks, lm, prompts, TARGETS, folder=tmp_path / "here")
     assert found.attrs["model_fingerprint"] == here.attrs["model_fingerprint"]
     assert abs(found.values - here.values).max() < 1e-12 and abs(here.values).max() > 0.01
+
+
+def test_processes_compute_with_the_code_that_this_one_has(tmp_path, monkeypatch):
+    """joblib's processes outlive a study, with the modules that they once imported."""
+    import importlib
+
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    file, ids = tmp_path / "myscore.py", torch.arange(2, 18).reshape(4, 4)
+    file.write_text("SCALE = 1.0\ndef score(outcome): return outcome.edited[:, 5] * SCALE\n")
+    import myscore
+
+    lm = tiny("gpt2")
+    run = partial(
+        study, sweep_blocks, lm, ids, measure=lambda outcome: myscore.score(outcome), folder=tmp_path, shard=2
+    )
+    once = run(jobs=2)
+    file.write_text("SCALE = 2.0\ndef score(outcome): return outcome.edited[:, 5] * SCALE\n")
+    importlib.reload(myscore)
+    twice = run(jobs=2)
+    plain = sweep_blocks(lm, ids, measure=lambda outcome: outcome.edited[:, 5])
+    assert close(once, plain) and close(twice, 2 * plain)
+    myscore.SCALE = 3.0
+    with pytest.raises(errors.BadValue, match="your code in myscore is not the same in a worker process"):
+        run(jobs=2)
+    assert close(run(), 3 * plain)
+    monkeypatch.delitem(sys.modules, "myscore")
 
 
 def test_a_changed_attribute_is_another_model_which_processes_cannot_make_again(prompts, tmp_path):
