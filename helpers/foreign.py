@@ -1,18 +1,27 @@
 """Code on a model that comes from no library: what the helpers cannot look into, and can only see is there.
 
 A hook of the user's own, a `forward` that was replaced on one module, a module of a class of one's own, a hook on all
-modules (`register_module_forward_hook`). Such code may do anything, so a sweep gives it one row at a time; print(lm) names
-all but the classes.
+modules (`register_module_forward_hook`), a function in the place of a library's: on a module, in its class, in the file of
+that class, or registered as a kind of attention. Such code may do anything, so a sweep gives it one row at a time, and a
+Replay keeps nothing; print(lm) names the hooks and the forwards.
 """
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
+# Whose functions a library's file may hold: its own, Python's, and those of what it is built on.
+_WRITERS = frozenset(
+    {*LIBRARIES, "builtins", "huggingface_hub", "safetensors", "typing_extensions", *sys.stdlib_module_names}
+)
 
 
 def has_other_hooks(module: nn.Module, ours: set[int]) -> bool:
@@ -32,7 +41,7 @@ def hooks_on_all_modules() -> list[Any]:
         getattr(nn.modules.module, name, {})  # not public: they may go
         for name in ("_global_forward_pre_hooks", "_global_forward_hooks")
     )
-    return [hook for table in tables for hook in table.values() if not _of_a_library(hook)]
+    return [hook for table in tables for hook in table.values() if not of_a_library(hook)]
 
 
 def own_forward(module: nn.Module) -> bool:
@@ -51,10 +60,40 @@ def named(model: nn.Module, hooked: Iterable[str]) -> str:
     )
 
 
-def own_class(module: nn.Module) -> bool:
-    """A module of a class that no library wrote, or whose class got another `forward` than the library's."""
-    return not (_of_a_library(type(module)) and _of_a_library(type(module).forward))
+def own_class(kind: type[nn.Module]) -> bool:
+    """A class of modules that no library wrote, or that computes with a function which none wrote."""
+    return not of_a_library(kind) or any(map(own_function, computes_with(kind)))
 
 
-def _of_a_library(code: Any) -> bool:
+def computes_with(kind: type[nn.Module]) -> list[Any]:
+    """What a class has, its bases too, and what the file that it was written in holds."""
+    found = [value for base in kind.__mro__ if issubclass(base, nn.Module) for value in list(vars(base).values())]
+    around = sys.modules.get(kind.__module__)
+    return found + list(vars(around).values() if around else ())
+
+
+def own_method(module: nn.Module) -> bool:
+    """A function that somebody put on this one module, in a method's place."""
+    return any(map(own_function, list(vars(module).values())))
+
+
+def attention_functions(kind: str) -> list[Any]:
+    """What was registered under the name of a kind of attention: the function, and the one that makes its mask."""
+    return [table.get(kind) for table in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS)]
+
+
+def own_function(value: Any) -> bool:
+    """Whether somebody else than a library wrote it: said by its name, which functools.wraps lends, and by its own globals."""
+    if isinstance(value, property):
+        value = value.fget
+    while isinstance(value, functools.partial):
+        value = value.func
+    if isinstance(value, type) or not callable(value):
+        return False
+    value = getattr(value, "__func__", value)
+    names = {getattr(value, "__module__", None), getattr(value, "__globals__", {}).get("__name__")} - {None}
+    return any(str(name).partition(".")[0] not in _WRITERS for name in names)
+
+
+def of_a_library(code: Any) -> bool:
     return str(getattr(code, "__module__", "")).partition(".")[0] in LIBRARIES

@@ -76,18 +76,21 @@ def _where_rows_run_alone(lm: LanguageModel) -> Alone:
     live = {one.block for group in list(lm.live_edits) if not group.private for one in group}
     hooked = {id(module) for module in lm.hooks_of_others.values()}
     inside = [*lm.blocks, lm.final_norm, lm.unembed, lm.model]
-    everywhere = bool(foreign.hooks_on_all_modules())
-    *blocks, norm, unembed, anywhere = [everywhere or _may_mix_rows(module, hooked) for module in inside]
+    attention = foreign.attention_functions(lm.config._attn_implementation)
+    everywhere = bool(foreign.hooks_on_all_modules()) or any(map(foreign.own_function, attention))
+    own = {kind for kind in {type(module) for module in lm.model.modules()} if foreign.own_class(kind)}
+    *blocks, norm, unembed, anywhere = [everywhere or _may_mix_rows(module, hooked, own) for module in inside]
     blocks = [mixes or index in live for index, mixes in enumerate(blocks)]
     return Alone(blocks, norm or unembed, anywhere or any(blocks))
 
 
-def _may_mix_rows(module: nn.Module, hooked: set[int]) -> bool:
+def _may_mix_rows(module: nn.Module, hooked: set[int], own: set[type[nn.Module]]) -> bool:
     """Whether code that is not the library's, or arithmetic that takes its scale from the whole batch, runs in a module."""
     return any(
         id(one) in hooked
         or foreign.own_forward(one)
-        or foreign.own_class(one)
+        or type(one) in own
+        or foreign.own_method(one)
         or "quantized" in type(one).__module__
         or any(map(_odd, one.parameters(recurse=False)))
         for one in module.modules()

@@ -2,23 +2,21 @@
 
 `snapshot(lm)` is equal to an earlier one only if nothing that is named here has changed: the numbers of every weight and
 buffer, the modules and their classes' functions, plain attributes (a LoRA's scaling, a norm's epsilon), the config, the
-kinds of attention, autocast and its like.
+kind of attention, autocast and its like.
 
 Weights are read in full each time, since PyTorch keeps no record of a change through `.data`, nor of a step of a fused
-optimizer; that takes a fifth of a short pass, and less of a long one. Not seen: a change through `.data` that only moves numbers
-within a row of one weight, and functions that were replaced outside of the model's own classes and their modules. None
-stands for a model of which all this cannot be told: its passes must not be kept.
+optimizer; that takes a third of a short pass, and less of a long one. Not seen: functions that were replaced outside of the
+model's own classes and their modules. None stands for a model of which all this cannot be told, also since a function of
+somebody's own, which may go by anything, is where a library's was: its passes must not be kept.
 """
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from . import foreign
 from .models import LanguageModel
@@ -44,22 +42,23 @@ class Same:
 def snapshot(lm: LanguageModel, weights_of: list[Any] | None = None) -> list[Any] | None:
     """weights_of: an earlier snapshot since which nobody wrote into a weight, whose sums are taken where they were.
 
-    None in train mode, under live edits, and with hooks, replaced forwards, own classes or modes that may do anything."""
+    None in train mode, under live edits, and with hooks, functions, classes or modes of one's own that may do anything."""
     modes = torch._C._len_torch_function_stack() + torch._C._len_torch_dispatch_stack()
-    if lm.live_edits or modes or foreign.hooks_on_all_modules():
+    attention = foreign.attention_functions(lm.config._attn_implementation)
+    if lm.live_edits or modes or foreign.hooks_on_all_modules() or any(map(foreign.own_function, attention)):
         return None
     modules: list[nn.Module] = [lm.model]
-    seen, found = {id(lm.model)}, _settings(lm.device.type)
-    classes: dict[type, bool] = {}
+    seen, found = {id(lm.model)}, [*_settings(lm.device.type), *map(Same, attention)]
+    classes: dict[type, list[Any]] = {}
     tensors: dict[int, Tensor] = {}
     for module in modules:  # grows on the way
         own = vars(module)
         if own["training"] or "forward" in own or foreign.has_other_hooks(module, set()):
             return None
         if type(module) not in classes:
-            if foreign.own_class(module):
+            if not foreign.of_a_library(type(module)):
                 return None
-            classes[type(module)] = True
+            classes[type(module)] = foreign.computes_with(type(module))
         for one in own["_modules"].values():
             if one is not None and id(one) not in seen:
                 seen.add(id(one))
@@ -67,12 +66,17 @@ def snapshot(lm: LanguageModel, weights_of: list[Any] | None = None) -> list[Any
         for table in (own["_parameters"], own["_buffers"]):
             tensors.update((id(one), one) for one in table.values() if one is not None)
         if len(own) > len(_OF_EVERY_MODULE):
+            if foreign.own_method(module):
+                return None
             found.append([_plain(value, tensors, seen) for name, value in own.items() if name not in _OF_EVERY_MODULE])
+    values = [value for one in classes.values() for value in one]
+    if any(map(foreign.own_function, {id(value): value for value in values}.values())):
+        return None
     try:
         numbers = _numbers(list(tensors.values()), weights_of and weights_of[-1])
     except (AttributeError, RuntimeError, TypeError):  # a kind of tensor that has no bytes to read
         return None
-    return [[Same(module) for module in modules], [_functions(one) for one in classes], found, numbers]
+    return [[Same(module) for module in modules], [Same(value) for value in values], found, numbers]
 
 
 def _settings(device: str) -> list[Any]:
@@ -84,15 +88,7 @@ def _settings(device: str) -> list[Any]:
         torch.backends.cuda.math_sdp_enabled(),
         torch.backends.cuda.cudnn_sdp_enabled(),
         torch.get_float32_matmul_precision(),
-        [Same(function) for function in ALL_ATTENTION_FUNCTIONS.values()],
     ]
-
-
-def _functions(kind: type) -> list[Any]:
-    """What a class does: its own attributes and those of its bases, and what the module that it was written in holds."""
-    found = [Same(value) for base in kind.__mro__ if issubclass(base, nn.Module) for value in list(vars(base).values())]
-    around = sys.modules.get(kind.__module__)
-    return found + [Same(value) for value in list(vars(around).values() if around else ())]
 
 
 def _plain(value: Any, tensors: dict[int, Tensor], seen: set[int]) -> Any:
@@ -116,29 +112,47 @@ def _plain(value: Any, tensors: dict[int, Tensor], seen: set[int]) -> Any:
 
 
 def _numbers(tensors: list[Tensor], known: list[Any] | None) -> list[Any]:
-    """Of each tensor: where it lies, and sums over its bytes that change with any one of them."""
+    """Of each tensor where it lies, and of all together two kinds of sums, each of which shows what the other may miss.
+
+    The sums of their bits are exact modulo 2 ** 64: columns are added up and weighted by odd numbers, so that any one number
+    shows, and a move within rows. Half, twice or minus some numbers may be a multiple of 2 ** 64 away: these show, as a shuffle
+    of rows does, in the sums of the numbers themselves, rows added up and weighted.
+    """
     places = [(one.data_ptr(), one.dtype, one.shape, 0 if one.is_inference() else one._version) for one in tensors]
     if known is not None and known[0] == places:
         return known
-    odd: dict[tuple[int, torch.device], Tensor] = {}
+    sums: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     with torch.inference_mode():
-        sums = [_sum(one, odd) for one in tensors]
-        devices = dict.fromkeys(one.device for one in sums)
-        together = [torch.stack([one for one in sums if one.device == device]).tolist() for device in devices]
-    return [places, together]
+        for one in tensors:
+            for found in (_bits(one), _values(one)):
+                sums.setdefault((found.device, found.dtype), []).append(found)
+        return [places, [_weighted(torch.cat(some)).item() for some in sums.values()]]
 
 
-def _sum(tensor: Tensor, odd: dict[tuple[int, torch.device], Tensor]) -> Tensor:
-    """() int64, exact modulo 2 ** 64: rows are added up and weighted by odd numbers, so that a shuffle shows as well."""
-    number, rows = tensor.numel() * tensor.element_size(), tensor.shape[0] if tensor.ndim > 1 else 0
-    flat = tensor.detach().contiguous().view(-1)
-    if number % 8 or tensor.storage_offset() * tensor.element_size() % 8:
-        words = flat.view(torch.uint8).long()
-    else:
-        words = flat.view(torch.int64)
+def _bits(tensor: Tensor) -> Tensor:
+    """(words of a row,) int64: all rows added up; all columns, (rows,), of numbers that are summed here alone."""
+    words = tensor.detach().contiguous().view(-1)
+    odd = tensor.numel() * tensor.element_size() % 8 or tensor.storage_offset() * tensor.element_size() % 8
+    words = words.view(torch.uint8).long() if odd else words.view(torch.int64)
+    rows = tensor.shape[0] if tensor.ndim > 1 else 0
     if rows and words.numel() % rows == 0:
-        words = words.view(rows, -1).sum(1)
-    key = words.numel(), words.device
-    if key not in odd:
-        odd[key] = torch.arange(1, 2 * key[0], 2, device=words.device)
-    return (words * odd[key]).sum()
+        words = words.view(rows, -1).sum(0 if _summed(tensor) else 1)
+    return words if len(words) < 2**16 else _weighted(words)  # the sums of all lie in memory together
+
+
+def _values(tensor: Tensor) -> Tensor:
+    """(rows,) in float32 or float64: all columns added up; of what cannot be added up (0,)."""
+    if not _summed(tensor):
+        return torch.empty(0, device=tensor.device)
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    return tensor.detach().sum(-1, dtype=wide).flatten() if tensor.ndim > 1 else tensor.detach().to(wide).reshape(-1)
+
+
+def _summed(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.element_size() > 1
+
+
+def _weighted(sums: Tensor) -> Tensor:
+    """(1,): each number times an odd one of its own."""
+    weights = 2 * torch.arange(len(sums), device=sums.device) + 1
+    return (sums.nan_to_num() * weights.to(sums.dtype)).sum()[None]

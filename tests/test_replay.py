@@ -3,10 +3,12 @@
 import copy
 import functools
 import gc
+import sys
 
 import pytest
 import torch
 from tiny import CONFIGS, tiny
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from helpers import (
     Tokens,
@@ -92,18 +94,13 @@ def test_every_kind_of_edit_comes_out_as_in_a_whole_pass(family, made):
 
 
 @pytest.mark.parametrize(("family", "attention"), [*((one, "eager") for one in CONFIGS), ("llama", "sdpa")])
-def test_only_the_blocks_from_the_edit_on_run_again(family, attention, monkeypatch):
+def test_only_the_blocks_from_the_edit_on_run_again(family, attention):
     lm = tiny(family, attention=attention)
     calls = []
-    (kind,) = {type(block) for block in lm.blocks}
-    plain = kind.forward
-
-    @functools.wraps(plain)  # so that it passes for the library's own
-    def counted(self, *args, **kwargs):
-        calls.append(next(i for i, block in enumerate(lm.blocks) if block is self))
-        return plain(self, *args, **kwargs)
-
-    monkeypatch.setattr(kind, "forward", counted)
+    for number, block in enumerate(lm.blocks):
+        see = lambda module, args, number=number: calls.append(number)  # noqa: E731
+        see.only_looks = True  # else a hook of the user's makes every pass a whole one
+        block.register_forward_pre_hook(see)
     replay = Replay(lm)
     replay(IDS, scale_block(2, 0.5))
     calls.clear()
@@ -213,6 +210,84 @@ def test_a_changed_model_makes_a_new_clean_pass(how, monkeypatch):
     assert replay.version == version + 1
     assert torch.allclose(clean.resid[1:], whole_pass(lm)[0], rtol=1e-12, atol=1e-12)
     assert torch.allclose(edited.resid[1:], whole_pass(lm, scale={2: 0.5})[0], rtol=1e-12, atol=1e-12)
+
+
+def columns_swapped(weight):
+    weight.data[:, [3, 5]] = weight.data[:, [5, 3]]
+
+
+def columns_negated(weight):
+    weight.data[:, [7, 11]] *= -1
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda w: w.data.neg_(),
+        lambda w: w.data.mul_(2),
+        lambda w: w.data.mul_(0.5),
+        lambda w: w.data[16:32].neg_(),
+        columns_negated,
+        columns_swapped,
+        lambda w: w.data.view(torch.uint8)[5, 9].bitwise_xor_(1),
+    ],
+)
+def test_numbers_that_are_written_past_pytorchs_count_are_seen(write, dtype):
+    """Of 64 x 64 numbers: minus and twice of them add a multiple of 2 ** 64 to the sum of their bits, in float64."""
+    lm = tiny("llama", dtype, hidden_size=64, intermediate_size=64)
+    replay, weight = Replay(lm), lm.blocks[1].mlp.down_proj.weight
+    replay(IDS)
+    kept, version = weight.detach().clone(), weight._version
+    write(weight)
+    assert not weight.equal(kept) and weight._version == version
+    clean, edited = replay(IDS, scale_block(2, 0.5))
+    torch.testing.assert_close(clean.resid[1:], whole_pass(lm)[0])
+    torch.testing.assert_close(edited.resid[1:], whole_pass(lm, scale={2: 0.5})[0])
+    assert replay.version == 2
+
+
+def test_a_norm_turned_round_and_a_matrix_without_numbers():
+    lm = tiny("llama", hidden_size=64)
+    lm.blocks[0].mlp.register_buffer("nothing", torch.empty(0, 3))
+    replay = Replay(lm)
+    replay(IDS)
+    lm.blocks[1].input_layernorm.weight.data.neg_()
+    torch.testing.assert_close(replay(IDS)[0].resid[1:], whole_pass(lm)[0])
+    replay(IDS)
+    assert replay.version == 2
+
+
+@pytest.mark.parametrize("place", ["a kind of attention", "a file", "a class", "a module"])
+def test_a_function_of_ones_own_may_go_by_anything_so_nothing_is_kept(place, monkeypatch):
+    """It stays the same function, while the number that it goes by is another one at the second pass."""
+    strength, of_llama = [1.0], place in ("a kind of attention", "a file")
+    lm = tiny("llama" if of_llama else "gpt_neo")
+    attention = lm.blocks[1].self_attn if of_llama else lm.blocks[1].attn.attention
+    library = sys.modules[type(attention).__module__]
+    plain = library.eager_attention_forward if of_llama else type(attention)._attn
+
+    @functools.wraps(plain)  # so that it has the library's name
+    def mine(*args, **named):
+        value, weights = plain(*args, **named)
+        return value * strength[0], weights
+
+    if place == "a kind of attention":
+        monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "mine", mine)
+        lm.model.set_attn_implementation("mine")
+    elif place == "a file":
+        monkeypatch.setattr(library, "eager_attention_forward", mine)
+    elif place == "a class":
+        monkeypatch.setattr(type(attention), "_attn", mine)
+    else:
+        attention._attn = functools.partial(mine, attention)
+    replay = Replay(lm)
+    before, _ = replay(IDS)
+    strength[0] = 2.0
+    clean, edited = replay(IDS, scale_block(2, 0.5))
+    assert not torch.allclose(clean.resid, before.resid)
+    torch.testing.assert_close(clean.resid[1:], whole_pass(lm)[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(edited.resid[1:], whole_pass(lm, scale={2: 0.5})[0], rtol=1e-12, atol=1e-12)
 
 
 def test_a_setting_of_the_process_makes_a_new_clean_pass():

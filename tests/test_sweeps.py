@@ -11,6 +11,7 @@ from reference import reference
 from tiny import CONFIGS, MORE, here, tiny
 from torch.nn.functional import cross_entropy, kl_div
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from helpers import (
     add_to_block,
@@ -428,6 +429,32 @@ def test_another_forward_on_a_class_of_the_library_is_code_of_ones_own(monkeypat
     torch.testing.assert_close(sweep_heads(lm, as_tokens(prompts), TARGET), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("place", ["a kind of attention", "a file", "a module"])
+def test_a_function_in_a_librarys_place_is_code_of_ones_own(place, monkeypatch):
+    """One that meddles with the first prompt of a batch, as code for a single prompt does."""
+    lm = tiny("gpt_neo" if place == "a module" else "llama")
+    prompts, library = texts(7, 7), sys.modules[type(lm.blocks[0]).__module__]
+    attention = lm.blocks[2].attn.attention if place == "a module" else None
+    plain = attention._attn if attention else library.eager_attention_forward
+
+    @functools.wraps(plain)
+    def first_prompt(*args, **named):
+        value, weights = plain(*args, **named)
+        value = value.clone()
+        value[0, 1:] *= 0.5
+        return value, weights
+
+    if place == "a kind of attention":
+        monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "mine", first_prompt)
+        lm.model.set_attn_implementation("mine")
+    elif place == "a file":
+        monkeypatch.setattr(library, "eager_attention_forward", first_prompt)
+    else:
+        attention._attn = first_prompt
+    expected = loop(lm, prompts, every_head(lm)).view(2, 4, 4)
+    torch.testing.assert_close(sweep_heads(lm, as_tokens(prompts), TARGET), expected, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("family", [family for family in CONFIGS | MORE if here(family)])
 def test_a_model_of_the_library_is_nobodys_own(family):
     alone = _where_rows_run_alone(tiny(family, dtype=torch.float32))
@@ -654,19 +681,20 @@ def test_a_function_is_a_measure():
 # ---- as little work as promised
 
 
-def test_each_block_runs_for_the_copies_that_need_it(monkeypatch):
+def test_each_block_runs_for_the_copies_that_need_it():
     lm = tiny("gpt2")
     (prompt,) = texts(6)
     rows = {block: [] for block in range(4)}
     shapes = []
 
-    def watch(kind, see):  # passes for the library's own: code of ours makes a sweep careful
-        forward = kind.forward
-        watched = lambda self, x, *a, **named: (see(self, x), forward(self, x, *a, **named))[1]  # noqa: E731
-        monkeypatch.setattr(kind, "forward", functools.wraps(forward)(watched))
+    def watch(module, see):
+        hook = lambda module, args: see(args[0])  # noqa: E731
+        hook.only_looks = True  # else a hook of the user's makes a sweep careful
+        module.register_forward_pre_hook(hook)
 
-    watch(type(lm.blocks[0]), lambda module, x: rows[lm.blocks.index(module)].append(len(x)))
-    watch(type(lm.mlp(3)), lambda module, x: shapes.append(x.shape[1]) if module is lm.mlp(3) else None)
+    for block, module in enumerate(lm.blocks):
+        watch(module, lambda x, block=block: rows[block].append(len(x)))
+    watch(lm.mlp(3).c_fc, lambda x: shapes.append(x.shape[1]))
     sweep_heads(lm, prompt, TARGET)
     assert {block: sum(sizes) - 1 for block, sizes in rows.items()} == {0: 4, 1: 8, 2: 12, 3: 16}  # − 1: the clean pass
     assert shapes == [6, 1]  # the last MLP: the clean pass, and the last token of all copies
