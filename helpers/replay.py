@@ -7,11 +7,13 @@
 Blocks are called as the modules they are, with what the clean pass called them with, and never with a filled cache, which
 would show attention the keys from before the edit. Logits are computed for the last token only.
 
-A restart cannot see everything. In train mode, under a live `with edit`, or while hooks that are not ours, a replaced `forward`
-or modules of your own classes are in the model, both passes are whole ones, each time. A clean pass is made anew when the model
-or a setting that it computes under is another one since; helpers/snapshot.py says what is compared, and what is not seen.
-That comparison reads all weights, which takes a quarter to a third of a short pass; a panel's slider, between whose moves no
+A restart cannot see everything. In train mode, under a live `with edit`, or while hooks that are not ours, functions in the
+place of a library's or modules of your own classes are in the model, both passes are whole ones, each time. A clean pass is made
+anew when the model or a setting that it computes under is another one since; helpers/snapshot.py says what is compared, and what
+is not seen. That comparison reads all weights, which takes about half of a short pass; a panel's slider, between whose moves no
 code runs, tells it so (`since`).
+
+A restart edits this thread's calls alone, as a sweep does; a whole pass is edited as under a `with edit`.
 """
 
 from __future__ import annotations
@@ -25,9 +27,11 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from . import hooks
-from .applying import check_edits
+from .applying import check_edits, edit_here
 from .edits import Edit, edit
+from .live import edited_as_a_whole
 from .models import LanguageModel, Tokens, check_model
+from .say import translatable
 from .snapshot import snapshot
 from .tracing import Trace, trace
 
@@ -60,8 +64,8 @@ class _Recorded:
     calls: list[Call]  # what each block was called with besides the stream: masks, positions
 
     def copy(self) -> Clean:
-        """The pass to hand out, which its receiver may write into; one without calls is not kept, and needs no copy."""
-        return Clean(*(value.clone() for value in vars(self.run).values())) if self.calls else self.run
+        """The pass to hand out, which its receiver may write into."""
+        return Clean(*(value.clone() for value in vars(self.run).values()))
 
 
 def _clean(seen: Trace) -> Clean:
@@ -92,21 +96,25 @@ class Replay:
         return self._record(self.lm.encode(prompt)).copy()
 
     def __call__(self, prompt: str | Tensor | Tokens, *edits: Edit) -> tuple[Clean, Run]:
-        """The clean pass and the edited one. Raises BadPrompt, PromptTooLong, and what `edit` raises, before any pass."""
+        """The clean pass and the edited one. Raises BadPrompt, PromptTooLong, and what `edit` raises, before any pass; BadEdit
+        if another thread's `with` began or ended meanwhile.
+        """
         check_edits(self.lm, edits)
         tokens = self.lm.encode(prompt)
-        clean = self._record(tokens)
-        if not edits:
-            return (unedited := clean.copy()), unedited
-        with (applied := edit(self.lm, *edits)):
+        with edited_as_a_whole(self.lm, translatable("this replay")):
+            clean = self._record(tokens)
+            if not edits:
+                return clean.copy(), clean.copy()
             # Only in a whole pass does each padded prompt count its own tokens.
             if not clean.calls or not tokens.mask.all():
-                whole = trace(self.lm, tokens)
+                with edit(self.lm, *edits):
+                    whole = trace(self.lm, tokens)
                 assert whole.final is not None
                 return clean.copy(), Run(whole.resid, whole.final, whole.last_logits)
-            run = _from_block(self.lm, clean, min(one.block for one in edits))
-            applied.check_ran()
-        return clean.copy(), run
+            with (applied := edit_here(self.lm, *edits)):
+                run = _from_block(self.lm, clean, min(one.block for one in edits))
+                applied.check_ran()
+            return clean.copy(), run
 
     def _record(self, tokens: Tokens) -> _Recorded:
         """The kept pass, or a new one; without calls where a restart would not see all that a pass does."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from . import foreign
+from .live import live_here
 from .models import LanguageModel
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training"}
@@ -45,15 +46,16 @@ def snapshot(lm: LanguageModel, weights_of: list[Any] | None = None) -> list[Any
     None in train mode, under live edits, and with hooks, functions, classes or modes of one's own that may do anything."""
     modes = torch._C._len_torch_function_stack() + torch._C._len_torch_dispatch_stack()
     attention = foreign.attention_functions(lm.config._attn_implementation)
-    if lm.live_edits or modes or foreign.hooks_on_all_modules() or any(map(foreign.own_function, attention)):
+    if live_here(lm) or modes or foreign.hooks_on_all_modules() or any(map(foreign.own_function, attention)):
         return None
     modules: list[nn.Module] = [lm.model]
     seen, found = {id(lm.model)}, [*_settings(lm.device.type), *map(Same, attention)]
     classes: dict[type, list[Any]] = {}
+    others = {handle.id for handle in list(lm.edit_handles)}  # of sweeps in other threads, which do nothing in this one
     tensors: dict[int, Tensor] = {}
     for module in modules:  # grows on the way
         own = vars(module)
-        if own["training"] or "forward" in own or foreign.has_other_hooks(module, set()):
+        if own["training"] or "forward" in own or foreign.has_other_hooks(module, others):
             return None
         if type(module) not in classes:
             if not foreign.of_a_library(type(module)):

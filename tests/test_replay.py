@@ -4,6 +4,8 @@ import copy
 import functools
 import gc
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -25,7 +27,7 @@ from helpers import (
     zero_heads,
     zero_keys,
 )
-from helpers.errors import BadPrompt, BlockOutOfRange
+from helpers.errors import BadEdit, BadPrompt, BlockOutOfRange
 from helpers.replay import Replay
 
 IDS = torch.tensor([[5, 3, 8, 2, 11, 40, 7]])
@@ -416,6 +418,53 @@ def test_ids_that_the_caller_writes_into_are_another_prompt():
     ids[0, 2] = 9
     clean, _ = replay(ids)
     assert torch.allclose(clean.resid[1:], whole_pass(lm, ids)[0], rtol=1e-12, atol=1e-12)
+
+
+def test_what_is_handed_out_twice_is_not_the_same_memory():
+    lm = tiny("gpt2")
+    replay = Replay(lm)
+    for _ in range(2):
+        clean, unedited = replay(IDS)
+        unedited.resid.zero_()
+        assert torch.allclose(clean.resid[1:], whole_pass(lm)[0], rtol=1e-12, atol=1e-12)
+        lm.blocks[0].register_forward_hook(lambda *_: None)  # the second time nothing is kept
+
+
+def test_a_restart_edits_nothing_that_another_thread_runs():
+    """The other thread's plain pass comes while a restart is in the middle of a block that it edits."""
+    lm = tiny("llama")
+    replay, expected = Replay(lm), whole_pass(lm)[1]
+    replay(IDS)
+    with ThreadPoolExecutor(1) as pool:
+
+        def in_between(value):
+            if not started:  # else it is the other thread's own pass that is edited
+                started.append(True)
+                seen.append(pool.submit(whole_pass, lm).result()[1])
+            return value * 0.5
+
+        for block in (0, 2):
+            started, seen = [], []
+            _, edited = replay(IDS, change("block", block, in_between))
+            assert len(seen) == 1 and torch.equal(seen[0], expected)
+            torch.testing.assert_close(edited.resid[1:], whole_pass(lm, scale={block: 0.5})[0], rtol=1e-12, atol=1e-12)
+
+
+def test_edits_of_another_thread_that_come_during_a_restart_are_told():
+    lm = tiny("llama")
+    replay = Replay(lm)
+    replay(IDS)
+    with ThreadPoolExecutor(1) as pool, ExitStack() as stack:
+
+        def in_between(value):
+            pool.submit(stack.enter_context, edit(lm, scale_block(3, 0.5))).result()
+            return value
+
+        with pytest.raises(BadEdit, match="another thread uses the same model"):
+            replay(IDS, change("block", 1, in_between))
+        pool.submit(stack.close).result()
+    _, edited = replay(IDS, scale_block(2, 0.5))
+    torch.testing.assert_close(edited.resid[1:], whole_pass(lm, scale={2: 0.5})[0], rtol=1e-12, atol=1e-12)
 
 
 def test_what_is_kept_of_a_clean_pass_is_no_larger_than_the_lessons_need():
