@@ -234,7 +234,10 @@ class LanguageModel(Encoder):
             )
         if self.longrope_limit is not None:
             self._refuse_both_ropes(tokens.mask.sum(1), self.longrope_limit)
-        found: dict[str, Tensor | bool] = {"input_ids": tokens.ids, "use_cache": False}
+        ids = tokens.ids.view_as(tokens.ids)
+        if not tokens.mask.all():  # a mask would be NaN in rows of padding alone: edits learn by this what is padding
+            ids.real_tokens = tokens.mask  # type: ignore[attr-defined]
+        found: dict[str, Tensor | bool] = {"input_ids": ids, "use_cache": False}
         if self.check_left_padding(tokens.mask):
             found["attention_mask"] = tokens.mask.long()
             # Without these, padding on the left would shift the positions of the real tokens.

@@ -215,7 +215,8 @@ def end(lm: LanguageModel, module: nn.Module, output: Any) -> None:
 def _mask_in(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
     if len(args) > 1:
         kwargs = {**dict(zip(inspect.signature(module.forward).parameters, args, strict=False)), **kwargs}
-    return kwargs.get("attention_mask")
+    mask = kwargs.get("attention_mask")
+    return getattr(kwargs.get("input_ids"), "real_tokens", None) if mask is None else mask  # said by lm.inputs
 
 
 def _cached(values: Iterable[Any]) -> tuple[Any, int]:

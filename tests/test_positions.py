@@ -8,7 +8,7 @@ import transformers
 from test_trace import FAMILIES
 from tiny import tiny
 
-from helpers import Tokens, add_to_block, edit, read_site, skip_mlp, trace, zero_heads
+from helpers import Tokens, add_to_block, edit, read_site, skip_mlp, trace, wrap, zero_heads
 from helpers.errors import PositionOutOfRange
 from helpers.positions import real_tokens
 from helpers.replay import Replay
@@ -94,6 +94,24 @@ def test_a_batch_given_to_the_model_itself_is_refused_where_padding_is_meant(cac
         lm.model.generate(left.ids, **options)
     with edit(lm, steer(slice(7, None))):
         assert lm.model.generate(left.ids, **options).shape == (2, 10)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_padding_on_the_right_is_known_in_a_pass_of_ones_own_too(family):
+    """By what `lm.inputs` gives, and in a trace by another LanguageModel of the same model; columns that all have are edited."""
+    lm = tiny(family)
+    another, inputs = wrap(lm.model), lm.inputs(padded("right"), right_padding=True)
+    for where in (-1, 5, slice(-2, None)):
+        for run in (lambda: lm.model(**inputs), lambda: trace(another, padded("right"))):
+            with (
+                edit(lm, steer(where)),
+                torch.no_grad(),
+                pytest.raises(PositionOutOfRange, match="padding in prompt 1"),
+            ):
+                run()
+    with edit(lm, steer([1, 3])), torch.no_grad():
+        both = lm.model(**inputs).logits
+    assert (both[1:, :4] - steered_by_hand(lm, SHORT[None], [1, 3])).abs().max() < 1e-9
 
 
 @pytest.mark.parametrize("where", [[4], slice(4, None), [5, 8]])
