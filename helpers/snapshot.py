@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from . import foreign
-from .live import live_here
 from .models import LanguageModel
+from .passes import live_here
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training"}
 _PLAIN = frozenset((int, float, complex, bool, str, bytes, type(None)))
