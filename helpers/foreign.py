@@ -19,9 +19,18 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
 # Whose functions a library's file may hold: its own, Python's, and those of what it is built on.
-_WRITERS = frozenset(
-    {*LIBRARIES, "builtins", "huggingface_hub", "safetensors", "typing_extensions", *sys.stdlib_module_names}
+_BUILT_ON = (
+    "builtins",
+    "einops",
+    "flash_attn",
+    "huggingface_hub",
+    "kernels",
+    "numpy",
+    "safetensors",
+    "triton",
+    "typing_extensions",
 )
+_WRITERS = frozenset({*LIBRARIES, *_BUILT_ON, *sys.stdlib_module_names})
 
 
 def has_other_hooks(module: nn.Module, ours: set[int]) -> bool:

@@ -29,8 +29,8 @@ from torch.utils.hooks import RemovableHandle
 from . import hooks
 from .applying import check_edits, edit_here
 from .edits import Edit, edit
+from .live import edited_as_a_whole
 from .models import LanguageModel, Tokens, check_model
-from .passes import edited_as_a_whole
 from .say import translatable
 from .snapshot import snapshot
 from .tracing import Trace, trace

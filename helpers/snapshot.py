@@ -5,7 +5,7 @@ buffer, the modules and their classes' functions, plain attributes (a LoRA's sca
 kind of attention, autocast and its like.
 
 Weights are read in full each time, since PyTorch keeps no record of a change through `.data`, nor of a step of a fused
-optimizer; that takes a third of a short pass, and less of a long one. Not seen: functions that were replaced outside of the
+optimizer; that takes half of a short pass, and less of a long one. Not seen: functions that were replaced outside of the
 model's own classes and their modules. None stands for a model of which all this cannot be told, also since a function of
 somebody's own, which may go by anything, is where a library's was: its passes must not be kept.
 """
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from . import foreign
+from .live import live_here
 from .models import LanguageModel
-from .passes import live_here
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training"}
 _PLAIN = frozenset((int, float, complex, bool, str, bytes, type(None)))
