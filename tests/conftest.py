@@ -3,6 +3,8 @@
 The process that only hands tests out to its workers reads this file first: what takes seconds to import is imported where it is used.
 """
 
+import contextlib
+import functools
 import tempfile
 from pathlib import Path
 
@@ -16,6 +18,36 @@ def pytest_collectstart():
     import torch
 
     torch.set_num_threads(1)  # the models are tiny, and two workers with two threads each would wait for one another
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick_masks():
+    """On transformers 4.57 masks are made by broadcasting, as 5 makes them, and not by `vmap`.
+
+    For a model of four blocks `vmap` took three quarters of each pass. tests/test_masks.py holds both ways equal.
+    """
+    from transformers import __version__, masking_utils
+
+    with pytest.MonkeyPatch.context() as patch:
+        if __version__.startswith("4."):
+            patch.setattr(masking_utils, "_vmap_for_bhqkv", broadcast_in_place_of(masking_utils._vmap_for_bhqkv))
+            # It only lets `vmap` index a tensor by a tensor.
+            patch.setattr(masking_utils, "TransformGetItemToIndex", contextlib.nullcontext)
+        yield
+
+
+def broadcast_in_place_of(vmapped):
+    """The same mask (batch, head, query, key) from one call; under `__wrapped__` lies what it stands for."""
+
+    @functools.wraps(vmapped)
+    def maker(mask_function):
+        def make(batch, head, query, key):
+            found = mask_function(batch[:, None, None, None], head[:, None, None], query[:, None], key)
+            return found.expand(len(batch), len(head), len(query), len(key))
+
+        return make
+
+    return maker
 
 
 @pytest.fixture(autouse=True)
