@@ -65,17 +65,24 @@ def as_tokens(rows):
     return Tokens(ids, torch.arange(ids.shape[1]) < lengths[:, None])
 
 
-def loop(lm, prompts, copies, of=lambda logits: logits[-1].log_softmax(-1)[TARGET]):
-    """after − before, one pass per prompt and copy."""
-    table = []
-    for prompt in prompts:
-        before = of(lm.logits(prompt)[0])
-        row = []
-        for copy in copies:
-            with edit(lm, *copy):
-                row.append(of(lm.logits(prompt)[0]) - before)
-        table.append(torch.stack(row))
-    return torch.stack(table)
+def loop(lm, prompts, copies, of=lambda logits: logits[-1].log_softmax(-1)[TARGET], together=True):
+    """after − before, (prompts, copies): for each copy one pass of the prompts of one length, or of each prompt alone."""
+    batches = {}
+    for row, prompt in enumerate(prompts):
+        batches.setdefault(len(prompt) if together else row, []).append(row)
+
+    def passes():
+        found = {}
+        for rows in batches.values():
+            logits = lm.logits(torch.stack([prompts[row] for row in rows]))
+            found |= {row: of(one) for row, one in zip(rows, logits, strict=True)}
+        return torch.stack([found[row] for row in range(len(prompts))])
+
+    before, table = passes(), []
+    for copy in copies:
+        with edit(lm, *copy):
+            table.append(passes() - before)
+    return torch.stack(table, dim=1)
 
 
 def every_head(lm):
@@ -113,16 +120,20 @@ def test_heads_at_some_positions_against_a_pass_by_hand(family, where):
     values = torch.randn(4, 6, 4, lm.d_head, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
 
     def said(ids, **how):
-        return reference(lm.model, ids[None], **how).logits[0, -1].log_softmax(-1)[TARGET]
+        return reference(lm.model, ids, **how).logits[:, -1].log_softmax(-1)[:, TARGET]
 
-    def by_hand(ids, block, head, becomes):
+    def by_hand(ids, becomes):
+        """Each head of each block in a row of its own, (4, 4)."""
+
         def at(site, index, value, entered):
-            if (site, index) == ("heads", block):
+            if site == "heads":
                 value = value.clone()
-                value[:, where, head] = becomes[block, -len(ids) :, head][where] if becomes is not None else 0
+                for head in range(4):
+                    row = value[4 * index + head]
+                    row[where, head] = becomes[index, -len(ids) :, head][where] if becomes is not None else 0
             return value
 
-        return said(ids, at=at)
+        return said(ids.expand(16, -1), at=at).view(4, 4)
 
     other = torch.tensor([3, 1, 4, 1, 5, 9])  # the one prompt to draw from
     theirs = {}
@@ -139,9 +150,7 @@ def test_heads_at_some_positions_against_a_pass_by_hand(family, where):
     for replacement, becomes, more in (("zero", None, {}), (values, values, {}), ("resample", resampled, drawing)):
         found = sweep_heads(lm, as_tokens(prompts), TARGET, positions=where, replacement=replacement, **more)
         with torch.no_grad():
-            changed = [[[by_hand(ids, b, h, becomes) for h in range(4)] for b in range(4)] for ids in prompts]
-            clean = torch.tensor([said(ids) for ids in prompts], dtype=torch.float64)
-            table = torch.tensor(changed, dtype=torch.float64) - clean[:, None, None]
+            table = torch.stack([by_hand(ids, becomes) - said(ids[None]) for ids in prompts])
         torch.testing.assert_close(found, table, rtol=0, atol=2e-6)  # softmax and norms in float32
         everywhere = sweep_heads(lm, as_tokens(prompts), TARGET, replacement=replacement, **more)
         assert (found - everywhere).abs().max() > 1e-3
@@ -287,17 +296,16 @@ def test_blocks_pairs_and_factors_equal_the_loop(part):
     assert scaled[:, 2].abs().max() < 1e-12  # a factor of 1 changes nothing
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 20, 64, 100_000])
-def test_chunks_change_memory_and_nothing_else(chunk):
+def test_chunks_change_memory_and_nothing_else():
     lm = tiny("gpt2")
     prompts = texts(6, 6, 4, 6, 9)
     whole = loop(lm, prompts, every_head(lm)).view(5, 4, 4)
-    found = sweep_heads(lm, as_tokens(prompts), TARGET, chunk=chunk)
-    torch.testing.assert_close(found, whole, rtol=0, atol=1e-12)
-    damage = sweep_block_pairs(lm, as_tokens(prompts), measure=text_damage(), chunk=chunk)
-    torch.testing.assert_close(
-        damage, sweep_block_pairs(lm, as_tokens(prompts), measure=text_damage()), rtol=0, atol=1e-12
-    )
+    damage = sweep_block_pairs(lm, as_tokens(prompts), measure=text_damage())
+    for chunk in (1, 7, 20, 64, 100_000):
+        found = sweep_heads(lm, as_tokens(prompts), TARGET, chunk=chunk)
+        torch.testing.assert_close(found, whole, rtol=0, atol=1e-12, msg=lambda text: f"chunk {chunk}: {text}")
+        again = sweep_block_pairs(lm, as_tokens(prompts), measure=text_damage(), chunk=chunk)
+        torch.testing.assert_close(again, damage, rtol=0, atol=1e-12, msg=lambda text: f"chunk {chunk}: {text}")
 
 
 # ---- edits and hooks that are on already
@@ -411,7 +419,7 @@ def test_code_of_ones_own_that_mixes_rows_sees_them_as_in_the_loop(family, chang
     plain = sweep_heads(lm, as_tokens(prompts), TARGET)
     handle = change_it(lm)
     try:
-        expected = loop(lm, prompts, every_head(lm)).view(2, 4, 4)
+        expected = loop(lm, prompts, every_head(lm), together=False).view(2, 4, 4)
         found = sweep_heads(lm, as_tokens(prompts), TARGET)
     finally:
         if handle is not None:
@@ -425,7 +433,7 @@ def test_another_forward_on_a_class_of_the_library_is_code_of_ones_own(monkeypat
     prompts, kind = texts(7, 7), type(lm.mlp(0))
     old = kind.forward
     monkeypatch.setattr(kind, "forward", lambda self, x: mixed(old(self, x)))
-    expected = loop(lm, prompts, every_head(lm)).view(2, 4, 4)
+    expected = loop(lm, prompts, every_head(lm), together=False).view(2, 4, 4)
     torch.testing.assert_close(sweep_heads(lm, as_tokens(prompts), TARGET), expected, rtol=0, atol=1e-12)
 
 
