@@ -38,8 +38,10 @@ SLOW_TESTS := $(addprefix tests/,test_bringing.py test_studies.py test_fingerpri
 ROOM_TESTS := $(foreach part,language modes panel plots runs says steps study,--ignore-glob='*_$(part).py')
 # What translators wrote is compiled before it is needed; English needs nothing.
 CATALOGUES := $(patsubst %.po,%.mo,$(wildcard helpers/locale/*/LC_MESSAGES/helpers.po))
-# Two workers; a notebook and its kernel stay with one of them; what takes longest is named first.
+# Two workers; a notebook and its kernel stay with one of them. What takes longest is named first: one that starts last
+# would keep the other worker waiting.
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
+LONGEST := $(addprefix tests/,test_families.py test_sweeps.py test_edits.py)
 
 .PHONY: lab test real lint notebooks claims measure bench gpu messages page page-tested screenshot format constraints clean hub hub-ready newest assignment grade
 .DELETE_ON_ERROR:
@@ -53,11 +55,13 @@ lab: .venv/.lab $(CATALOGUES)
 real: .venv/.lab
 	$(PY) -m helpers.smollm2
 
-test: .venv/.test .venv-4.57/.test $(CATALOGUES) lint real page-tested hub-ready
+# mypy needs a minute on one core when it has nothing to go on from; the page is built beside it.
+test: .venv/.test .venv-4.57/.test $(CATALOGUES)
+	@$(MAKE) --no-print-directory -j2 lint real page-tested hub-ready
 	@echo "== the helpers on transformers 4.57 =="
-	$(OLD) -m pytest tests $(PARALLEL) -m 'not pinned' $(addprefix --ignore=,$(COURSE_TESTS) $(SLOW_TESTS)) $(ROOM_TESTS)
+	$(OLD) -m pytest $(LONGEST) tests $(PARALLEL) -m 'not pinned' $(addprefix --ignore=,$(COURSE_TESTS) $(SLOW_TESTS)) $(ROOM_TESTS)
 	@echo "== everything else, and every cell of every notebook, on the pinned versions =="
-	$(PY) -m pytest tests/test_guards.py tests/test_browser.py tests $(PARALLEL)
+	$(PY) -m pytest tests/test_guards.py tests/test_browser.py tests/test_studies.py $(LONGEST) tests $(PARALLEL)
 
 # What a release of tomorrow breaks is a red test today. The environment is made anew each time; a CPU build of torch comes
 # with PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu.
@@ -110,7 +114,7 @@ page: dist/page.html
 
 # Without Node.js the page is neither built nor tested; in CI that is a failure.
 page-tested: .venv/.test
-	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory -j2 page page/node_modules/.tested; \
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory page page/node_modules/.tested; \
 	else echo "The page is left out: it needs Node.js 20 or newer, with npm."; test -z "$$CI"; fi
 
 dist/page.html: dist/model.onnx page/node_modules/.installed $(shell find page -path page/node_modules -prune -o -type f -print)
