@@ -69,9 +69,16 @@ def named(model: nn.Module, hooked: Iterable[str]) -> str:
     )
 
 
-def own_class(kind: type[nn.Module]) -> bool:
-    """A class of modules that no library wrote, or that computes with a function which none wrote."""
-    return not of_a_library(kind) or any(map(own_function, computes_with(kind)))
+def modules_of_ones_own(model: nn.Module) -> set[int]:
+    """Ids of the modules whose class, `forward` or methods no library wrote; hooks aside."""
+    kinds = {type(module) for module in model.modules()}
+    own = {kind for kind in kinds if not of_a_library(kind) or any(map(own_function, computes_with(kind)))}
+    return {id(one) for one in model.modules() if type(one) in own or own_forward(one) or own_method(one)}
+
+
+def runs_everywhere(config: Any) -> bool:
+    """Whether code that no library wrote runs in all modules, or as the model's kind of attention."""
+    return bool(hooks_on_all_modules()) or any(map(own_function, attention_functions(config._attn_implementation)))
 
 
 def computes_with(kind: type[nn.Module]) -> list[Any]:

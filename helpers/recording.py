@@ -2,9 +2,7 @@
 
 A walk calls the blocks one by one and many copies of a prompt together. That equals the plain loop, one edited pass after
 the other, only if the model does nothing else than its blocks and its read-out, and if no row of a batch looks at another.
-The first is checked in the clean pass, and refused where it fails. The second cannot be seen in code of the user's own
-(helpers/foreign.py finds hooks, replaced forwards and own classes; live edits count too) or in weights of 8 bits, so
-there each row runs alone, as in the loop.
+The first is checked in the clean pass, and refused where it fails; helpers/rows.py answers the second.
 """
 
 from __future__ import annotations
@@ -16,11 +14,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from . import errors, foreign, hooks, passes
+from . import errors, hooks, passes
 from .models import LanguageModel
+from .rows import Alone
 from .say import say
 
 
@@ -35,22 +34,12 @@ class Clean:
     alone: Alone
 
 
-@dataclass(frozen=True)
-class Alone:
-    """Where rows must run alone: inside which blocks, in the read-out, and anywhere at all."""
-
-    blocks: list[bool]
-    read_out: bool
-    anywhere: bool
-
-
-def clean_passes(lm: LanguageModel, rows: list[Tensor], copies: int, tokens: int) -> Iterator[Clean]:
+def clean_passes(lm: LanguageModel, rows: list[Tensor], alone: Alone, copies: int, tokens: int) -> Iterator[Clean]:
     """All prompts, (pos,) ids each, in groups of one length whose `copies` have at most so many tokens together.
 
     Raises BadValue where a walk over the blocks would not give what the model itself gives.
     """
     refuse_what_a_walk_cannot_do(lm)
-    alone = _where_rows_run_alone(lm)
     for number, prompts in enumerate(groups(rows, copies, 1 if alone.anywhere else tokens)):
         ids = torch.stack([rows[i] for i in prompts])
         if number == 0 and len(ids) > 1:  # the logits of a whole group would take too much memory
@@ -69,39 +58,6 @@ def groups(rows: list[Tensor], copies: int, tokens: int) -> Iterator[list[int]]:
             group = []
         group.append(i)
     yield group
-
-
-def _where_rows_run_alone(lm: LanguageModel) -> Alone:
-    # `with`s of this thread alone: beside those of another a sweep is refused. Private ones are other sweeps' own.
-    live = {one.block for group in list(lm.live_edits) if not group.private for one in group}
-    hooked = {id(module) for module in lm.hooks_of_others.values()}
-    inside = [*lm.blocks, lm.final_norm, lm.unembed, lm.model]
-    attention = foreign.attention_functions(lm.config._attn_implementation)
-    everywhere = bool(foreign.hooks_on_all_modules()) or any(map(foreign.own_function, attention))
-    own = {kind for kind in {type(module) for module in lm.model.modules()} if foreign.own_class(kind)}
-    *blocks, norm, unembed, anywhere = [everywhere or _may_mix_rows(module, hooked, own) for module in inside]
-    blocks = [mixes or index in live for index, mixes in enumerate(blocks)]
-    return Alone(blocks, norm or unembed, anywhere or any(blocks))
-
-
-def _may_mix_rows(module: nn.Module, hooked: set[int], own: set[type[nn.Module]]) -> bool:
-    """Whether code that is not the library's, or arithmetic that takes its scale from the whole batch, runs in a module."""
-    return any(
-        id(one) in hooked
-        or foreign.own_forward(one)
-        or type(one) in own
-        or foreign.own_method(one)
-        or "quantized" in type(one).__module__
-        or any(map(_odd, one.parameters(recurse=False)))
-        for one in module.modules()
-    )
-
-
-def _odd(weight: Tensor) -> bool:
-    """No plain floating-point weight. Those of 4 bits are made plain before they are used, whatever the batch."""
-    if type(weight).__name__ == "Params4bit":
-        return False
-    return type(weight) not in (Tensor, nn.Parameter) or not weight.is_floating_point() or weight.itemsize < 2
 
 
 def _record(lm: LanguageModel, ids: Tensor, to_the_end: bool) -> tuple[Tensor, list[tuple[tuple, dict[str, Any]]]]:

@@ -46,7 +46,7 @@ def snapshot(lm: LanguageModel, weights_of: list[Any] | None = None) -> list[Any
     None in train mode, under live edits, and with hooks, functions, classes or modes of one's own that may do anything."""
     modes = torch._C._len_torch_function_stack() + torch._C._len_torch_dispatch_stack()
     attention = foreign.attention_functions(lm.config._attn_implementation)
-    if live_here(lm) or modes or foreign.hooks_on_all_modules() or any(map(foreign.own_function, attention)):
+    if live_here(lm) or modes or foreign.runs_everywhere(lm.config):
         return None
     modules: list[nn.Module] = [lm.model]
     seen, found = {id(lm.model)}, [*_settings(lm.device.type), *map(Same, attention)]

@@ -8,7 +8,7 @@ first of them, if that is there. Blocks are called as the modules they are: live
 and their parts work as in a pass, and the sweep's edits run after the live ones, like an inner `with edit`.
 
 Prompts of the same length share a walk, so that nothing is ever padded and no edit can tell a walk from a plain pass.
-helpers/recording.py says what is refused, and where rows run alone, so that the numbers stay those of the plain loop.
+helpers/recording.py says what is refused, and helpers/rows.py where rows run alone, so that the numbers stay those of the plain loop.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from .live import run_inside
 from .measures import Measure, Outcome, Trial
 from .models import LanguageModel
 from .products import quick_products
-from .recording import Alone, Clean
+from .recording import Clean
+from .rows import Alone
 from .say import say
 
 Change = Callable[[Tensor, Tensor], Tensor]

@@ -37,6 +37,7 @@ from .positions import Positions, check_positions
 from .progress import Progress, bar
 from .recording import clean_passes
 from .replacements import CHUNK, Prompts, Replacement, head_values, mean_heads, prompt_rows
+from .rows import where_rows_run_alone
 from .say import translatable
 from .staircase import WAITING, Plan
 
@@ -268,11 +269,10 @@ def _sweep(
     plan = Plan(copies_of, measure, Trial(measure, chunk), chunk)
     refuse_nowhere(lm.model)
     number, found = torch.Size(shape).numel(), dict[int, Tensor]()
-    with (
-        edited_as_a_whole(lm, translatable("this sweep"), by_this_thread=True) as check,
-        bar(len(rows) * number * lm.n_blocks, progress) as done,
-    ):
-        for clean in clean_passes(lm, rows, number, WAITING * chunk):
+    whole = edited_as_a_whole(lm, translatable("this sweep"), by_this_thread=True)
+    with whole as check, bar(len(rows) * number * lm.n_blocks, progress) as done:
+        alone = where_rows_run_alone(lm)
+        for clean in clean_passes(lm, rows, alone, number, WAITING * chunk):
             found.update(zip(clean.prompts, staircase.run(lm, plan, clean, done), strict=True))
             check()
     return torch.stack([found[prompt] for prompt in range(len(rows))]).unflatten(1, shape)

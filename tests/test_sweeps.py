@@ -33,8 +33,8 @@ from helpers import (
 )  # fmt: skip
 from helpers.measures import Measure, predictions, text_damage
 from helpers.progress import somebody_watches
-from helpers.recording import _where_rows_run_alone
 from helpers.replacements import mean_heads
+from helpers.rows import where_rows_run_alone
 from helpers.sweeps import (
     sweep_block_pairs,
     sweep_blocks,
@@ -459,13 +459,13 @@ def test_a_function_in_a_librarys_place_is_code_of_ones_own(place, monkeypatch):
         monkeypatch.setattr(library, "eager_attention_forward", first_prompt)
     else:
         attention._attn = first_prompt
-    expected = loop(lm, prompts, every_head(lm)).view(2, 4, 4)
+    expected = loop(lm, prompts, every_head(lm), together=False).view(2, 4, 4)
     torch.testing.assert_close(sweep_heads(lm, as_tokens(prompts), TARGET), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("family", [family for family in CONFIGS | MORE if here(family)])
 def test_a_model_of_the_library_is_nobodys_own(family):
-    alone = _where_rows_run_alone(tiny(family, dtype=torch.float32))
+    alone = where_rows_run_alone(tiny(family, dtype=torch.float32))
     assert not alone.anywhere and not alone.read_out and not any(alone.blocks)
 
 
