@@ -151,9 +151,22 @@ def begin(lm: LanguageModel, module: nn.Module, args: tuple, kwargs: dict[str, A
         running.append(now)
     elif now.mask is None and not now.single:
         now.mask = _mask_in(module, args, kwargs)  # some wrapper's own
+    if kwargs.get("cu_seq_lens_q") is not None:
+        _refuse_packed(now)
     if module is not lm.model or stack_of(lm) is lm.model:
         now.stack = module
         now.cache, now.start = _cached((*args, *kwargs.values()))
+
+
+def _refuse_packed(now: Pass) -> None:
+    """Raises BadEdit where several texts share a row, in which a column is no position: `generate_batch`, packing."""
+    for one in (one for group in now.groups for one in group):
+        if one.positions is not None:
+            raise errors.BadEdit(
+                "{one!r} is limited to positions, and in this pass several texts lie one behind the other in one row "
+                "(generate_batch, or packing), where it would meet others: edit all tokens, or use generate.",
+                one=one,
+            )
 
 
 def drop_interrupted(lm: LanguageModel) -> None:

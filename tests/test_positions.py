@@ -9,7 +9,7 @@ from test_trace import FAMILIES
 from tiny import tiny
 
 from helpers import Tokens, add_to_block, edit, read_site, skip_mlp, trace, wrap, zero_heads
-from helpers.errors import PositionOutOfRange
+from helpers.errors import BadEdit, PositionOutOfRange
 from helpers.positions import real_tokens
 from helpers.replay import Replay
 
@@ -257,3 +257,19 @@ def test_a_static_cache_knows_the_padding_too(family, attention):
         with edit(lm, steer(where)):
             found = lm.model.generate(left.ids, pad_token_id=0, **options, **static)
             assert found.equal(lm.model.generate(left.ids, pad_token_id=0, use_cache=False, **options))
+
+
+def test_texts_that_share_a_row_are_refused():
+    """As in continuous batching and in packing: three tokens of one text, then four of another."""
+    lm, ids = tiny("llama"), LONG[None]
+    shared = {"position_ids": torch.tensor([[0, 1, 2, 0, 1, 2, 3]]), "cu_seq_lens_q": torch.tensor([0, 3, 7])}
+    with edit(lm, steer(0)):
+        with pytest.raises(
+            BadEdit, match=r"is limited to positions, and in this pass several texts lie one behind the"
+        ):
+            lm.model(ids, **shared)
+        lm.model(ids)
+    with edit(lm, steer(None)):
+        both = lm.model(ids, use_cache=False, **shared).logits
+        alone = [lm.model(one[None], use_cache=False).logits for one in (LONG[:3], LONG[3:])]
+    torch.testing.assert_close(both, torch.cat(alone, 1), rtol=0, atol=1e-12)
