@@ -18,6 +18,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
+_KNOWN = (*LIBRARIES, __package__)  # exact.py has modules, too
 # Whose functions a library's file may hold: its own, Python's, and those of what it is built on.
 _BUILT_ON = (
     "builtins",
@@ -30,7 +31,7 @@ _BUILT_ON = (
     "triton",
     "typing_extensions",
 )
-_WRITERS = frozenset({*LIBRARIES, *_BUILT_ON, *sys.stdlib_module_names})
+_WRITERS = frozenset({*_KNOWN, *_BUILT_ON, *sys.stdlib_module_names})
 
 
 def has_other_hooks(module: nn.Module, ours: set[int]) -> bool:
@@ -112,4 +113,4 @@ def own_function(value: Any) -> bool:
 
 
 def of_a_library(code: Any) -> bool:
-    return str(getattr(code, "__module__", "")).partition(".")[0] in LIBRARIES
+    return str(getattr(code, "__module__", "")).partition(".")[0] in _KNOWN

@@ -17,6 +17,7 @@ from helpers import (
     add_to_block,
     change,
     edit,
+    exact,
     noise_neurons,
     scale_block,
     skip_attention,
@@ -322,6 +323,28 @@ def test_modules_of_ones_own_make_every_pass_a_whole_one():
     clean, edited = replay(IDS, scale_block(2, 0.5))
     assert torch.allclose(clean.resid[1:], whole_pass(lm)[0], rtol=1e-12, atol=1e-12)
     assert torch.allclose(edited.resid[1:], whole_pass(lm, scale={2: 0.5})[0], rtol=1e-12, atol=1e-12)
+
+
+def test_the_parts_in_float64_of_this_package_are_none_of_ones_own():
+    """The real model of the lessons has them: its panel would lose the map of all heads at each move of a slider."""
+    lm = tiny("llama")
+    exact.own_dtype(lm.model)
+    lm.model.eval()
+    assert type(lm.model.model.rotary_emb).__module__ == "helpers.exact"
+    replay = Replay(lm)
+    replay(IDS)
+    version = replay.version
+    clean, edited = replay(IDS, scale_block(2, 0.5))
+    assert replay.version == version
+    assert torch.allclose(clean.resid[1:], whole_pass(lm)[0], rtol=1e-12, atol=1e-12)
+    assert torch.allclose(edited.resid[1:], whole_pass(lm, scale={2: 0.5})[0], rtol=1e-12, atol=1e-12)
+    type(lm.blocks[0].mlp).forward, kept = lambda module, x: x, type(lm.blocks[0].mlp).forward  # this is
+    try:
+        replay(IDS)
+        replay(IDS)
+        assert replay.version == version + 2
+    finally:
+        type(lm.blocks[0].mlp).forward = kept
 
 
 def test_an_adapter_that_is_switched_off_makes_a_new_clean_pass():
