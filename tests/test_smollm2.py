@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 
 import helpers.smollm2 as smollm2
 from helpers import held_out_passages, load_model, top_k
+from helpers.rows import where_rows_run_alone
+from helpers.snapshot import snapshot
 
 ROOT = Path(smollm2.__file__).parent.parent
 needs_model = pytest.mark.skipif(
@@ -192,6 +194,16 @@ def test_float64_is_transformers_own_up_to_its_float32_parts():
     with torch.no_grad():
         there = theirs.eval()(ours.encode(PERSON).ids).logits.log_softmax(-1)
     assert 0 < (ours.logits(PERSON).log_softmax(-1) - there).abs().max() < 5e-5
+
+
+@needs_model
+@pytest.mark.parametrize("name", ["pocket", "smollm2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nothing_in_the_lessons_models_is_a_strangers(name, dtype):
+    """Else sweeps would run each row alone and panels a whole pass at each move: right, slow, and no number would tell."""
+    lm = load_model(name, dtype=dtype)
+    assert not where_rows_run_alone(lm).anywhere
+    assert snapshot(lm) == snapshot(lm) is not None
 
 
 @needs_model
