@@ -10,8 +10,9 @@ from helpers.lazy import lazy
 _OWN = {
     "exercises": ["check_4_1", "check_4_2", "check_4_3", "check_4_4", "check_4_5"],
     "study": [
-        "half_of", "map_correlation", "mean_map", "named_by", "output_weight", "show_agreement", "show_foretelling", "show_gains",
-        "show_leads", "show_words", "significant", "stored_facts", "strongest", "swap_heads", "who_gains", "written_towards",
+        "agreement", "answered_like", "half_of", "mean_map", "named_by", "output_weight", "show_agreement", "show_first_places",
+        "show_foretelling", "show_gains", "show_leads", "show_sizes", "show_wider_swaps", "show_words", "significant",
+        "stored_facts", "strongest", "swap_heads", "who_gains", "written_towards",
     ],
     "plots": [
         "plot_looks_and_writes", "plot_phrasings", "plot_swaps", "plot_together", "plot_top_one", "plot_two_maps",

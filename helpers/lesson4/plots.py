@@ -309,49 +309,41 @@ def plot_top_one(
     return ax
 
 
-def plot_phrasings(agreement: Mapping[str, Mapping[str, float]], main: str, ax: Axes | None = None) -> Axes:
-    """Draw how well the maps of other phrasings agree with the main one's.
+def plot_phrasings(agree: Mapping[str, Mapping[str, tuple[float, float]]], main: str, ax: Axes | None = None) -> Axes:
+    """Draw how well the maps of other phrasings agree with the main one's: filled marks r, hollow ones the r of ranks.
 
-    agreement: what the map is of (model and replacement) -> phrasing -> Pearson's r over all heads.
+    agree: what the map is of (model and replacement) -> phrasing -> both r, over all heads.
     """
-    ax = new_axes(ax, (7.0, 3.2))
-    phrasings = list(next(iter(agreement.values())))
-    for index, (name, values) in enumerate(agreement.items()):
-        shift = (index - (len(agreement) - 1) / 2) * 0.12
-        y = [place + shift for place in range(len(phrasings))]
-        ax.plot(
-            [values[one] for one in phrasings],
-            y,
-            label=name,
-            **{**series_style(index), "linestyle": "none", "markersize": 8},
-        )
+    ax = new_axes(ax, (7.0, 3.6))
+    phrasings = list(next(iter(agree.values())))
+    for index, (name, values) in enumerate(agree.items()):
+        y = [place + ((len(agree) - 1) / 2 - index) * 0.2 for place in range(len(phrasings))]
+        style = {**series_style(index), "linestyle": "none", "markersize": 7}
+        ax.plot([values[one][0] for one in phrasings], y, label=name, **style)
+        ax.plot([values[one][1] for one in phrasings], y, **{**style, "markerfacecolor": "white"})
     ax.axvline(0, color=QUIET, linewidth=1)
     ax.set_yticks(range(len(phrasings)), [f"“{one}”" for one in phrasings])
     ax.set_ylim(-0.5, len(phrasings))
     ax.set_xlim(-0.4, 1.05)
     ax.grid(axis="x", color="0.9")
-    ax.set_xlabel(say("agreement (Pearson's r over all heads) with the map of “{main}”", main=main))
-    ax.legend(frameon=False, loc="upper left", ncols=len(agreement), fontsize=9, handletextpad=0.2)
-    low = {name: min(values.values()) for name, values in agreement.items()}
-    (one, a), *_, (two, b) = low.items()
-    finding = say(
-        "{initial}{rest}: r at least {b}; {one}: r down to {a}",
-        initial=two[0].upper(),
-        rest=two[1:],
-        b=_r(b),
-        one=one,
-        a=_r(a),
-    )
-    set_title(ax, finding)
-    listed = "; ".join(f"{n}: " + ", ".join(f"{one} {_r(r)}" for one, r in v.items()) for n, v in agreement.items())
-    describe(
-        ax,
+    ax.set_xlabel(say("agreement with the map of “{main}”: r (filled), by rank (hollow)", main=main))
+    ax.legend(frameon=False, loc="upper left", ncols=len(agree), fontsize=9, handletextpad=0.2)
+    parts = [
         say(
-            "Points for {n_phrasings} phrasings. {finding}. {listed}.",
-            n_phrasings=len(phrasings),
-            finding=finding,
-            listed=listed,
-        ),
+            "{name}: r {low} to {high}, by rank {low_rank} to {high_rank}",
+            name=name, low=_r(r[0]), high=_r(r[-1]), low_rank=_r(rank[0]), high_rank=_r(rank[-1]),
+        )
+        for name, values in (next(iter(agree.items())), list(agree.items())[-1])
+        for r, rank in [map(sorted, zip(*values.values(), strict=True))]
+    ]  # fmt: skip
+    finding = "; ".join(parts)
+    set_title(ax, "; ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts))  # a line for each
+    listed = "; ".join(
+        f"{name}: " + ", ".join(say("{one} {r}, by rank {rank}", one=one, r=_r(r), rank=_r(rank)) for one, (r, rank) in values.items())
+        for name, values in agree.items()
+    )  # fmt: skip
+    describe(
+        ax, say("Points for {n} phrasings. {finding}. {listed}.", n=len(phrasings), finding=finding, listed=listed)
     )
     return ax
 

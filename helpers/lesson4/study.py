@@ -21,7 +21,7 @@ from helpers.models import LanguageModel
 from helpers.replacements import mean_heads
 from helpers.say import say
 from helpers.sweeps import sweep_edits, sweep_heads
-from helpers.tables import Table, format_number
+from helpers.tables import Table, format_number, show_table
 from helpers.tracing import Trace, trace
 
 Place = tuple[int, int]  # block and head
@@ -109,6 +109,39 @@ def show_leads(
         )
 
 
+def show_sizes(maps: Mapping[str, Tensor], heads: Sequence[Place], block: int, models: Mapping[str, Measured]) -> None:
+    """Show how far the logit difference moves, in the mean size, for a few heads, for the largest of one block, and with all
+    heads of block 0 replaced at once, on each model.
+
+    maps: replacement -> (n_blocks, n_heads), the mean sizes. models: name -> its stored part "heads".
+    """
+    rows = {say("head {head}", head=name_of(*place)): [one[place] for one in maps.values()] for place in heads}
+    rows[say("block {block}, its largest head", block=block)] = [one[block].max() for one in maps.values()]
+    for name, found in models.items():
+        off = found.at("all off", off=list(maps), block=0, measure="logit difference")  # (replacement, prompt)
+        rows[say("{name}, all of block 0", name=name)] = list(off.abs().mean(1))
+    show_table(rows, say("Logit difference, mean size of the change (nats)"), columns=list(maps), digits=3)
+
+
+def show_first_places(found: Measured, block: int) -> None:
+    """Print how many right answers stay first with all heads of a block at their means, and how many each head costs alone."""
+    here: dict[str, Any] = {"block": block, "flag": "target is top-1"}
+    single = found.at("flags", replacement="mean", **here)[found["right"]]  # (n_right, n_heads)
+    at_once = found.at("all off flags", off="mean", **here)[found["right"]]
+    print(
+        say(
+            "With all heads of block {block} at their means, {stay} of {right} stay first.\nHeads {first} to {last}, each "
+            "alone, cost so many first places: {lost}",
+            block=block,
+            stay=int(at_once.sum()),
+            right=len(single),
+            first=name_of(block, 0),
+            last=name_of(block, single.shape[1] - 1),
+            lost=" ".join(str(int(number)) for number in (~single).sum(0)),
+        )
+    )
+
+
 # ---- what a head writes
 
 
@@ -151,6 +184,13 @@ def written_towards(lm: LanguageModel, run: Trace, target: str, contrast: str) -
 # ---- swaps
 
 
+def answered_like(lm: LanguageModel, found: Measured, prompt: str) -> list[CapitalPrompt]:
+    """The other prompts of a stored result that the model answers rightly and that have as many tokens as `prompt`."""
+    length = len(lm.token_ids(prompt))
+    right = [fact for fact, ok in zip(stored_facts(found), found["right"].tolist(), strict=True) if ok]
+    return [fact for fact in right if fact.prompt != prompt and len(lm.token_ids(fact.prompt)) == length]
+
+
 @torch.no_grad()
 def swap_heads(lm: LanguageModel, prompt: str, others: Trace, heads: Sequence[Place]) -> Tensor:
     """(n_others, vocabulary): probabilities of the next token of `prompt` when these heads say at its last token what they
@@ -167,6 +207,24 @@ def named_by(lm: LanguageModel, probabilities: Tensor, donors: Sequence[CapitalP
     """(first, p): whether the donor's country is the most probable token, and its probability. (n_donors,) each."""
     ids = torch.tensor([lm.token_id(fact.target) for fact in donors])
     return probabilities.argmax(-1) == ids, probabilities.gather(1, ids[:, None])[:, 0]
+
+
+def show_wider_swaps(lm: LanguageModel, prompt: str, found: Measured) -> None:
+    """Print on how many other prompts their country comes first when the three strongest heads say what they said there, and
+    when all heads of the blocks 8 to 10 do. found: the pocket model's stored part "heads"."""
+    facts = [fact for fact in stored_facts(found) if fact.prompt != prompt]
+    others = trace(lm, [fact.prompt for fact in facts])
+    best = strongest(found.at("mean", prompts="all", replacement="mean", measure="logit difference"), 3)
+    for heads in (best, [(block, head) for block in (8, 9, 10) for head in range(lm.n_heads)]):
+        first, _ = named_by(lm, swap_heads(lm, prompt, others, heads), facts)
+        print(
+            say(
+                "Pocket model, {heads} heads: {first} of {all}",
+                heads=len(heads),
+                first=int(first.sum()),
+                all=len(facts),
+            )
+        )
 
 
 @torch.no_grad()
@@ -265,6 +323,11 @@ def map_correlation(a: Tensor, b: Tensor) -> float:
 def rank_correlation(a: Tensor, b: Tensor) -> float:
     """Spearman's r of two maps: Pearson's r of the ranks, so that no head counts for more than its place in the order."""
     return map_correlation(_ranks(a), _ranks(b))
+
+
+def agreement(a: Tensor, b: Tensor) -> tuple[float, float]:
+    """Two maps' r, which a few strong heads can make alone, and the r of their ranks, where each head counts alike."""
+    return map_correlation(a, b), rank_correlation(a, b)
 
 
 def _ranks(values: Tensor) -> Tensor:

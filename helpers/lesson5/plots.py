@@ -190,7 +190,7 @@ def damage_finding(name: str, found: Measured, bound: float = CHEAP) -> str:
     cheap, sure = int((mean < bound).sum()), int((sides(mean, reach, bound) < 0).sum())
     return say(
         "{name}: {first} nats a token when skipped, {rest}, the median block {median};\n{cheap} of "
-        "{n_blocks} blocks cost less than {bound}, {sure} of them surely",
+        "{n_blocks} blocks cost less than {bound}, {sure} of them by the whole interval",
         name=name,
         first=first,
         rest=say(" and ").join(rest),
@@ -287,8 +287,8 @@ def plot_writer(found: Mapping[str, Measured]) -> Figure:
 
 def plot_removal(pairs: Mapping[str, Measured], blocks: Mapping[str, Measured]) -> Figure:
     """Draw the loss with 1 to 8 blocks removed, one panel a model: the cheapest blocks' costs added up, the same blocks removed
-    together, blocks chosen greedily, and the best set where all were tried. All are priced on all stored texts; the few texts
-    that chose them flatter what they chose.
+    together, blocks chosen greedily, and the best set where all were tried. All are priced on the texts that had no say; the
+    few that chose the blocks flatter what they chose.
 
     pairs, blocks: name of a model -> its stored part of that name.
     """
@@ -303,8 +303,9 @@ def plot_removal(pairs: Mapping[str, Measured], blocks: Mapping[str, Measured]) 
         ax.set_title(name, fontsize=10)
         ax.set_xticks(one.labels["removed"])
         ax.set_xlabel(say("number of blocks removed"))
-    texts = len(next(iter(pairs.values())).labels["window"])
-    axes[0].set_ylabel(say("rise of the loss on {texts} texts, nats a token", texts=texts))
+    first = next(iter(pairs.values()))
+    texts = len(first.labels["window"]) - len(first.about["prompts"])
+    axes[0].set_ylabel(say("rise of the loss on {texts} other\ntexts, nats a token", texts=texts))
     axes[0].set_ylim(bottom=0)
     handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), frameon=False, ncols=4, loc="outside lower center", fontsize=9)
@@ -323,15 +324,21 @@ CURVES = (
 
 
 def removed(pairs: Measured, blocks: Measured) -> dict[str, Tensor]:
-    """(texts, counts) for each of CURVES that is stored: the rise of the loss on every text with 1 to 8 blocks removed.
+    """(texts, counts) for each of CURVES that is stored: the rise of the loss with 1 to 8 blocks removed, on the texts that had
+    no say in which blocks go.
 
-    pairs, blocks: the stored parts of one model. Which blocks go was chosen on the first few of these texts.
+    pairs, blocks: the stored parts of one model.
     """
-    curves = [added_up(pairs, blocks, "cheapest singles")]
-    for kind in ("cheapest", "greedy", "best"):
-        if f"{kind} on all text" in pairs.tensors:
-            curves.append(pairs.at(f"{kind} on all text", measure="loss"))
-    return dict(zip(CURVES, curves, strict=False))  # the best set is known of a small model only
+    curves = {CURVES[0]: unasked(pairs, added_up(pairs, blocks, "cheapest singles"))}
+    for label, kind in zip(CURVES[1:], ("cheapest", "greedy", "best"), strict=True):
+        if f"{kind} on all text" in pairs.tensors:  # the best set is known of a small model only
+            curves[label] = unasked(pairs, pairs.at(f"{kind} on all text", measure="loss"))
+    return curves
+
+
+def unasked(pairs: Measured, values: Tensor) -> Tensor:
+    """The rows of the texts that did not choose which blocks go: all but the first few. values: (texts, ...)."""
+    return values[len(pairs.about["prompts"]) :]
 
 
 def added_up(pairs: Measured, blocks: Measured, order: str) -> Tensor:
@@ -352,7 +359,7 @@ def removal_finding(pairs: Mapping[str, Measured], blocks: Mapping[str, Measured
                 count=one.labels["removed"][-1],
                 summed=summed,
                 together=together,
-                greedy_summed=_two(added_up(one, blocks[name], "greedy order")[:, -1].mean()),
+                greedy_summed=_two(unasked(one, added_up(one, blocks[name], "greedy order"))[:, -1].mean()),
                 greedy=greedy,
             )
         )

@@ -19,19 +19,19 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.course.ledger import STORED
-from helpers.edits import Edit, edit, skip_block
+from helpers.edits import Edit, edit, patch_block, skip_block
 from helpers.hooks import with_first
 from helpers.lesson5.claims import try_hooks
 from helpers.lesson5.plots import added_up, price_rows
 from helpers.measurements import Measured
-from helpers.measures import text_damage
+from helpers.measures import Measure, text_damage
 from helpers.metrics import top_k
 from helpers.models import LanguageModel
 from helpers.say import say
 from helpers.sweeps import sweep_edits, windows
 from helpers.tables import format_number, show_table
 from helpers.texts import held_out_passages
-from helpers.tracing import Trace
+from helpers.tracing import Trace, trace
 
 
 def held_out(lm: LanguageModel, passages: int, length: int) -> Tensor:
@@ -50,6 +50,43 @@ def show_words(lm: LanguageModel, prompt: str, runs: Mapping[str, Sequence[Edit]
         :most
     ]
     show_table(rows, say("Next words after “{prompt}”", prompt=prompt), columns=places, corner=say("run"))
+
+
+def differ(tokens: Sequence[str], others: Sequence[str]) -> list[int]:
+    """The places at which two rows of tokens differ; all of them where one row is longer."""
+    if len(tokens) != len(others):
+        return list(range(max(len(tokens), len(others))))
+    return [place for place, pair in enumerate(zip(tokens, others, strict=True)) if pair[0] != pair[1]]
+
+
+def show_other_capitals(lm: LanguageModel, prompt: str, capital: str, found: Measured, blocks: Sequence[int]) -> None:
+    """Print on how many other prompts their country comes first, when `prompt` is patched with their stream after a block, at
+    its capital and at its last token.
+
+    found: a stored part "heads"; of its prompts those that are answered rightly and differ from `prompt` in this one token.
+    """
+    tokens = lm.token_strings(prompt)
+    here = tokens.index(capital)
+    places = {repr(capital): here, say("the last token"): -1}
+    facts = [fact for fact, ok in zip(found.about["prompts"], found["right"].tolist(), strict=True) if ok]
+    facts = [fact for fact in facts if differ(lm.token_strings(fact["prompt"]), tokens) == [here]]
+    others = trace(lm, [fact["prompt"] for fact in facts])
+    wanted = torch.tensor([lm.token_id(fact["target"]) for fact in facts])
+    first = Measure(lambda outcome: outcome.edited.argmax(-1))
+    for name, place in places.items():
+        for block in blocks:
+            streams = others.resid[block + 1][:, [place]].split(1)  # (1, 1, d_model) each
+            patches = [patch_block(block, stream, positions=place) for stream in streams]
+            hits = int((sweep_edits(lm, prompt, patches, measure=first, progress=False) == wanted).sum())
+            print(
+                say(
+                    "Patched at {place} after block {block}: the other country comes first on {hits} of {all}.",
+                    place=name,
+                    block=block,
+                    hits=hits,
+                    all=len(facts),
+                )
+            )
 
 
 def show_again(lm: LanguageModel, found: Measured, blocks: Sequence[int], passages: int) -> None:

@@ -79,11 +79,18 @@ def test_the_first_place_and_the_shift_are_counted():
     assert "of 7" in ax.get_ylabel()
 
 
-def test_phrasings_name_the_lowest_agreement():
-    agreement = {"a model, zeros": {"x": 0.3, "y": -0.2}, "a model, means": {"x": 0.97, "y": 0.9}}
-    ax = heads.plot_phrasings(agreement, "main")
-    assert words(ax) == "A model, means: r at least 0.90; a model, zeros: r down to -0.20"
-    assert "a model, zeros: x 0.30, y -0.20" in description(ax)
+def test_phrasings_show_how_far_a_few_heads_make_the_r():
+    agree = {
+        "a model, zeros": {"x": (0.3, 0.5), "y": (-0.2, 0.4)},
+        "a model, means": {"x": (0.97, 0.41), "y": (0.9, 0.6)},
+    }
+    ax = heads.plot_phrasings(agree, "main")
+    assert ax.get_title(loc="left").splitlines() == [
+        "a model, zeros: r -0.20 to 0.30, by rank 0.40 to 0.50;",
+        "a model, means: r 0.90 to 0.97, by rank 0.41 to 0.60",
+    ]
+    assert "a model, zeros: x 0.30, by rank 0.50, y -0.20, by rank 0.40" in description(ax)
+    assert hollow(ax) == (4, 4)
     low, high = ax.get_xlim()
     assert low < -0.2 and high > 0.97
 

@@ -1,6 +1,7 @@
 """What lesson 4 says in words, counted again from the stored numbers with plain loops."""
 
 import csv
+import re
 from math import comb
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import pytest
 from helpers.measurements import measured
 
 ROOT = Path(__file__).resolve().parents[2]
-CELLS = {cell.id: cell.source for cell in nbformat.read(ROOT / "notebooks/04_head_ablation.ipynb", as_version=4).cells}
+NOTEBOOK = nbformat.read(ROOT / "notebooks/04_head_ablation.ipynb", as_version=4)
+CELLS = {cell.id: cell.source for cell in NOTEBOOK.cells}
+OUTPUTS = {cell.id: cell.get("outputs", []) for cell in NOTEBOOK.cells}
 LEAD = "logit difference"
 
 
@@ -58,7 +61,7 @@ def test_an_r_that_six_heads_make_is_called_so(found):
     assert int((~rest).sum()) == 6
     finding = CELLS["l4-inside-finding"]
     assert f"r = {r:.2f} says yes, but the six named heads make it" in finding
-    assert f"Without them it is {without:.2f}; by rank, where only the order counts, {by_rank:.2f}" in finding
+    assert f"it is {without:.2f}. By rank, where only the order of all heads counts, it is {by_rank:.2f}." in finding
 
 
 def test_most_of_what_block_23_costs_one_at_a_time_is_one_head_and_no_sum_is_called_a_stand_in(found):
@@ -94,7 +97,7 @@ def test_the_ledger_shows_both_parts_of_claim_4_3():
         (row,) = [one for one in csv.DictReader(file) if one["claim"] == "4.3" and one["model"] == "smollm2"]
     assert "whichever head is removed" in row["the report says"], "it was measured in block 5 and elsewhere"
     shown = CELLS["l4-ledger"]
-    assert 'show_parts("4.3", "4.8", model=model)' in shown and '("pocket", "smollm2")' in shown
+    assert 'show_parts("4.3", "4.7", "4.8", model=model)' in shown and '("pocket", "smollm2")' in shown
     notebook = nbformat.read(ROOT / "notebooks/04_head_ablation.ipynb", as_version=4)
     (cell,) = [one for one in notebook.cells if one.id == "l4-ledger"]
     said = "".join(out.get("text", "") for out in cell.outputs)
@@ -102,6 +105,48 @@ def test_the_ledger_shows_both_parts_of_claim_4_3():
         assert part in said
 
 
-def test_what_the_recap_says_of_other_words_was_measured_on_the_pocket_model():
-    assert "Maps of means were not measured there" in CELLS["l4-phrasing-finding"]
-    assert "On the pocket model maps of means survive other words" in CELLS["l4-recap"]
+def test_a_part_that_a_coin_gives_is_called_so():
+    with (ROOT / "helpers/data/claims.csv").open(encoding="utf-8", newline="") as file:
+        (row,) = [one for one in csv.DictReader(file) if one["claim"] == "4.7" and one["model"] == "smollm2"]
+    true, tried = map(int, re.search(r"heads of block 5: (\d+) of (\d+)", row["why"]).groups())
+    assert 2 * sum(comb(tried, k) for k in range(true, tried + 1)) / 2**tried > 0.05
+    assert f"SmolLM2's {true} of {tried} in 4.7 is what a coin gives" in CELLS["l4-explore-text"]
+
+
+def test_what_is_said_of_other_phrasings_holds_by_rank_and_leaves_none_out():
+    shown = "".join(out.get("text", "") for out in OUTPUTS["l4-phrasing"])
+    told = CELLS["l4-phrasing-finding"]
+    for model, said in (
+        ("pocket", "The r agree: −{:.2f} to {:.2f} for zeros"),
+        ("smollm2", "r from {:.2f} to {:.2f}"),
+    ):
+        maps = measured(model, "phrasings").at("mean", measure=LEAD).flatten(1).double().numpy()
+        assert len(maps) == 4, "all that is stored is shown"
+        r = sorted(np.corrcoef(maps[0], one)[0, 1] for one in maps[1:])
+        ranks = [np.argsort(np.argsort(one)) for one in maps]
+        by_rank = sorted(np.corrcoef(ranks[0], one)[0, 1] for one in ranks[1:])
+        assert said.format(abs(r[0]), r[-1]) in told
+        assert f"{by_rank[0]:.2f} to {by_rank[-1]:.2f}" in told
+        n_heads = {"pocket": 12, "smollm2": 9}[model]
+        top = ["{}.{}".format(*divmod(int(np.abs(one).argmax()), n_heads)) for one in maps]
+        assert f"zeros, strongest head in each of four phrasings: {', '.join(top)}" in shown
+    means = [line for line in shown.splitlines() if line.startswith("pocket, means")]
+    assert means == ["pocket, means, strongest head in each of four phrasings: 8.4, 8.4, 8.4, 8.4"]
+    assert "Maps of means were not measured there" in told
+    assert "On the pocket model means name one strongest head in four phrasings, zeros three" in CELLS["l4-recap"]
+
+
+def test_a_swap_is_told_with_its_control_and_the_other_way():
+    shown = "".join(out.get("text", "") for out in OUTPUTS["l4-swap"])
+    control, back = (re.search(rf"{words} (\d+) of 22", shown).group(1) for words in ("swapped:", "Germany' first on"))
+    assert f"The six other heads of the block do it on {control}" in CELLS["l4-swap-finding"]
+    assert f"comes first on {back} of 22" in CELLS["l4-swap-finding"]
+
+
+def test_the_block_with_the_gap_is_said_to_be_the_only_one(found):
+    alone = found.at("mean", replacement="mean", prompts="right", measure="log p").sum(1).numpy()
+    at_once = found.at("all off mean", off="mean", prompts="right", measure="log p").numpy()
+    gap, following = np.argsort(-np.abs(at_once - alone))[:2]
+    assert gap == 23
+    said = f"The next largest gap: block {following}, {-alone[following]:.2f} and {-at_once[following]:.2f}."
+    assert said in CELLS["l4-together-finding"]

@@ -1,5 +1,6 @@
 """Lesson 4's live measurements against plain hooks, weight surgery and a look at the stored numbers."""
 
+import dataclasses
 from importlib import import_module
 
 import numpy as np
@@ -130,6 +131,34 @@ def test_a_swap_takes_the_last_token_of_the_other_prompt(lm, facts):
         token = lm.token_id(fact.target)
         assert bool(first[row]) == (int(found[row].argmax()) == token)
         assert p[row] == found[row, token]
+
+
+def test_the_prompts_to_swap_are_the_right_ones_of_one_length(lm):
+    found = measured("pocket", "heads")
+    rows = [dict(row) for row in found.about["prompts"][:6]] + [{**found.about["prompts"][7], "prompt": PROMPT}]
+    rows[2]["prompt"] = "Yes. " + rows[2]["prompt"]
+    right = torch.tensor([True, False, True, True, False, True, True])
+    few = dataclasses.replace(found, tensors={**found.tensors, "right": right}, about={**found.about, "prompts": rows})
+    assert [fact.prompt for fact in study.answered_like(lm, few, PROMPT)] == [rows[i]["prompt"] for i in (0, 3, 5)]
+
+
+def test_sizes_and_first_places_are_counted_from_what_is_stored(capsys):
+    found = measured("pocket", "heads")
+    change = found.at("change", replacement="mean", measure="logit difference").double().numpy()
+    study.show_sizes({"mean": torch.tensor(np.abs(change).mean(0))}, [(8, 4)], 5, {"pocket": found})
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    off = found.at("all off", off="mean", block=0, measure="logit difference").double().numpy()
+    for row, value in zip(
+        rows[-3:], (np.abs(change[:, 8, 4]).mean(), np.abs(change[:, 5]).mean(0).max(), np.abs(off).mean()), strict=True
+    ):
+        assert float(row[-1]) == pytest.approx(value, rel=6e-3)
+    study.show_first_places(found, 8)
+    stay, alone = capsys.readouterr().out.splitlines()
+    right = found["right"].numpy()
+    at_once = found.at("all off flags", off="mean", block=8, flag="target is top-1").numpy()[right]
+    single = found.at("flags", replacement="mean", block=8, flag="target is top-1").numpy()[right]
+    assert stay.endswith(f"{sum(map(bool, at_once))} of {right.sum()} stay first.")
+    assert alone.split(": ")[1].split() == [str(sum(not bool(v) for v in head)) for head in single.T]
 
 
 def test_who_gains_compares_neighbours_with_all_other_countries(lm, facts):

@@ -76,7 +76,7 @@ def test_damage_is_told_with_its_numbers_and_shapes():
     figure = plots.plot_damage(found)
     assert suptitle(figure) == (
         "big: block 0 3.00 nats a token when skipped, block 2 1.00 and block 3 0.50, the median block 0.75; "
-        "1 of 4 blocks cost less than 0.1, 1 of them surely"
+        "1 of 4 blocks cost less than 0.1, 1 of them by the whole interval"
     )
     assert "small: block 0 2, block 1 0.1." in description(figure)
     shapes = {box[0].get_marker(): list(box[0].get_xdata()) for box in figure.axes[0].containers}
@@ -136,18 +136,19 @@ def singles_of():
     )
 
 
-def test_removal_compares_the_sum_with_what_it_costs_together_on_all_texts():
+def test_removal_compares_the_sum_with_what_it_costs_together_on_the_texts_that_had_no_say():
     best = {"best on all text": [[[0.1], [0.4]], [[0.2], [0.5]], [[0.3], [0.6]]]}
     figure = plots.plot_removal(
         {"big": pairs_of(), "small": pairs_of(**best)}, {"big": singles_of(), "small": singles_of()}
     )
     assert suptitle(figure) == (
-        "big: the 2 cheapest blocks 0.50 nats added up, 1.00 together; the greedy 2: 1.30 and 0.60 "
-        "small: the 2 cheapest blocks 0.50 nats added up, 1.00 together; the greedy 2: 1.30 and 0.60"
+        "big: the 2 cheapest blocks 0.60 nats added up, 1.10 together; the greedy 2: 1.40 and 0.65 "
+        "small: the 2 cheapest blocks 0.60 nats added up, 1.10 together; the greedy 2: 1.40 and 0.65"
     )
     assert [len(ax.lines) for ax in figure.axes] == [3, 4]
+    assert figure.axes[0].get_ylabel() == "rise of the loss on 2 other\ntexts, nats a token"
     assert figure.axes[0].get_ylim()[1] > 1.0, "nothing is cut off"
-    assert "small, best set of the choosing texts: 0.20, 0.50." in description(figure)
+    assert "small, best set of the choosing texts: 0.25, 0.55." in description(figure)
 
 
 def test_what_was_chosen_on_some_texts_is_shown_on_the_others_too(capsys):

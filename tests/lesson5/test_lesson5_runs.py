@@ -1,5 +1,6 @@
 """What lesson 5 runs: checked against plain modules."""
 
+import dataclasses
 from contextlib import nullcontext
 
 import pytest
@@ -34,6 +35,47 @@ def test_words_of_each_run(lm, capsys):
     word, chance = repr(lm.tokenizer.decode([int(chances.argmax())])), float(chances.max())
     assert f"{word} {chance:.2g}" in line
     assert "4th" in said and "Next words after" in said
+
+
+def test_other_capitals_are_patched_one_by_one(lm, capsys):
+    found, prompt = measured("pocket", "heads"), "Berlin is the capital of"
+    right = found["right"] & (torch.arange(len(found["right"])) < 12)  # a dozen will do
+    few = dataclasses.replace(found, tensors={**found.tensors, "right": right})
+    runs.show_other_capitals(lm, prompt, "Berlin", few, blocks=(3, 11))
+    said = capsys.readouterr().out.splitlines()
+    length = len(lm.tokenizer(prompt)["input_ids"])
+    facts = [row for row, ok in zip(found.about["prompts"], few["right"].tolist(), strict=True) if ok]
+    facts = [
+        row for row in facts if row["prompt"] != prompt and len(lm.tokenizer(row["prompt"])["input_ids"]) == length
+    ]
+    assert len(facts) > 3
+
+    def patched(block, place, fact):
+        """By PyTorch alone."""
+        module, kept = lm.model.transformer.h[block], []
+
+        def first_of(output):
+            return output[0] if isinstance(output, tuple) else output
+
+        def keep(_, args, output):
+            kept.append(first_of(output).clone())
+
+        def put(_, args, output):
+            first_of(output)[:, place] = kept[0][:, place]
+
+        for text, hook in ((fact["prompt"], keep), (prompt, put)):
+            handle = module.register_forward_hook(hook, prepend=True)
+            try:
+                with torch.no_grad():
+                    logits = lm.model(lm.tokenizer(text, return_tensors="pt")["input_ids"], use_cache=False).logits
+            finally:
+                handle.remove()
+        return int(logits[0, -1].argmax()) == lm.tokenizer(fact["target"])["input_ids"][0]
+
+    wanted = [sum(patched(block, place, fact) for fact in facts) for place in (0, -1) for block in (3, 11)]
+    assert [line.split(" comes first on ")[1] for line in said] == [f"{n} of {len(facts)}." for n in wanted]
+    assert said[0].startswith("Patched at 'Berlin' after block 3:")
+    assert len(set(wanted)) > 1
 
 
 def test_stored_numbers_are_measured_again(lm, capsys):
