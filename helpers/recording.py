@@ -94,12 +94,16 @@ def _record(lm: LanguageModel, ids: Tensor, to_the_end: bool) -> tuple[Tensor, l
 
     handles: list[RemovableHandle] = []
     try:
-        handles += [hooks.on_call(block, partial(keep, number)) for number, block in enumerate(lm.blocks)]
-        handles += [hooks.on_output(block, hooks.only_here(leave)) for block in lm.blocks]
-        handles.append(hooks.on_input(lm.final_norm, hooks.only_here(stop), prepend=True))
-        output = passes.run_in_a_sweep(lm, ids, ran)  # live edits are part of the baseline
+        try:
+            for number, block in enumerate(lm.blocks):  # kept one by one: an interrupt in between shall lose none
+                handles.append(hooks.on_call(block, partial(keep, number)))
+                handles.append(hooks.on_output(block, hooks.only_here(leave)))
+            handles.append(hooks.on_input(lm.final_norm, hooks.only_here(stop), prepend=True))
+            output = passes.run_in_a_sweep(lm, ids, ran)  # live edits are part of the baseline
+        finally:
+            hooks.remove(handles)
     finally:
-        hooks.remove(handles)
+        hooks.remove(handles)  # once more: an interrupt may arrive during the first
     if changed:
         place = say("block {block}", block=changed[0]) if changed[0] < lm.n_blocks else say("the final norm")
         raise errors.BadValue(

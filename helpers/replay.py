@@ -138,10 +138,14 @@ class Replay:
 
         handles: list[RemovableHandle] = []
         try:
-            handles += [hooks.on_call(block, keep) for block in lm.blocks]
-            run = _clean(trace(lm, tokens))  # asks for no cache
+            try:
+                for block in lm.blocks:  # kept one by one: an interrupt in between shall lose none
+                    handles.append(hooks.on_call(block, keep))
+                run = _clean(trace(lm, tokens))  # asks for no cache
+            finally:
+                hooks.remove(handles)
         finally:
-            hooks.remove(handles)
+            hooks.remove(handles)  # once more: an interrupt may arrive during the first
         own = Tokens(tokens.ids.clone(), tokens.mask.clone())  # a caller may write into a tensor of ids
         self._kept = _Recorded(own, run, calls)
         return self._kept

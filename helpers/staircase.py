@@ -186,11 +186,14 @@ def _shortcuts(
             inputs += [(parts.attention, narrow, False), (parts.heads_out, widen, True)]
     handles: list[RemovableHandle] = []
     try:
-        for part, see, prepend in inputs:
-            handles.append(hooks.on_input(lm.part(block, part), hooks.only_here(see), prepend))
-        yield
+        try:
+            for part, see, prepend in inputs:
+                handles.append(hooks.on_input(lm.part(block, part), hooks.only_here(see), prepend))
+            yield
+        finally:
+            hooks.remove(handles)
     finally:
-        hooks.remove(handles)
+        hooks.remove(handles)  # once more: an interrupt may arrive during the first
 
 
 def _shared_attention(joined: int, edits: _CopyEdits) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:

@@ -21,14 +21,18 @@ from helpers import (
     edit,
     edits,
     hooks,
+    live,
     noise_neurons,
     passes,
     positions,
+    recording,
+    replay,
     scale_block,
     scale_mlp,
     sites,
     skip_attention,
     skip_block,
+    staircase,
     sweeps,
     trace,
     tracing,
@@ -209,23 +213,39 @@ def first_of_exit(frame):
 
 
 def leaves_a_with(frame):
-    """A line that starts `with torch…` is run again when it is left, before `__exit__`: no one could protect that moment.
+    """A line that starts `with …` is run again when it is left, before `__exit__`: no one could protect that moment.
 
     Only a tracer stops there. A signal is looked at after a call, and then `__exit__` has run.
     """
-    return linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith("with torch.")
+    return linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith("with ")
+
+
+def edits_and_a_trace(lm):
+    with edit(lm, skip_block(0), zero_heads(1, 2)):
+        with edit(lm, change("mlp", 1, torch.neg)):
+            trace(lm, IDS)
+
+
+def a_sweep(lm):
+    with edit(lm, skip_block(0)):
+        sweeps.sweep_blocks(lm, IDS[0], 7, progress=False)
+
+
+def a_panels_pass(lm):
+    replay.Replay(lm)(IDS[0], scale_block(1, 2))
 
 
 @pytest.mark.parametrize("family", LMS)
-def test_an_interrupt_at_any_line_of_ours_leaves_nothing_behind(family):
+@pytest.mark.parametrize("work", [edits_and_a_trace, a_sweep, a_panels_pass])
+def test_an_interrupt_at_any_line_of_ours_leaves_nothing_behind(work, family):
     lm = LMS[family]
-    ours = {module.__file__ for module in (applying, edits, hooks, passes, positions, sites, tracing)}
+    rooms = {
+        edits_and_a_trace: (applying, edits, hooks, passes, positions, sites, tracing),
+        a_sweep: (hooks, live, recording, staircase),
+        a_panels_pass: (hooks, live, replay),
+    }[work]
+    ours = {module.__file__ for module in rooms}
     start = hooks_of(lm)
-
-    def work():
-        with edit(lm, skip_block(0), zero_heads(1, 2)):
-            with edit(lm, change("mlp", 1, torch.neg)):
-                trace(lm, IDS)
 
     def interrupt_at(line):
         count = 0
@@ -242,7 +262,7 @@ def test_an_interrupt_at_any_line_of_ours_leaves_nothing_behind(family):
 
         sys.settrace(watch)
         try:
-            work()
+            work(lm)
         except KeyboardInterrupt:
             return True
         finally:
