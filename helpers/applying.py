@@ -49,8 +49,8 @@ class Edit:
     )  # None, a tuple or a slice, which has no hash before Python 3.12
     check: Callable[[LanguageModel], object] = field(default=lambda lm: None, repr=False, compare=False)
     given: object = field(default_factory=object, repr=False, hash=False)
-    # Where its value has one row for each of several prompts: how many, of how many positions, and the same edit for some of
-    # the prompts, of at most so many tokens.
+    # Where its value has one row for each of several prompts: how many, of how many positions, and an edit with the rows of
+    # some of the prompts, of at most so many tokens.
     prompts: int | None = field(default=None, repr=False, compare=False)
     length: int | None = field(default=None, repr=False, compare=False)
     for_prompts: Callable[[Sequence[int], int], Edit] | None = field(default=None, repr=False, compare=False)

@@ -119,7 +119,7 @@ def add_to_block(block: int, vector: Tensor, positions: Positions = None) -> Edi
     return Edit(
         f"add_to_block({block}, {tuple(vector.shape)})", "block", block,
         lambda value, _: value + _fitted(vector, value, "the vector"), positions, given=_Same(vector),
-        **_rows_of(vector, 3, lambda some: add_to_block(block, some, positions)),
+        **_rows_of(vector, 3, lambda some: add_to_block(block, some)),
     )  # fmt: skip
 
 
@@ -133,7 +133,7 @@ def patch_block(block: int, value: Tensor, positions: Positions = None) -> Edit:
     return Edit(
         f"patch_block({block}, {tuple(given.shape)})", "block", block,
         lambda old, _: _fitted(given, old, "the patch").clone(), positions, given=_Same(given),
-        **_rows_of(given, 3, lambda some: patch_block(block, some, positions)),
+        **_rows_of(given, 3, lambda some: patch_block(block, some)),
     )  # fmt: skip
 
 
@@ -159,7 +159,7 @@ def replace_heads(block: int, heads: Sequence[int] | int, value: Tensor, positio
         name=f"replace_heads({block}, {heads}, {tuple(given.shape)})",
         check=lambda lm: lm.check_heads(listed),
         given=(tuple(listed), _Same(given)),
-        **_rows_of(given, 4, lambda some: replace_heads(block, heads, some, positions)),
+        **_rows_of(given, 4, lambda some: replace_heads(block, listed, some)),
     )
 
 
@@ -173,7 +173,7 @@ def put_heads(block: int, heads: list[int], value: Tensor, site: str = "heads", 
         new[:, :, at] = _fitted(value, old[:, :, at], "the replacement")
         return new
 
-    each = _rows_of(value, 4, lambda some: put_heads(block, heads, some, site, positions))
+    each = _rows_of(value, 4, lambda some: put_heads(block, heads, some, site))
     return Edit(f"put_heads({block}, {heads})", site, block, put, positions, **each)
 
 

@@ -67,11 +67,29 @@ class Measure:
 
 
 class Trial:
-    """Tries a measure once: are a copy's numbers the same whichever copies come with it? Else they would depend on `chunk`."""
+    """Tries a measure once: are a copy's numbers the same whichever copies come with it? Else they would depend on `chunk`.
+
+    And looks at each result: is it of the shape of the first? Else no tensor could hold them all.
+    """
 
     def __init__(self, measure: Measure, chunk: int) -> None:
         self.done, self.chunk = measure.by_copy, chunk
         self.kept: tuple[int, Tensor, Tensor] | None = None  # a copy that came by itself
+        self.first: tuple[int, torch.Size] | None = None  # a prompt, and the shape of a copy's numbers there
+
+    def check_shape(self, prompt: int, shape: torch.Size) -> None:
+        """shape: of what the measure gave for a copy of a prompt. Raises BadValue."""
+        first, wanted = self.first = self.first or (prompt, shape)
+        if shape != wanted:
+            raise errors.BadValue(
+                "this measure gives numbers of shape {wanted} for a copy of prompt {first} and {got} for one of prompt {prompt}, "
+                "and one result cannot hold both: give as many for each, for example a mean over positions, or sweep prompts of "
+                "each length apart.",
+                wanted=tuple(wanted),
+                first=first,
+                got=tuple(shape),
+                prompt=prompt,
+            )
 
     def __call__(self, prompt: int, edited: Tensor, value: Tensor, of: Callable[[Tensor], Tensor]) -> None:
         """edited: a prompt's logits, of which the measure made `value`; of(logits) measures others. Raises BadValue."""

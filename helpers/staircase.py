@@ -244,6 +244,7 @@ def _measure(lm: LanguageModel, plan: Plan, clean: Clean, edited: Tensor, p: int
         value = _measured(plan, clean, p, found, before)
         if cut or len(pieces) > 1:
             plan.trial(clean.prompts[p], found, value, lambda some: _measured(plan, clean, p, some, before))
+        plan.trial.check_shape(clean.prompts[p], value.shape[1:])
         yield value
 
 

@@ -134,17 +134,17 @@ def sweep_heads(
     sites = [(block, head) for block in chosen_blocks for head in range(lm.n_heads)]
     rows = prompt_rows(lm, prompts)
     positions = check_positions(positions)
-    if isinstance(replacement, Tensor):
-        replacement = finite_tensor(replacement, "the replacement")
+    replacement = finite_tensor(replacement, "the replacement") if isinstance(replacement, Tensor) else replacement
     pool = None if reference is None else prompt_rows(lm, reference)
-    values_of = head_values(lm, rows, replacement, pool, generator, chunk)
 
     def copies_of(chosen: list[int]) -> list[Copy]:
         values = finite_tensor(values_of(chosen), "the replacement")
-        one = lambda block, head: values[block, :, :, head : head + 1]  # noqa: E731
-        return [(put_heads(block, [head], one(block, head), positions=positions),) for block, head in sites]
+        heads = values.split(1, dim=-2)
+        return [(put_heads(block, [head], heads[head][block], positions=positions),) for block, head in sites]
 
-    found = _sweep(lm, rows, copies_of, (len(chosen_blocks), lm.n_heads), target, measure, chunk, progress)
+    with edited_as_a_whole(lm, translatable("this sweep"), by_this_thread=True):  # the means, too
+        values_of = head_values(lm, rows, replacement, pool, generator, chunk)
+        found = _sweep(lm, rows, copies_of, (len(chosen_blocks), lm.n_heads), target, measure, chunk, progress)
     return found[0] if _single(prompts) else found
 
 
@@ -208,11 +208,9 @@ def sweep_factors(
     """
     scale = _of_part(_SCALE, part)
     given = factors.tolist() if isinstance(factors, Tensor) else factors
-    if isinstance(given, str) or not isinstance(given, Iterable):
+    if isinstance(given, str) or not isinstance(given, Iterable) or not (edits := [scale(block, f) for f in given]):
         raise errors.BadValue("factors {given!r} cannot be used: give a list, for example [0.5, 2.0].", given=given)
-    return sweep_edits(
-        lm, prompts, [scale(block, f) for f in given], target, measure=measure, chunk=chunk, progress=progress
-    )
+    return sweep_edits(lm, prompts, edits, target, measure=measure, chunk=chunk, progress=progress)
 
 
 def windows(lm: LanguageModel, text: str, length: int, most: int | None = None) -> Tensor:

@@ -295,6 +295,25 @@ def test_an_edit_of_which_something_was_replaced(replaced):
     assert one != patch_block(2, values) and (one == again) == ("change" not in replaced)
 
 
+def test_positions_and_heads_that_can_be_read_only_once_are_read_once():
+    lm, rows = tiny("gpt2"), torch.arange(2, 14).reshape(2, 6)
+    draw = torch.Generator().manual_seed(0)
+    stream, heads = (torch.randn(2, 6, *width, dtype=torch.float64, generator=draw) for width in ((24,), (2, 6)))
+    once = [
+        patch_block(2, stream, (place for place in [1, 3])),
+        add_to_block(1, stream, iter([-1])),
+        replace_heads(1, iter([0, 2]), heads, map(int, "25")),
+    ]
+    found = sweep_edits(lm, rows, once, TARGET)
+    before = lm.logits(rows)[:, -1].log_softmax(-1)[:, TARGET]
+    for column, one in enumerate(
+        [patch_block(2, stream, [1, 3]), add_to_block(1, stream, -1), replace_heads(1, [0, 2], heads, [2, 5])]
+    ):
+        with edit(lm, one):
+            after = lm.logits(rows)[:, -1].log_softmax(-1)[:, TARGET]
+        torch.testing.assert_close(found[:, column], after - before, rtol=0, atol=1e-12)
+
+
 def test_a_patch_for_another_number_of_prompts_gets_a_sentence():
     lm = tiny("gpt2")
     with pytest.raises(errors.BadValue, match="values for 5 prompts, and 3 are swept"):

@@ -429,6 +429,25 @@ def test_an_edit_of_another_thread_that_came_and_went_during_a_pass_is_seen(act)
     assert lm.live_edits == [] and lm.edit_handles == []
 
 
+@pytest.mark.parametrize("replacement", ["mean", "pooled mean"])
+def test_an_edit_of_another_thread_that_was_on_while_a_sweep_took_its_means_is_seen(replacement, monkeypatch):
+    lm = tiny("gpt2")
+
+    def under_an_edit(*args, **options):
+        one = edit(lm, scale_block(0, 3))
+        thread = threading.Thread(target=one.__enter__)
+        thread.start()
+        thread.join()
+        found = trace(*args, **options)
+        one.__exit__()
+        return found
+
+    monkeypatch.setattr("helpers.replacements.trace", under_an_edit)
+    with pytest.raises(BadEdit, match="put on or taken off while this sweep ran"):
+        sweep_heads(lm, torch.arange(2, 14).reshape(2, 6), 7, replacement=replacement)
+    assert lm.live_edits == [] and lm.edit_handles == []
+
+
 def test_a_function_that_runs_the_model_inside_a_pass_or_a_sweep_of_it_is_told_so():
     lm, prompt = tiny("gpt2"), torch.arange(2, 8)
     other, busy = copy.deepcopy(lm), []
