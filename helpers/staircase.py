@@ -14,7 +14,6 @@ helpers/recording.py says what is refused, and helpers/rows.py where rows run al
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,20 +73,37 @@ def _walk(lm: LanguageModel, plan: Plan, clean: Clean, copies: Sequence[Copy], d
     edits = _CopyEdits(stairs, prompts, length)
     streams = clean.streams.new_empty(len(copies), prompts, length, lm.d_model)
     with (walk := edit_here(lm, *edits.on_all_rows())):
-        for block, (rest, named) in enumerate(clean.calls):
+        for block in range(lm.n_blocks):
             for row in range(stairs.before(block), stairs.before(block + 1)):  # the copies that join here
                 parent = stairs.parents[row]
                 streams[row] = clean.streams[block] if parent is None else streams[parent]
-            at_once = 1 if clean.alone.blocks[block] else plan.chunk // (prompts * length)
-            with _shortcuts(lm, plan, block, stairs, edits, clean.alone):
-                for here in _pieces(range(stairs.before(block + 1)), at_once):
-                    edits.here = here
-                    some = slice(here[0], here[-1] + 1)
-                    output = lm.blocks[block](streams[some].flatten(0, 1), *rest, **named)
-                    streams[some] = hooks.first(output).view(len(here), prompts, length, lm.d_model)
+            _run_block(lm, plan, clean, block, stairs, edits, streams)
             done(len(copies) * prompts)
         walk.check_ran()
     return streams[stairs.row_of_copy]
+
+
+def _run_block(
+    lm: LanguageModel, plan: Plan, clean: Clean, block: int, stairs: _Stairs, edits: _CopyEdits, streams: Tensor
+) -> None:
+    """One block for all copies that have joined by now: streams (copies, prompts, pos, d_model) are written anew."""
+    _, prompts, length, d_model = streams.shape
+    rest, named = clean.calls[block]
+    at_once = 1 if clean.alone.blocks[block] else plan.chunk // (prompts * length)
+    handles: list[RemovableHandle] = []
+    try:
+        try:
+            for part, see, prepend in _shortcuts(lm, plan, block, stairs, edits, clean.alone):
+                handles.append(hooks.on_input(lm.part(block, part), hooks.only_here(see), prepend))
+            for here in _pieces(range(stairs.before(block + 1)), at_once):
+                edits.here = here
+                some = slice(here[0], here[-1] + 1)
+                output = lm.blocks[block](streams[some].flatten(0, 1), *rest, **named)
+                streams[some] = hooks.first(output).view(len(here), prompts, length, d_model)
+        finally:
+            hooks.remove(handles)
+    finally:
+        hooks.remove(handles)  # once more: an interrupt may arrive during the first
 
 
 @dataclass(frozen=True)
@@ -165,15 +181,15 @@ class _CopyEdits:
 # ---- work that is left out where nobody can see it
 
 
-@contextmanager
 def _shortcuts(
     lm: LanguageModel, plan: Plan, block: int, stairs: _Stairs, edits: _CopyEdits, alone: Alone
-) -> Iterator[None]:
-    """For the calls of one block: attention once for copies that are still equal, and in the last block the last token only."""
+) -> list[tuple[str, Callable[[Tensor], Tensor], bool]]:
+    """For the calls of one block: attention once for copies that are still equal, and in the last block the last token only.
+
+    Each is a part, what it gets instead of its input, and whether before others see it.
+    """
     parts, sites = lm.parts, edits.sites(block)
-    inputs: list[
-        tuple[str, Callable[[Tensor], Tensor], bool]
-    ] = []  # of a part, what it gets instead, and whether before others
+    inputs: list[tuple[str, Callable[[Tensor], Tensor], bool]] = []
     if not alone.blocks[block]:
         # What the output projection and the MLP return for the last token alone, (rows, 1, d_model), is added to the stream
         # by broadcasting: right at the last token, and nobody reads the others. Not where an edit would see it.
@@ -184,16 +200,7 @@ def _shortcuts(
         if joined and all(stairs.parents[row] is None for row in joined) and "keys" not in sites:
             narrow, widen = _shared_attention(joined.start, edits)
             inputs += [(parts.attention, narrow, False), (parts.heads_out, widen, True)]
-    handles: list[RemovableHandle] = []
-    try:
-        try:
-            for part, see, prepend in inputs:
-                handles.append(hooks.on_input(lm.part(block, part), hooks.only_here(see), prepend))
-            yield
-        finally:
-            hooks.remove(handles)
-    finally:
-        hooks.remove(handles)  # once more: an interrupt may arrive during the first
+    return inputs
 
 
 def _shared_attention(joined: int, edits: _CopyEdits) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:

@@ -4,6 +4,7 @@ The first test makes random sequences of edits, traces, sweeps, failures and int
 and one trace at each line of our code in turn.
 """
 
+import contextlib
 import linecache
 import sys
 
@@ -278,3 +279,27 @@ def test_an_interrupt_at_any_line_of_ours_leaves_nothing_behind(work, family):
         line += 3 if line > 60 else 1
     assert line > 100
     assert trace(lm, IDS).logits.equal(CLEAN[family].logits)
+
+
+def test_an_interrupt_as_a_context_ends_leaves_no_hook_of_a_sweep(monkeypatch):
+    """Python looks at signals as `__exit__` begins, ahead of any `try` in it, and a notebook keeps what was raised."""
+    lm, calls, kept = LMS["gpt2"], 0, []
+    start, leave = hooks_of(lm), contextlib._GeneratorContextManager.__exit__
+
+    def interrupted(self, *how):
+        nonlocal calls
+        calls += "helpers" in self.gen.gi_code.co_filename
+        if calls == number:
+            calls += 1
+            raise KeyboardInterrupt
+        return leave(self, *how)
+
+    monkeypatch.setattr(contextlib._GeneratorContextManager, "__exit__", interrupted)
+    for number in range(1, 9):
+        calls = 0
+        try:
+            a_sweep(lm)
+        except KeyboardInterrupt as error:
+            kept.append(error)
+        assert hooks_of(lm) == start, number
+    assert kept and lm.live_edits == []
