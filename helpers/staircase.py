@@ -33,6 +33,7 @@ from .rows import Alone
 from .say import say
 
 Change = Callable[[Tensor, Tensor], Tensor]
+CopiesOf = Callable[[list[int]], Sequence[Copy]]  # the numbers of some prompts give their copies, as many each time
 
 # The copies of one walk hold this many times the tokens of one call: waiting streams are small next to a block's neurons.
 WAITING = 16
@@ -42,7 +43,7 @@ WAITING = 16
 class Plan:
     """A sweep that has been checked: what to run, and what to read off."""
 
-    copies_of: Callable[[list[int]], Sequence[Copy]]  # the numbers of some prompts give their copies, as many each time
+    copies_of: CopiesOf
     measure: Measure
     trial: Trial
     chunk: int  # tokens, copies × positions, in a block at once

@@ -39,7 +39,7 @@ from .recording import clean_passes
 from .replacements import CHUNK, Prompts, Replacement, head_values, mean_heads, prompt_rows
 from .rows import where_rows_run_alone
 from .say import translatable
-from .staircase import WAITING, Plan
+from .staircase import WAITING, CopiesOf, Plan
 
 __all__ = [
     "Measure",
@@ -100,8 +100,8 @@ def sweep_edits(
     tokens = lm.encode(prompts)
     check_values_per_prompt(copies, tokens)
     rows = prompt_rows(lm, tokens)
-    copies_of = lambda chosen: for_prompts(copies, chosen, len(rows), len(rows[chosen[0]]))  # noqa: E731
-    found = _sweep(lm, rows, copies_of, (len(copies),), target, measure, chunk, progress)
+    of_prompts = lambda chosen: for_prompts(copies, chosen, len(rows), len(rows[chosen[0]]))  # noqa: E731
+    found = _sweep(lm, rows, lambda: of_prompts, (len(copies),), target, measure, chunk, progress)
     return found[0] if _single(prompts) else found
 
 
@@ -137,14 +137,16 @@ def sweep_heads(
     replacement = finite_tensor(replacement, "the replacement") if isinstance(replacement, Tensor) else replacement
     pool = None if reference is None else prompt_rows(lm, reference)
 
-    def copies_of(chosen: list[int]) -> list[Copy]:
-        values = finite_tensor(values_of(chosen), "the replacement")
-        heads = values.split(1, dim=-2)
-        return [(put_heads(block, [head], heads[head][block], positions=positions),) for block, head in sites]
-
-    with edited_as_a_whole(lm, translatable("this sweep"), by_this_thread=True):  # the means, too
+    def ablations() -> CopiesOf:
         values_of = head_values(lm, rows, replacement, pool, generator, chunk)
-        found = _sweep(lm, rows, copies_of, (len(chosen_blocks), lm.n_heads), target, measure, chunk, progress)
+
+        def copies_of(chosen: list[int]) -> list[Copy]:
+            heads = finite_tensor(values_of(chosen), "the replacement").split(1, dim=-2)
+            return [(put_heads(block, [head], heads[head][block], positions=positions),) for block, head in sites]
+
+        return copies_of
+
+    found = _sweep(lm, rows, ablations, (len(chosen_blocks), lm.n_heads), target, measure, chunk, progress)
     return found[0] if _single(prompts) else found
 
 
@@ -161,7 +163,7 @@ def sweep_blocks(
     """Each block skipped, or its attention or MLP alone: (n_prompts, n_blocks, ...). All else as in `sweep_edits`."""
     copies = [(_of_part(_SKIP, part)(block),) for block in _blocks(lm)]
     rows = prompt_rows(lm, prompts)
-    found = _sweep(lm, rows, lambda chosen: copies, (lm.n_blocks,), target, measure, chunk, progress)
+    found = _sweep(lm, rows, lambda: lambda _: copies, (lm.n_blocks,), target, measure, chunk, progress)
     return found[0] if _single(prompts) else found
 
 
@@ -183,7 +185,7 @@ def sweep_block_pairs(
     pairs = [(a, b) for a in range(lm.n_blocks) for b in range(a, lm.n_blocks)]
     copies: list[Copy] = [(skips[a],) if a == b else (skips[a], skips[b]) for a, b in pairs]
     rows = prompt_rows(lm, prompts)
-    found = _sweep(lm, rows, lambda chosen: copies, (len(pairs),), target, measure, chunk, progress)
+    found = _sweep(lm, rows, lambda: lambda _: copies, (len(pairs),), target, measure, chunk, progress)
     number = {pair: k for k, pair in enumerate(pairs)}
     square = [[number[min(a, b), max(a, b)] for b in range(lm.n_blocks)] for a in range(lm.n_blocks)]
     found = found[:, torch.tensor(square)]
@@ -246,14 +248,14 @@ def windows(lm: LanguageModel, text: str, length: int, most: int | None = None) 
 def _sweep(
     lm: LanguageModel,
     rows: list[Tensor],
-    copies_of: Callable[[list[int]], Sequence[Copy]],
+    make: Callable[[], CopiesOf],
     shape: tuple[int, ...],
     target: Targets | None,
     measure: Measured,
     chunk: int,
     progress: Progress,
 ) -> Tensor:
-    """(n_prompts, *shape, ...). The door where what all sweeps share is checked; behind it the plan is right."""
+    """(n_prompts, *shape, ...). The door of all sweeps. What `make` runs to give `copies_of` (means) is part of the sweep."""
     if (target is None) == (measure is None):
         raise errors.BadValue("give a target, for example ' Germany', or a measure, and not both.")
     if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
@@ -264,12 +266,12 @@ def _sweep(
     elif not isinstance(measure, Measure):
         measure = Measure(measure)
     measure.check_number(len(rows))
-    plan = Plan(copies_of, measure, Trial(measure, chunk), chunk)
+    trial = Trial(measure, chunk)
     refuse_nowhere(lm.model)
     number, found = torch.Size(shape).numel(), dict[int, Tensor]()
     whole = edited_as_a_whole(lm, translatable("this sweep"), by_this_thread=True)
     with whole as check, bar(len(rows) * number * lm.n_blocks, progress) as done:
-        alone = where_rows_run_alone(lm)
+        plan, alone = Plan(make(), measure, trial, chunk), where_rows_run_alone(lm)
         for clean in clean_passes(lm, rows, alone, number, WAITING * chunk):
             found.update(zip(clean.prompts, staircase.run(lm, plan, clean, done), strict=True))
             check()
