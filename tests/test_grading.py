@@ -105,7 +105,7 @@ HOSTILE = {
     "answers twice": (hostile("import os\nos.fork()"), None, "", "uses os"),
     "threads": (hostile("import threading, time\nfor _ in range(10**6):\n    threading.Thread(target=time.sleep, args=(99,)).start()"), None, "", "uses threading"),
     "much output": (hostile("line = 'x' * 10**7\nfor _ in range(100):\n    print(line)"), "right", RIGHT, ""),
-    "much memory": (hostile("rows = []\nwhile True: rows.append(bytearray(10**8))"), "almost", "MemoryError", ""),
+    "much memory": (hostile("rows = []\nwhile True: rows.append(bytearray(10**9))"), "almost", "MemoryError", ""),
     "a large tensor": (hostile("torch.ones(10**11)"), "almost", "key_columns raised RuntimeError", ""),
     "a deep recursion": (hostile("return key_columns(d_model, d_head, head)"), "almost", "RecursionError", ""),
     "a long exception": (hostile("raise ValueError('x' * 10**7)"), "almost", "ValueError", ""),
