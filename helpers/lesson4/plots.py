@@ -328,16 +328,17 @@ def plot_phrasings(agree: Mapping[str, Mapping[str, tuple[float, float]]], main:
     ax.grid(axis="x", color="0.9")
     ax.set_xlabel(say("agreement with the map of “{main}”: r (filled), by rank (hollow)", main=main))
     ax.legend(frameon=False, loc="upper left", ncols=len(agree), fontsize=9, handletextpad=0.2)
-    parts = [
-        say(
-            "{name}: r {low} to {high}, by rank {low_rank} to {high_rank}",
-            name=name, low=_r(r[0]), high=_r(r[-1]), low_rank=_r(rank[0]), high_rank=_r(rank[-1]),
-        )
-        for name, values in (next(iter(agree.items())), list(agree.items())[-1])
-        for r, rank in [map(sorted, zip(*values.values(), strict=True))]
-    ]  # fmt: skip
-    finding = "; ".join(parts)
-    set_title(ax, "; ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts))  # a line for each
+    found = [(name, *both) for name, values in agree.items() for both in values.values()]
+    by_r, by_rank = max(found, key=lambda one: one[1]), max(found, key=lambda one: one[2])
+    finding = say(
+        "r reaches {r} ({name}); by rank no map agrees better than {rank} ({name_rank})",
+        r=_r(by_r[1]),
+        name=by_r[0],
+        rank=_r(by_rank[2]),
+        name_rank=by_rank[0],
+    )
+    lines = [part.replace(" ", "\N{NO-BREAK SPACE}") for part in finding.split("; ")]  # one for each part
+    set_title(ax, "; ".join(lines))
     listed = "; ".join(
         f"{name}: " + ", ".join(say("{one} {r}, by rank {rank}", one=one, r=_r(r), rank=_r(rank)) for one, (r, rank) in values.items())
         for name, values in agree.items()

@@ -85,9 +85,9 @@ def test_phrasings_show_how_far_a_few_heads_make_the_r():
         "a model, means": {"x": (0.97, 0.41), "y": (0.9, 0.6)},
     }
     ax = heads.plot_phrasings(agree, "main")
-    assert ax.get_title(loc="left").splitlines() == [
-        "a model, zeros: r -0.20 to 0.30, by rank 0.40 to 0.50;",
-        "a model, means: r 0.90 to 0.97, by rank 0.41 to 0.60",
+    assert [line.replace("\N{NO-BREAK SPACE}", " ") for line in ax.get_title(loc="left").splitlines()] == [
+        "r reaches 0.97 (a model, means);",
+        "by rank no map agrees better than 0.60 (a model, means)",
     ]
     assert "a model, zeros: x 0.30, by rank 0.50, y -0.20, by rank 0.40" in description(ax)
     assert hollow(ax) == (4, 4)
