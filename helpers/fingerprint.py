@@ -13,7 +13,6 @@ import ast
 import functools
 import hashlib
 import importlib
-import inspect
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -112,10 +111,7 @@ def _counts(value: Any) -> bool:
 
 
 def _own_code(kind: type, read: set[int]) -> Iterator[tuple[str, Any]]:
-    """A class that no library wrote; of one that a library wrote, the code in its file, which may have been edited there.
-
-    Also what somebody put in the place of a library's own, in torch too.
-    """
+    """A class that no library wrote; in one that a library wrote and in its file, what somebody put in the place of its own."""
     for base in kind.__mro__:
         if id(base) in read:
             continue
@@ -130,8 +126,6 @@ def _own_code(kind: type, read: set[int]) -> Iterator[tuple[str, Any]]:
             for name, value in sorted(vars(space).items()):
                 if isinstance(value, FunctionType) and not theirs_by_file(value):
                     yield f"{space.__name__}.{name}", value
-                elif isinstance(value, FunctionType) and space in spaces:
-                    yield f"{space.__name__}.{name}", inspect.unwrap(value).__code__
 
 
 def _own_attention(lm: LanguageModel) -> Any:

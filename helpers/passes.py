@@ -92,13 +92,13 @@ def run(lm: LanguageModel, inputs: dict[str, Any], blocks: int | None = None, ma
         return _run(lm, inputs, blocks, mask)
 
 
-def run_in_a_sweep(lm: LanguageModel, ids: Tensor, ran: Sequence[int]) -> Any:
+def run_in_a_sweep(lm: LanguageModel, inputs: dict[str, Any], ran: Sequence[int]) -> Any:
     """The same for a sweep, which looks itself whether edits come or go, and whose walk will call the blocks one by one.
 
-    ids: (batch, pos), without padding. ran: how often each block, and last the final norm, have run when the pass is over, as
+    ran: how often each block, and last the final norm, have run when the pass is over, as
     the sweep's recorders count. Raises DidNotRun unless each did once.
     """
-    output = _run(lm, {"input_ids": ids, "use_cache": False}, lm.n_blocks)
+    output = _run(lm, inputs, lm.n_blocks)
     for block, number in enumerate(ran[:-1]):
         if number != 1:
             raise did_not_run(lm, say("a sweep needs each block once in a pass"), "block", block, number)

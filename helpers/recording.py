@@ -71,6 +71,7 @@ def _record(lm: LanguageModel, ids: Tensor, to_the_end: bool) -> tuple[Tensor, l
     changed: list[int] = []  # the blocks that something else entered
 
     ran = [0] * (lm.n_blocks + 1)  # how often each block did, and the final norm
+    inputs = lm.inputs(lm.encode(ids))
 
     def keep(block: int, args: tuple, kwargs: dict[str, Any]) -> None:
         ran[block] += 1
@@ -99,7 +100,7 @@ def _record(lm: LanguageModel, ids: Tensor, to_the_end: bool) -> tuple[Tensor, l
                 handles.append(hooks.on_call(block, partial(keep, number)))
                 handles.append(hooks.on_output(block, hooks.only_here(leave)))
             handles.append(hooks.on_input(lm.final_norm, hooks.only_here(stop), prepend=True))
-            output = passes.run_in_a_sweep(lm, ids, ran)  # live edits are part of the baseline
+            output = passes.run_in_a_sweep(lm, inputs, ran)  # live edits are part of the baseline
         finally:
             hooks.remove(handles)
     finally:
