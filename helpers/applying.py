@@ -44,9 +44,8 @@ class Edit:
     site: str
     block: int
     change: Callable[[Tensor, Tensor], Tensor] = field(repr=False, compare=False)
-    positions: Positions = field(
-        default=None, hash=False
-    )  # None, a tuple or a slice, which has no hash before Python 3.12
+    # None, a tuple or a slice, whatever it was given as; a slice has no hash before Python 3.12.
+    positions: Positions = field(default=None, hash=False)
     check: Callable[[LanguageModel], object] = field(default=lambda lm: None, repr=False, compare=False)
     given: object = field(default_factory=object, repr=False, hash=False)
     # Where its value has one row for each of several prompts: how many, of how many positions, and an edit with the rows of

@@ -21,16 +21,8 @@ LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
 _KNOWN = (*LIBRARIES, __package__)  # exact.py has modules, too
 # Whose functions a library's file may hold: its own, Python's, and those of what it is built on.
 _BUILT_ON = (
-    "builtins",
-    "einops",
-    "flash_attn",
-    "huggingface_hub",
-    "kernels",
-    "numpy",
-    "safetensors",
-    "triton",
-    "typing_extensions",
-)
+    "builtins", "einops", "flash_attn", "huggingface_hub", "kernels", "numpy", "safetensors", "triton", "typing_extensions",
+)  # fmt: skip
 _WRITERS = frozenset({*_KNOWN, *_BUILT_ON, *sys.stdlib_module_names})
 
 

@@ -95,8 +95,8 @@ def run(lm: LanguageModel, inputs: dict[str, Any], blocks: int | None = None, ma
 def run_in_a_sweep(lm: LanguageModel, inputs: dict[str, Any], ran: Sequence[int]) -> Any:
     """The same for a sweep, which looks itself whether edits come or go, and whose walk will call the blocks one by one.
 
-    ran: how often each block, and last the final norm, have run when the pass is over, as
-    the sweep's recorders count. Raises DidNotRun unless each did once.
+    ran: how often each block, and last the final norm, have run when the pass is over, as the sweep's recorders count.
+    Raises DidNotRun unless each did once.
     """
     output = _run(lm, inputs, lm.n_blocks)
     for block, number in enumerate(ran[:-1]):
