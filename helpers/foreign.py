@@ -14,8 +14,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
 _KNOWN = (*LIBRARIES, __package__)  # exact.py has modules, too
@@ -88,6 +86,10 @@ def own_method(module: nn.Module) -> bool:
 
 def attention_functions(kind: str) -> list[Any]:
     """What was registered under the name of a kind of attention: the function, and the one that makes its mask."""
+    # Two seconds to import, which whoever has a model has spent.
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
     return [table.get(kind) for table in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS)]
 
 

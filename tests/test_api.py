@@ -66,3 +66,14 @@ def test_trace_is_the_function_whatever_was_imported():
 def test_importing_helpers_alone_imports_nothing_heavy():
     code = "import helpers, sys\nassert not {'torch', 'transformers', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
+def test_using_the_names_imports_no_model_code_of_transformers():
+    """Two seconds, torch's compiler among them: only who has a model pays that, and has paid it."""
+    code = (
+        "import sys, torch\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\nimport helpers\n"
+        "before = 'transformers.modeling_utils' in sys.modules\n"
+        "_ = helpers.load_model, helpers.trace, helpers.sweep_heads, helpers.delta_norm, helpers.edit\n"
+        "assert before or 'transformers.modeling_utils' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
