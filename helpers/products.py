@@ -1,10 +1,10 @@
 """The matrix products of a sweep, by the faster of two libraries that PyTorch carries.
 
-PyTorch gives float32 products on a CPU to MKL, which leaves half of an AMD processor's speed unused. oneDNN, which it
-brings along for other types, does not; on Intel's own processors MKL is the faster of the two. tools/bench.py measures
-what that is worth. Inside `with quick_products():` plain float32 products go to oneDNN, unless the processor is Intel's,
-equal up to rounding, and everything else goes its usual way. No model is touched: a function mode sees `linear` and
-`addmm` as they are called, in this thread alone.
+PyTorch gives float32 products on a CPU to MKL, which leaves half the speed of an AMD processor with AVX-512 unused. oneDNN,
+which it brings along for other types, does not; on AMD's processors without AVX-512 and on Intel's own MKL is the faster of
+the two. tools/bench.py measures what that is worth. Inside `with quick_products():` plain float32 products go to oneDNN where
+it was measured to be faster, equal up to rounding, and everything else goes its usual way. No model is touched: a function
+mode sees `linear` and `addmm` as they are called, in this thread alone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # of x (…, in), w
 
 def quick_products() -> AbstractContextManager[Any]:
     """Inside, products of float32 tensors on the CPU run on oneDNN, where PyTorch has it and MKL is not as fast."""
-    product = None if _is_intel() else _by_onednn()
+    product = _by_onednn() if torch.backends.cpu.get_cpu_capability() == "AVX512" and not _is_intel() else None
     return _Quick(product) if product and torch.backends.mkldnn.enabled else nullcontext()
 
 

@@ -24,6 +24,7 @@ def used(monkeypatch):
 
     monkeypatch.setattr(products, "_by_onednn", lambda: counted)
     monkeypatch.setattr(products, "_is_intel", lambda: False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     return found
 
 
@@ -87,6 +88,17 @@ def test_on_an_intel_processor_mkl_keeps_the_products(used, monkeypatch):
     assert not used
 
 
+@pytest.mark.parametrize(("intel", "capability"), [(True, "AVX512"), (False, "AVX2"), (False, "DEFAULT")])
+@torch.no_grad()
+def test_processors_on_which_it_is_no_faster_keep_their_own_products(used, monkeypatch, intel, capability):
+    monkeypatch.setattr(products, "_is_intel", lambda: intel)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    x, weight = torch.randn(3, 6), torch.randn(4, 6)
+    with quick_products():
+        assert F.linear(x, weight).equal(x @ weight.T)
+    assert not used
+
+
 @pytest.mark.parametrize(
     ("file", "processor", "intel"),
     [
@@ -114,6 +126,8 @@ def test_a_product_that_is_gone_or_wrong_is_not_used(monkeypatch, wrong):
                 return lambda x, weight, *_: torch.zeros(*x.shape[:-1], len(weight))
             raise AttributeError(name)
 
+    monkeypatch.setattr(products, "_is_intel", lambda: False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     monkeypatch.setattr(torch.ops, "mkldnn", Operators(), raising=False)
     products._by_onednn.cache_clear()
     try:
