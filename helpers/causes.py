@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -118,14 +119,24 @@ def _text_config(lm: LanguageModel) -> Any:
 
 def _steps(lm: LanguageModel, block: int, path: str) -> list[tuple[str, nn.Module]]:
     """The modules on the way from the model to a part of a block, by their names in code."""
-    found: list[tuple[str, nn.Module]] = [("lm.model", lm.model)]
-    for step in [*lm.parts.blocks.split("."), str(block), *(path.split(".") if path else [])]:
-        name, module = found[-1]
-        inner = getattr(module, step, None)
-        if not isinstance(inner, nn.Module):
-            break
-        found.append((f"{name}[{step}]" if step.isdigit() else f"{name}.{step}", inner))
-    return found
+    steps = [f"[{step}]" if step.isdigit() else f".{step}" for step in _way(lm, block, path)]
+    names = accumulate(steps, initial="lm.model")
+    return list(zip(names, _on_the_way(lm, block, path), strict=False))
+
+
+def _way(lm: LanguageModel, block: int, path: str) -> list[str]:
+    return f"{lm.parts.blocks}.{block}{path and '.'}{path}".split(".")
+
+
+def _on_the_way(lm: LanguageModel, block: int, path: str) -> Iterator[nn.Module]:
+    """The model, and each module on the way from it to a part of a block, as far as it goes."""
+    module: Any = lm.model
+    yield module
+    for step in _way(lm, block, path):
+        module = getattr(module, "_modules", {}).get(step, None) or getattr(module, step, None)
+        if not isinstance(module, nn.Module):
+            return
+        yield module
 
 
 # ---- what no hook can work in
@@ -172,9 +183,9 @@ def refuse_compiled_around(lm: LanguageModel, site: str, block: int) -> None:
 
     That is all that an edit there needs, and a walk through the whole model would cost as much as the edit itself.
     """
-    if any(_compiled(module) for _, module in _steps(lm, block, _path(lm, site, block))):
+    if any(map(_compiled, _on_the_way(lm, block, _path(lm, site, block)))):
         refuse_compiled(lm.model)
-    if _on_meta(lm.blocks[block]):
+    if _on_meta(lm.part(block, "")):
         refuse_nowhere(lm.model)
 
 
@@ -198,12 +209,12 @@ def _on_meta(model: nn.Module) -> bool:
     found = [model]
     for module in found:
         state = module.__dict__
-        for value in (*state["_parameters"].values(), *state["_buffers"].values()):
-            if value is not None and value.is_meta:
-                return True
-        inner = state["_modules"]
-        if inner:
-            found += [one for one in inner.values() if one is not None]
+        for table in (state["_parameters"], state["_buffers"]):
+            for value in table.values():
+                if value is not None and value.is_meta:
+                    return True
+        if state["_modules"]:
+            found += [one for one in state["_modules"].values() if one is not None]
     return False
 
 

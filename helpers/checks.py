@@ -1,4 +1,4 @@
-"""Numbers and indices as people write them, checked once, where they come in."""
+"""Numbers, indices and tensors as people give them, checked once, where they come in."""
 
 from __future__ import annotations
 
@@ -95,6 +95,22 @@ def real_number(value: object, name: str, least: float = -math.inf) -> float:
             "{name} {value!r} cannot be used: give {allowed}, for example 0.5.", name=name, value=value, allowed=allowed
         )
     return number
+
+
+def finite_tensor(value: object, name: str) -> Tensor:
+    """A copy of a tensor of real, finite numbers; the tensor itself if it requires a gradient. Raises BadValue."""
+    if not isinstance(value, Tensor):
+        raise errors.BadValue(
+            "{name} must be a tensor, but this is a {kind}: make one with torch.tensor(...).",
+            name=name,
+            kind=type(value).__name__,
+        )
+    if value.is_complex() or not torch.isfinite(value).all():
+        raise errors.BadValue(
+            "{name} holds complex numbers, NaN or infinity: every number must be real and finite.", name=name
+        )
+    # What its owner does to it later must not change the edit; but one that is being learned is used as it is then.
+    return value if value.requires_grad else value.detach().clone()
 
 
 def wide(values: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from . import errors
 from .applying import Edit
 from .applying import applied as applied
 from .applying import edit as edit
-from .checks import check_indices, real_number, whole_numbers
+from .checks import check_indices, finite_tensor, real_number, whole_numbers
 from .positions import Positions
 from .say import translatable
 
@@ -166,11 +166,14 @@ def replace_heads(block: int, heads: Sequence[int] | int, value: Tensor, positio
 def put_heads(block: int, heads: list[int], value: Tensor, site: str = "heads", positions: Positions = None) -> Edit:
     """`replace_heads` for code that knows its block, heads and tensor: nothing is checked. site: "keys" for key heads."""
     side_by_side = heads == list(range(heads[0], heads[0] + len(heads)))
-    at = slice(heads[0], heads[0] + len(heads)) if side_by_side else heads  # a slice is written in half the time
+    at = slice(heads[0], heads[0] + len(heads)) if side_by_side else heads  # of a slice the part is no copy
 
     def put(old: Tensor, _: Tensor) -> Tensor:
         new = old.clone()
-        new[:, :, at] = _fitted(value, old[:, :, at], "the replacement")
+        part = new[:, :, at]
+        part.copy_(_fitted(value, part, "the replacement"))
+        if not side_by_side:
+            new[:, :, at] = part
         return new
 
     each = _rows_of(value, 4, lambda some: put_heads(block, heads, some, site))
@@ -245,21 +248,6 @@ def noise_neurons(
 
 
 # ---- the tensors that edits are given
-
-
-def finite_tensor(value: object, name: str) -> Tensor:
-    if not isinstance(value, Tensor):
-        raise errors.BadValue(
-            "{name} must be a tensor, but this is a {kind}: make one with torch.tensor(...).",
-            name=name,
-            kind=type(value).__name__,
-        )
-    if value.is_complex() or not torch.isfinite(value).all():
-        raise errors.BadValue(
-            "{name} holds complex numbers, NaN or infinity: every number must be real and finite.", name=name
-        )
-    # What its owner does to it later must not change the edit; but one that is being learned is used as it is then.
-    return value if value.requires_grad else value.detach().clone()
 
 
 def _fitted(value: Tensor, like: Tensor, what: str) -> Tensor:

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 from weakref import ReferenceType, WeakSet
@@ -49,9 +50,17 @@ class Live(list):
         self.thread, self.task = get_ident(), _task()
         self.fired = [0] * len(self)  # how often each has run
         self.waiting: list[Waiting] = []  # of several texts, if they are generated in turns
-        # caches that these edits saw filled; what part of each is written on it, under `name`
-        self.known: WeakSet[Any] = WeakSet()
-        self.name = uuid.uuid4().hex
+
+    # Made for the first cache, since most edits never see one.
+
+    @cached_property
+    def known(self) -> WeakSet[Any]:
+        """Caches that these edits saw filled; what part of each is written on it, under `name`."""
+        return WeakSet()
+
+    @cached_property
+    def name(self) -> str:
+        return uuid.uuid4().hex
 
 
 def _task() -> Any:

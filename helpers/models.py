@@ -225,7 +225,8 @@ class LanguageModel(Encoder):
         right_padding: allow prompts that are padded on the right. A pass of them needs no mask, since a causal model's real
         tokens never look at what comes after them; but `generate` would go on after the padding. Raises BadValue.
         """
-        if not (right_padding or bool(tokens.mask[:, -1].all())):
+        padded = not tokens.mask.all()
+        if padded and not (right_padding or bool(tokens.mask[:, -1].all())):
             raise errors.BadValue(
                 "these prompts are padded on the right, and generate would go on after the padding: for "
                 "generate, encode them with padding='left' and give it tokens.ids and "
@@ -235,10 +236,10 @@ class LanguageModel(Encoder):
         if self.longrope_limit is not None:
             self._refuse_both_ropes(tokens.mask.sum(1), self.longrope_limit)
         ids = tokens.ids.view_as(tokens.ids)
-        if not tokens.mask.all():  # a mask would be NaN in rows of padding alone: edits learn by this what is padding
+        if padded:  # a mask would be NaN in rows of padding alone: edits learn by this what is padding
             ids.real_tokens = tokens.mask  # type: ignore[attr-defined]
         found: dict[str, Tensor | bool] = {"input_ids": ids, "use_cache": False}
-        if self.check_left_padding(tokens.mask):
+        if padded and self.check_left_padding(tokens.mask):
             found["attention_mask"] = tokens.mask.long()
             # Without these, padding on the left would shift the positions of the real tokens.
             found["position_ids"] = (tokens.mask.long().cumsum(1) - 1).clamp(min=0)

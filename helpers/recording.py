@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from . import errors, hooks, passes
 from .models import LanguageModel
-from .rows import Alone
+from .plan import Plan
 from .say import say
 
 
@@ -31,21 +31,20 @@ class Clean:
     ids: Tensor  # (prompts, pos)
     streams: Tensor  # (n_blocks + 1, prompts, pos, d_model): what enters each block, and what leaves the last
     calls: list[tuple[tuple, dict[str, Any]]]  # the other arguments that each block was called with
-    alone: Alone
 
 
-def clean_passes(lm: LanguageModel, rows: list[Tensor], alone: Alone, copies: int, tokens: int) -> Iterator[Clean]:
-    """All prompts, (pos,) ids each, in groups of one length whose `copies` have at most so many tokens together.
+def clean_passes(plan: Plan) -> Iterator[Clean]:
+    """All prompts, in groups of one length whose copies have few enough tokens together.
 
     Raises BadValue where a walk over the blocks would not give what the model itself gives.
     """
-    refuse_what_a_walk_cannot_do(lm)
-    for number, prompts in enumerate(groups(rows, copies, 1 if alone.anywhere else tokens)):
+    lm, rows = plan.lm, plan.prompts
+    for number, prompts in enumerate(groups(rows, plan.n_copies, 1 if plan.alone.anywhere else plan.waiting)):
         ids = torch.stack([rows[i] for i in prompts])
         if number == 0 and len(ids) > 1:  # the logits of a whole group would take too much memory
             _record(lm, ids[:1], to_the_end=True)
         streams, calls = _record(lm, ids, to_the_end=number == 0 and len(ids) == 1)
-        yield Clean(prompts, ids, streams, calls, alone)
+        yield Clean(prompts, ids, streams, calls)
 
 
 def groups(rows: list[Tensor], copies: int, tokens: int) -> Iterator[list[int]]:

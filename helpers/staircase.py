@@ -25,50 +25,36 @@ from . import errors, hooks
 from .applying import Edit, applied, edit_here
 from .copies import Copy
 from .live import run_inside
-from .measures import Measure, Outcome, Trial
-from .models import LanguageModel
+from .measures import Outcome
+from .plan import Plan
 from .products import quick_products
 from .recording import Clean
-from .rows import Alone
 from .say import say
 
 Change = Callable[[Tensor, Tensor], Tensor]
-CopiesOf = Callable[[list[int]], Sequence[Copy]]  # the numbers of some prompts give their copies, as many each time
-
-# The copies of one walk hold this many times the tokens of one call: waiting streams are small next to a block's neurons.
-WAITING = 16
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A sweep that has been checked: what to run, and what to read off."""
-
-    copies_of: CopiesOf
-    measure: Measure
-    trial: Trial
-    chunk: int  # tokens, copies × positions, in a block at once
-
-
-def run(lm: LanguageModel, plan: Plan, clean: Clean, done: Callable[[int], object]) -> list[Tensor]:
+def run(plan: Plan, clean: Clean, done: Callable[[int], object]) -> list[Tensor]:
     """For each prompt of a clean pass the measured (number of copies, ...), on the CPU.
 
     done(block passes) is told how it goes. Raises BadValue.
     """
     measured: list[list[Tensor]] = [[] for _ in clean.prompts]
     with quick_products():
-        walks = _pieces(plan.copies_of(clean.prompts), WAITING * plan.chunk // clean.ids.numel())
+        walks = _pieces(plan.copies_of(clean.prompts), plan.waiting // clean.ids.numel())
         for copies in walks:
-            streams = _walk(lm, plan, clean, copies, done)
+            streams = _walk(plan, clean, copies, done)
             for p, found in enumerate(measured):
-                found += _measure(lm, plan, clean, streams[:, p], p, cut=len(walks) > 1)
+                found += _measure(plan, clean, streams[:, p], p, cut=len(walks) > 1)
     return [torch.cat(found).cpu() for found in measured]
 
 
 # ---- the walk
 
 
-def _walk(lm: LanguageModel, plan: Plan, clean: Clean, copies: Sequence[Copy], done: Callable[[int], object]) -> Tensor:
+def _walk(plan: Plan, clean: Clean, copies: Sequence[Copy], done: Callable[[int], object]) -> Tensor:
     """(copies, prompts, pos, d_model): each copy's stream after the last block; right at last tokens only, if only they count."""
+    lm = plan.lm
     prompts, length = clean.ids.shape
     stairs = _stairs(copies)
     edits = _CopyEdits(stairs, prompts, length)
@@ -78,28 +64,26 @@ def _walk(lm: LanguageModel, plan: Plan, clean: Clean, copies: Sequence[Copy], d
             for row in range(stairs.before(block), stairs.before(block + 1)):  # the copies that join here
                 parent = stairs.parents[row]
                 streams[row] = clean.streams[block] if parent is None else streams[parent]
-            _run_block(lm, plan, clean, block, stairs, edits, streams)
+            _run_block(plan, clean, block, stairs, edits, streams)
             done(len(copies) * prompts)
         walk.check_ran()
     return streams[stairs.row_of_copy]
 
 
-def _run_block(
-    lm: LanguageModel, plan: Plan, clean: Clean, block: int, stairs: _Stairs, edits: _CopyEdits, streams: Tensor
-) -> None:
+def _run_block(plan: Plan, clean: Clean, block: int, stairs: _Stairs, edits: _CopyEdits, streams: Tensor) -> None:
     """One block for all copies that have joined by now: streams (copies, prompts, pos, d_model) are written anew."""
     _, prompts, length, d_model = streams.shape
     rest, named = clean.calls[block]
-    at_once = 1 if clean.alone.blocks[block] else plan.chunk // (prompts * length)
+    at_once = 1 if plan.alone.blocks[block] else plan.chunk // (prompts * length)
     handles: list[RemovableHandle] = []
     try:
         try:
-            for part, see, prepend in _shortcuts(lm, plan, block, stairs, edits, clean.alone):
-                handles.append(hooks.on_input(lm.part(block, part), hooks.only_here(see), prepend))
+            for part, see, prepend in _shortcuts(plan, block, stairs, edits):
+                handles.append(hooks.on_input(plan.lm.part(block, part), hooks.only_here(see), prepend))
             for here in _pieces(range(stairs.before(block + 1)), at_once):
                 edits.here = here
                 some = slice(here[0], here[-1] + 1)
-                output = lm.blocks[block](streams[some].flatten(0, 1), *rest, **named)
+                output = plan.lm.blocks[block](streams[some].flatten(0, 1), *rest, **named)
                 streams[some] = hooks.first(output).view(len(here), prompts, length, d_model)
         finally:
             hooks.remove(handles)
@@ -183,18 +167,18 @@ class _CopyEdits:
 
 
 def _shortcuts(
-    lm: LanguageModel, plan: Plan, block: int, stairs: _Stairs, edits: _CopyEdits, alone: Alone
+    plan: Plan, block: int, stairs: _Stairs, edits: _CopyEdits
 ) -> list[tuple[str, Callable[[Tensor], Tensor], bool]]:
     """For the calls of one block: attention once for copies that are still equal, and in the last block the last token only.
 
     Each is a part, what it gets instead of its input, and whether before others see it.
     """
-    parts, sites = lm.parts, edits.sites(block)
+    lm, parts, sites = plan.lm, plan.lm.parts, edits.sites(block)
     inputs: list[tuple[str, Callable[[Tensor], Tensor], bool]] = []
-    if not alone.blocks[block]:
+    if not plan.alone.blocks[block]:
         # What the output projection and the MLP return for the last token alone, (rows, 1, d_model), is added to the stream
         # by broadcasting: right at the last token, and nobody reads the others. Not where an edit would see it.
-        last = block == lm.n_blocks - 1 and not plan.measure.every_position and not alone.read_out
+        last = block == lm.n_blocks - 1 and not plan.measure.every_position and not plan.alone.read_out
         if last and not parts.flat_mlp and not sites - {"heads", "keys"}:
             inputs += [(part, lambda value: value[:, -1:], False) for part in (parts.heads_out, parts.mlp)]
         joined = range(stairs.before(block), stairs.before(block + 1))
@@ -225,7 +209,7 @@ def _shared_attention(joined: int, edits: _CopyEdits) -> tuple[Callable[[Tensor]
 # ---- what is read off
 
 
-def _measure(lm: LanguageModel, plan: Plan, clean: Clean, edited: Tensor, p: int, cut: bool) -> Iterator[Tensor]:
+def _measure(plan: Plan, clean: Clean, edited: Tensor, p: int, cut: bool) -> Iterator[Tensor]:
     """(copies, ...) in pieces, from the last streams (copies, pos, d_model) of the p-th prompt of the group.
 
     cut: whether these are not all of its copies.
@@ -234,10 +218,10 @@ def _measure(lm: LanguageModel, plan: Plan, clean: Clean, edited: Tensor, p: int
     at = slice(0 if every else -1, None)
 
     def logits(streams: Tensor) -> Tensor:
-        if clean.alone.read_out:  # whole prompts, one by one, as in a pass
-            found = torch.cat([lm.read_out(one[None])[:, at] for one in streams])
+        if plan.alone.read_out:  # whole prompts, one by one, as in a pass
+            found = torch.cat([plan.lm.read_out(one[None])[:, at] for one in streams])
         else:
-            found = lm.read_out(streams[:, at])
+            found = plan.lm.read_out(streams[:, at])
         found = found if every else found[:, 0]
         return found.float() if found.dtype in (torch.float16, torch.bfloat16) else found
 

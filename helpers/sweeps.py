@@ -18,28 +18,19 @@ from torch import Tensor
 
 from . import errors, staircase
 from .causes import refuse_nowhere
+from .checks import finite_tensor
 from .copies import Copy, check_list, check_values_per_prompt, copy_of, for_prompts
-from .edits import (
-    Edit,
-    finite_tensor,
-    put_heads,
-    scale_attention,
-    scale_block,
-    scale_mlp,
-    skip_attention,
-    skip_block,
-    skip_mlp,
-)
+from .edits import Edit, put_heads, scale_attention, scale_block, scale_mlp, skip_attention, skip_block, skip_mlp
 from .live import edited_as_a_whole
 from .measures import Measure, Outcome, Targets, Trial, log_prob_change, predictions, text_damage
 from .models import LanguageModel, check_model
+from .plan import CopiesOf, Plan
 from .positions import Positions, check_positions
 from .progress import Progress, bar
-from .recording import clean_passes
+from .recording import clean_passes, refuse_what_a_walk_cannot_do
 from .replacements import CHUNK, Prompts, Replacement, head_values, mean_heads, prompt_rows
 from .rows import where_rows_run_alone
 from .say import translatable
-from .staircase import WAITING, CopiesOf, Plan
 
 __all__ = [
     "Measure",
@@ -268,12 +259,13 @@ def _sweep(
     measure.check_number(len(rows))
     trial = Trial(measure, chunk)
     refuse_nowhere(lm.model)
+    refuse_what_a_walk_cannot_do(lm)
     number, found = torch.Size(shape).numel(), dict[int, Tensor]()
     whole = edited_as_a_whole(lm, translatable("this sweep"), by_this_thread=True)
     with whole as check, bar(len(rows) * number * lm.n_blocks, progress) as done:
-        plan, alone = Plan(make(), measure, trial, chunk), where_rows_run_alone(lm)
-        for clean in clean_passes(lm, rows, alone, number, WAITING * chunk):
-            found.update(zip(clean.prompts, staircase.run(lm, plan, clean, done), strict=True))
+        plan = Plan(lm, rows, make(), number, measure, trial, chunk, where_rows_run_alone(lm))
+        for clean in clean_passes(plan):
+            found.update(zip(clean.prompts, staircase.run(plan, clean, done), strict=True))
             check()
     return torch.stack([found[prompt] for prompt in range(len(rows))]).unflatten(1, shape)
 
