@@ -133,7 +133,8 @@ def _on_the_way(lm: LanguageModel, block: int, path: str) -> Iterator[nn.Module]
     module: Any = lm.model
     yield module
     for step in _way(lm, block, path):
-        module = getattr(module, "_modules", {}).get(step, None) or getattr(module, step, None)
+        inner = getattr(module, "_modules", {}).get(step)  # by no truth value: what torch.compile wraps has no length
+        module = getattr(module, step, None) if inner is None else inner
         if not isinstance(module, nn.Module):
             return
         yield module
