@@ -164,7 +164,8 @@ def _compiled(module: nn.Module) -> bool:
     state = module.__dict__
     if state.get("_compiled_call_impl") is not None or "_orig_mod" in state["_modules"]:
         return True
-    return "forward" in state and hasattr(state["forward"], "_torchdynamo_orig_callable")
+    forward = state.get("forward")  # torch.compiler.disable marks what it wraps in the same way, and more
+    return hasattr(forward, "_torchdynamo_orig_callable") and not hasattr(forward, "_torchdynamo_disable")
 
 
 def refuse_compiled(model: nn.Module) -> None:

@@ -34,6 +34,7 @@ _MANY = {
     translatable("key head"): translatable("key heads"),
     translatable("neuron"): translatable("neurons"),
     translatable("position"): translatable("positions"),
+    translatable("token"): translatable("tokens"),
 }
 
 

@@ -7,13 +7,14 @@ Lengths are in the stream's own unit, logarithms natural (nats). What is stored 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from numbers import Real
 
 import torch
 from torch import Tensor
 
 from . import errors
-from .checks import whole, wide
+from .checks import whole, whole_numbers, wide
 from .models import LanguageModel
 
 
@@ -160,12 +161,14 @@ def _check_token(logits: Tensor, token: object) -> int:
     return found
 
 
-def log_prob(logits: Tensor, token: int | Tensor) -> Tensor:
+def log_prob(logits: Tensor, token: int | Iterable[int] | Tensor) -> Tensor:
     """Natural log-probability of a token id (or of one id per row, (…)), from logits (…, vocabulary) to (…), in nats.
 
     Raises BadValue.
     """
     logprobs = wide(logits).log_softmax(dim=-1)
+    if whole(token) is None and isinstance(token, Iterable) and not isinstance(token, Tensor | str):
+        token = torch.tensor(list(whole_numbers(token, errors.BadValue, "token")), device=logits.device)
     if not isinstance(token, Tensor) or token.ndim == 0:
         return logprobs[..., _check_token(logits, token)]
     if token.shape != logits.shape[:-1]:

@@ -126,7 +126,10 @@ class LanguageModel(Encoder):
 
         Raises BadValue for weights that are nowhere.
         """
-        found = self.unembed.weight.device
+        weight = self.unembed.weight
+        if not isinstance(weight, Tensor):  # torch.ao's int8 modules have a method of that name, and run on the CPU
+            return torch.device("cpu")
+        found = weight.device
         if found.type != "meta":
             return found
         causes.refuse_nowhere(self.model)  # every prompt comes by here

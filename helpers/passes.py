@@ -22,7 +22,7 @@ from weakref import ref
 from torch import Tensor, nn
 
 from . import errors
-from .causes import did_not_run, norm_ran, refuse_checkpointing, refuse_compiled, stack_of
+from .causes import did_not_run, norm_ran, refuse_checkpointing, refuse_compiled, refuse_nowhere, stack_of
 from .live import Live, Waiting, edited_as_a_whole, live_here, run_inside
 from .say import say, translatable
 
@@ -86,8 +86,10 @@ def run(lm: LanguageModel, inputs: dict[str, Any], blocks: int | None = None, ma
     """The model's output in one pass of ours over whole prompts; None if a recorder left it, after its first `blocks` blocks.
 
     inputs: what the model is called with, from `lm.inputs`. mask: (batch, pos) False where padded. Raises DidNotRun, and
-    BadEdit if another thread's `with` began or ended meanwhile, or inside of another pass of ours.
+    BadEdit if another thread's `with` began or ended meanwhile, or inside of another pass of ours, BadValue for weights that
+    are nowhere.
     """
+    refuse_nowhere(lm.model)
     with edited_as_a_whole(lm, translatable("this pass")):
         return _run(lm, inputs, blocks, mask)
 
@@ -146,6 +148,10 @@ def begin(lm: LanguageModel, module: nn.Module, args: tuple, kwargs: dict[str, A
     now = running[-1] if running else None
     if not (isinstance(now, Pass) and now.model is lm.model and now.stack is None and module is not lm.model):
         mask = now.mask if isinstance(now, Ours) else _mask_in(module, args, kwargs)
+        if not isinstance(now, Ours):
+            refuse_nowhere(module)
+            if isinstance(mask, Tensor) and mask.ndim == 2:
+                lm.check_left_padding(mask.bool())
         groups = [group for group in live_here(lm) if group.ready]
         now = Pass(module, groups, isinstance(now, Ours), mask, sys._getframe(2))
         running.append(now)

@@ -36,7 +36,6 @@ def attention_patterns(lm: LanguageModel, prompt: Prompt) -> Tensor:
     transformers then returns an empty tuple without a word. Raises BadValue in that case, DidNotRun if blocks are left out.
     """
     causes.refuse_compiled(lm.model)
-    causes.refuse_nowhere(lm.model)
     tokens = lm.encode(prompt)
     inputs = lm.inputs(tokens, right_padding=True) | {"output_attentions": True}
     attentions = passes.run(lm, inputs, mask=tokens.mask).attentions
@@ -65,7 +64,6 @@ def read_site(lm: LanguageModel, prompt: Prompt, site: str, block: int) -> Tenso
     lm.check_block(block)
     check_site(site)
     causes.refuse_compiled(lm.model)
-    causes.refuse_nowhere(lm.model)
     tokens = lm.encode(prompt)
     found: list[Tensor] = []
     handles = on_site(lm, site, block, only_here(lambda value, _: found.append(value.clone())))

@@ -94,7 +94,6 @@ def trace(
     """
     check_model(lm)
     causes.refuse_compiled(lm.model)
-    causes.refuse_nowhere(lm.model)
     tokens = lm.encode(prompt)
     n = lm.n_blocks if stop_after is None else lm.check_block(stop_after) + 1
     if gradients is None:

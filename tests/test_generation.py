@@ -8,7 +8,7 @@ import torch
 from test_trace import FAMILIES
 from tiny import tiny
 
-from helpers import Tokens, add_to_block, change, edit, scale_block, trace, zero_heads
+from helpers import Tokens, add_to_block, change, edit, scale_block, skip_block, trace, zero_heads
 from helpers.errors import BadEdit, BadValue, PositionOutOfRange
 
 IDS = torch.arange(2, 16).reshape(2, 7)
@@ -210,6 +210,25 @@ def test_prompts_padded_on_the_right_do_not_slip_into_generate():
     out = lm.model.generate(IDS, attention_mask=left, max_new_tokens=3, do_sample=False, pad_token_id=0)
     alone = lm.model.generate(IDS[:1, 3:], max_new_tokens=3, do_sample=False, pad_token_id=0, use_cache=False)
     assert torch.equal(out[:1, 7:], alone[:, 4:])
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_padding_on_the_left_that_gives_nan_is_refused_under_an_edit(cache):
+    """float64, eager, a softmax in float32: the text of the padded row would be token 0 again and again."""
+    lm = tiny("llama")
+    left = torch.ones_like(IDS)
+    left[0, :3] = 0
+    options = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0, "use_cache": cache}
+    with edit(lm, skip_block(1)):
+        with pytest.raises(BadValue, match="padding on the left gives NaN in float64"):
+            lm.model.generate(IDS, attention_mask=left, **options)
+        right = lm.model.generate(IDS, attention_mask=torch.ones_like(IDS), **options)
+        assert right.shape == (len(IDS), IDS.shape[1] + 3)
+    narrow = tiny("llama", torch.float32)
+    with edit(narrow, skip_block(1)):
+        found = narrow.model.generate(IDS, attention_mask=left, **options)
+        alone = narrow.model.generate(IDS[:1, 3:], **options)
+    assert found[:1, 3:].equal(alone)
 
 
 @pytest.mark.parametrize("where", [0, -1, [1, -2], slice(2, 5), slice(-3, None), slice(None, None, -2), [6]])

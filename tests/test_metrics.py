@@ -84,6 +84,8 @@ def test_one_token_for_each_row():
     logits = streams(shape=(3, 7))[0]
     found = metrics.log_prob(logits, torch.tensor([2, 0, 6]))
     assert found.equal(torch.stack([metrics.log_prob(logits[row], token) for row, token in enumerate((2, 0, 6))]))
+    for listed in ([2, 0, 6], (2, 0, 6), np.array([2, 0, 6]), [torch.tensor(2), 0, np.int64(6)]):
+        assert metrics.log_prob(logits, listed).equal(found)
 
 
 def test_sixteen_bits_are_computed_in_thirty_two():

@@ -229,6 +229,14 @@ def test_an_edit_beside_a_compiled_part_is_right(compile):
     assert not torch.allclose(found[0], lm.model(input_ids=IDS, use_cache=False).logits)
 
 
+def test_a_forward_that_shall_never_be_compiled_is_not_taken_for_compiled():
+    lm = tiny("llama")
+    expected = under(lm, skip_mlp(2))
+    mlp = lm.blocks[2].mlp
+    mlp.forward = torch.compiler.disable(mlp.forward)
+    assert under(lm, skip_mlp(2)).equal(expected) and trace(lm, IDS).mlp[2].abs().sum() > 0
+
+
 def test_compiling_around_the_model_is_refused_too():
     with pytest.raises(DidNotRun, match="compiled"):
         wrap(torch.compile(tiny("gpt2").model, backend="eager"))
@@ -613,18 +621,18 @@ def test_a_model_with_weights_on_the_meta_device_is_not_wrapped(part, certify):
 @pytest.mark.parametrize(
     "use",
     [
+        lambda lm: lm.logits(IDS),
         lambda lm: trace(lm, IDS),
         lambda lm: attention_patterns(lm, IDS),
         lambda lm: read_site(lm, IDS, "mlp", 2),
         lambda lm: sweep_heads(lm, IDS, 5),
-        lambda lm: edit(lm, skip_block(2)).__enter__(),
+        lambda lm: under(lm, skip_block(2)),
+        lambda lm: under(lm, skip_block(1)),  # an edit looks at its own block, its pass at all
     ],
 )
 def test_weights_that_go_after_wrap_are_refused_at_each_door(part, use):
     lm = tiny("llama", tie_word_embeddings=False)
     lm.model.get_submodule(part).to("meta")
-    if part == "lm_head" and use.__code__.co_names[0] == "edit":
-        use = lambda lm: lm.logits(IDS)  # noqa: E731  the edit looks at its own block, the prompt at the rest
     with pytest.raises(BadValue, match=NOWHERE):
         use(lm)
     assert not lm.live_edits and "live edits: none" in repr(lm)

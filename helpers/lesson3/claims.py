@@ -37,6 +37,7 @@ from helpers.course.ledger import (
 )
 from helpers.edits import edit, noise_neurons, scale_block, skip_attention, skip_block, skip_mlp, zero_heads, zero_keys
 from helpers.hooks import on_output, remove
+from helpers.lesson3.runs import model_cache
 from helpers.metrics import cosine_similarity, kl, relative_error
 from helpers.models import LanguageModel
 from helpers.readings import read_site, spread
@@ -448,8 +449,7 @@ def find_keys(lm: LanguageModel, prompt: Prompt, block: int, head: int) -> tuple
     seen: list[Tensor] = []
     handles = [on_output(lm.part(block, lm.parts.keys), lambda value, _: seen.append(value.clone()))]
     try:
-        inputs = lm.inputs(lm.encode(prompt)) | {"use_cache": True}
-        cache: Any = lm.model(**inputs).past_key_values
+        cache = model_cache(lm, prompt)
     finally:
         remove(handles)
     key = cache.layers[block].keys[0, head, 0]

@@ -68,10 +68,15 @@ def what_heads_write(
 
 
 @torch.no_grad()
+def model_cache(lm: LanguageModel, prompt: Prompt) -> Any:
+    """The keys and values that the model keeps of a prompt, found by what they can do: transformers 5.24 renames them."""
+    output = lm.model(**(lm.inputs(lm.encode(prompt)) | {"use_cache": True}))
+    return next(value for value in output.values() if hasattr(value, "get_seq_length"))
+
+
 def value_lengths(lm: LanguageModel, prompt: Prompt, block: int, key_head: int) -> Tensor:
     """The length of each token's value in one key head, (pos,), from the model's own cache."""
-    cache: Any = lm.model(**(lm.inputs(lm.encode(prompt)) | {"use_cache": True})).past_key_values
-    return cache.layers[block].values[0, key_head].norm(dim=-1)
+    return model_cache(lm, prompt).layers[block].values[0, key_head].norm(dim=-1)
 
 
 def logits_with(lm: LanguageModel, prompt: Prompt, *edits: Edit) -> Tensor:
