@@ -20,14 +20,15 @@ from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from . import causes
+from . import causes, foreign
 from .models import LanguageModel
-from .referred import by_name, theirs, theirs_by_file
+from .referred import by_name, theirs, theirs_by_file, version_of
 from .told import Teller, bytes_of, in_order, settings
 
 # Attributes of modules that do not compute: what PyTorch, transformers and accelerate note about loading, saving, training
@@ -42,6 +43,7 @@ _NOTES_BEGIN = (
     "_non_persistent", "_weight_conversions", "_use_kernels",
 )  # fmt: skip
 _PLAIN = (bool, int, float, complex, str, type(None), torch.dtype, torch.Size)
+_SMALL = ("fractions", "decimal", "datetime", "collections", "_collections")
 _FOLLOWED = (Tensor, nn.Module, FunctionType, MethodType, BuiltinFunctionType, functools.partial, type)
 
 
@@ -57,20 +59,35 @@ def of_model(lm: LanguageModel) -> str:
     modules = dict(lm.model.named_modules())
     teller = Teller(key.update, {id(module): name for name, module in modules.items()} | {id(lm): "lm"})
     teller.put(torch.__version__, transformers.__version__, _code(), lm.dtype, repr(lm.parts))
+    teller.tell(of_process())
     teller.tell(settings(lm.config))
     read: set[int] = set()
     for name, module in modules.items():
-        teller.put(name, f"{type(module).__module__}.{type(module).__qualname__}")
+        kind = type(module)
+        teller.put(name, f"{kind.__module__}.{kind.__qualname__}")
+        if theirs(kind.__module__):
+            teller.put(version_of(kind.__module__.partition(".")[0]))
         for own, value in _weights(module):
             teller.put(own, value.dtype, tuple(value.shape), bytes_of(value))
         for own, value in _attributes(module, lm):
             teller.put(own)
             teller.tell(value)
-        for own, value in _own_code(type(module), read):
+        for own, value in _own_code(kind, read):
             teller.put(own)
             teller.tell(value)
-    teller.tell(_own_attention(lm))
+    teller.tell(foreign.attention_functions(lm.config._attn_implementation))
     return key.hexdigest()
+
+
+def of_process() -> list[Any]:
+    """What is set for the whole process and changes the numbers of the same code."""
+    cuda = torch.backends.cuda
+    return [
+        torch.get_default_dtype(),
+        torch.get_float32_matmul_precision(),
+        [torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) for device in ("cpu", "cuda")],
+        [cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled(), cuda.cudnn_sdp_enabled()],
+    ]
 
 
 def _weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -87,7 +104,7 @@ def _weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _attributes(module: nn.Module, lm: LanguageModel) -> Iterator[tuple[str, Any]]:
     """What a module computes with besides its weights, of names and kinds that another process makes again."""
     for name, value in sorted(vars(module).items()):
-        if name in _NOTES or name.startswith(_NOTES_BEGIN) or "hooks" in name:
+        if name in _NOTES or name.startswith(_NOTES_BEGIN) or (name.startswith("_") and "hooks" in name):
             continue
         if isinstance(value, PretrainedConfig):
             if value is not lm.config:
@@ -101,6 +118,8 @@ def _attributes(module: nn.Module, lm: LanguageModel) -> Iterator[tuple[str, Any
 
 
 def _counts(value: Any) -> bool:
+    if isinstance(value, np.ndarray | np.generic) or type(value).__module__ in _SMALL:
+        return True
     if isinstance(value, dict):
         return all(_counts(one) for pair in value.items() for one in pair)
     if isinstance(value, list | tuple | set | frozenset):
@@ -121,17 +140,27 @@ def _own_code(kind: type, read: set[int]) -> Iterator[tuple[str, Any]]:
             continue
         module = sys.modules.get(base.__module__)
         spaces = [base] if module is None or id(module) in read else [base, module]
-        for space in (*spaces, *(one for one in (torch, nn.functional) if id(one) not in read)):
+        for space in (*spaces, *(one for one in (torch, nn.functional, Tensor) if id(one) not in read)):
             read.add(id(space))
             for name, value in sorted(vars(space).items()):
-                if isinstance(value, FunctionType) and not theirs_by_file(value):
-                    yield f"{space.__name__}.{name}", value
+                yield from _put_there(space, name, value)
 
 
-def _own_attention(lm: LanguageModel) -> Any:
-    """The function that `config._attn_implementation` names."""
-    table = getattr(transformers.modeling_utils, "ALL_ATTENTION_FUNCTIONS", {})
-    return table.get(lm.config._attn_implementation)
+def _put_there(space: Any, name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """What stands in a library's class or file and was not written there: by itself or, of a library's functions, by name."""
+    said = f"{space.__name__}.{name}"
+    value = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+    if isinstance(value, FunctionType) and not theirs_by_file(value):
+        yield said, value
+    elif isinstance(value, FunctionType | BuiltinFunctionType):
+        where = f"{value.__module__}.{value.__qualname__}"
+        written_there = (value.__module__, value.__name__) == (getattr(space, "__module__", space.__name__), name)
+        if not written_there and name not in ("__init__", "__setstate__"):  # torch.compile writes these into nn.Module
+            yield said, where
+    elif isinstance(value, functools.partial | functools._lru_cache_wrapper) or (
+        callable(value) and not isinstance(value, type) and not theirs(type(value).__module__)
+    ):
+        yield said, value
 
 
 @functools.cache

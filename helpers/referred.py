@@ -5,12 +5,13 @@ from __future__ import annotations
 import builtins
 import dis
 import functools
+import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -20,7 +21,10 @@ from .foreign import LIBRARIES
 
 _HERE = Path(__file__).parent
 _PYTHON = tuple({Path(sysconfig.get_paths()[name]).resolve() for name in ("stdlib", "platstdlib")})
-_BY_TEXT = ("eval", "exec", "globals", "__import__")
+_BY_TEXT: dict[str, Any] = {
+    "eval()": eval, "exec()": exec, "globals()": globals, "__import__()": __import__,
+    "importlib.import_module()": importlib.import_module, "sys.modules": sys.modules,
+}  # fmt: skip
 _ATTRIBUTES = ("LOAD_ATTR", "LOAD_METHOD")
 
 
@@ -36,6 +40,10 @@ def referred(function: FunctionType) -> Iterator[tuple[str, str, tuple[str, ...]
     for kind, name, attributes, level in _loads(function.__code__):
         if kind == "import":
             module = _imported(name, level, told)
+            for each in attributes if module is not None else ():
+                if module is not None and not hasattr(module, each):  # a part of the package, which the import loads
+                    _imported(f"{module.__name__}.{each}", 0, told)
+            _refuse_by_text(function, module, attributes)
             if module is None:
                 yield "absent", name, attributes, None
             for each in attributes if module is not None else ():
@@ -43,18 +51,34 @@ def referred(function: FunctionType) -> Iterator[tuple[str, str, tuple[str, ...]
             if module is not None and not attributes:  # import a.b as c, or a.b.f: the whole
                 yield "imported", name, (), module
         elif name in told:
+            _refuse_by_text(function, told[name], attributes)
             yield "global", name, attributes, told[name]
         elif name in known:
-            if name in _BY_TEXT and known[name] is getattr(builtins, name):
-                raise errors.BadValue(
-                    "a study cannot tell what {name}() in {function} will find, so it could not see that this has changed: "
-                    "refer to it by its name.",
-                    name=name,
-                    function=function.__qualname__,
-                )
+            _refuse_by_text(function, known[name], ())
             yield "builtin", name, (), known[name]
         else:
             yield "absent", name, attributes, None
+
+
+def _refuse_by_text(function: FunctionType, value: Any, attributes: Sequence[str]) -> None:
+    """Raises BadValue for what looks up names or modules as text: reached at once, as in `importlib.import_module`."""
+    for attribute in attributes:
+        if isinstance(value, ModuleType):
+            value = getattr(value, attribute, None)
+    for name, one in _BY_TEXT.items():
+        if value is one:
+            raise errors.BadValue(
+                "a study cannot tell what {name} in {function} will find, so it could not see that this has changed: "
+                "refer to it by its name.",
+                name=name,
+                function=function.__qualname__,
+            )
+
+
+def reads(code: CodeType, name: str) -> bool:
+    """Whether it, or code inside it, reads an attribute or a global of this name."""
+    inside = (one for one in code.co_consts if isinstance(one, CodeType))
+    return name in code.co_names or any(reads(one, name) for one in inside)
 
 
 def _loads(code: CodeType) -> list[tuple[str, str, tuple[str, ...], int]]:
@@ -65,6 +89,9 @@ def _loads(code: CodeType) -> list[tuple[str, str, tuple[str, ...], int]]:
             level, names = steps[number - 2].argval, steps[number - 1].argval
             wanted = tuple(name for name in names or () if name != "*")
             found["import", step.argval, wanted, level or 0] = None
+            top, dot, _ = step.argval.partition(".")
+            if dot and not names and steps[number + 1].opname != "IMPORT_FROM":  # import a.b, not as c: gives a
+                found["import", top, (), 0] = None
         elif step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"):
             end = number + 1
             while end < len(steps) and steps[end].opname in _ATTRIBUTES:
@@ -134,9 +161,15 @@ def version_of(top: str) -> str:
     if said is None:
         try:
             said = importlib.metadata.version(top)
-        except importlib.metadata.PackageNotFoundError:
-            said = ""
+        except importlib.metadata.PackageNotFoundError:  # it is called otherwise, or is a file that somebody put there
+            names = importlib.metadata.packages_distributions().get(top, ())
+            said = [importlib.metadata.version(name) for name in names] or _file_of(top)
     return str(said)
+
+
+def _file_of(top: str) -> str:
+    file = getattr(sys.modules.get(top), "__file__", None)
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file and Path(file).is_file() else ""
 
 
 def by_name(module: str, path: str) -> Any:

@@ -7,12 +7,13 @@ counts by its name and the package's version. What cannot be followed is refused
 from __future__ import annotations
 
 import copyreg
+import enum
 import functools
 import logging
 import struct
 import types
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -25,21 +26,20 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from . import errors
 from .edits import Edit
 from .models import LanguageModel
-from .referred import by_name, named, referred, resolves, theirs, theirs_by_file
+from .referred import by_name, named, reads, referred, resolves, theirs, theirs_by_file
 
 _ATOMS = (
     bool, float, complex, str, bytes, bytearray, range, type(None), type(...), type(NotImplemented), torch.dtype, torch.device,
     torch.Size,
 )  # fmt: skip
 _CONTAINERS = (dict, list, tuple, set, frozenset)
-_BUILT_IN: tuple[Any, ...] = (
-    *_CONTAINERS,
-    int,
-    float,
-    complex,
-    str,
-    bytes,
-)  # what a class of one's own may be a kind of
+# What a class of one's own may be a kind of, and what it holds as such, whatever its own methods say.
+_BUILT_IN: dict[Any, Callable[[Any], Any]] = {
+    dict: lambda value: dict(dict.items(value)), list: lambda value: list.__getitem__(value, slice(None)),
+    tuple: lambda value: tuple.__getitem__(value, slice(None)), set: lambda value: set.union(set(), value),
+    frozenset: lambda value: frozenset.union(frozenset(), value), int: int.__pos__, float: float.__pos__,
+    complex: complex.__pos__, str: str.__str__, bytes: lambda value: bytes.__getitem__(value, slice(None)),
+}  # fmt: skip
 # What Python itself makes, and what each is made of.
 _MADE_OF: dict[type, tuple[str, ...]] = {
     slice: ("start", "stop", "step"),
@@ -63,10 +63,11 @@ _PICKLED = ("collections", "_collections", "re", "operator", "_operator", "datet
 _OF_A_CLASS = (  # what Python writes into a class, and nothing computes with
     "__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__annotate_func__", "__annotations_cache__",
     "__annotate__", "__firstlineno__", "__static_attributes__", "__orig_bases__", "__parameters__", "__type_params__",
-    "__slotnames__", "__abstractmethods__", "_abc_impl", "__dataclass_fields__", "__dataclass_params__", "__conditional_annotations__",
+    "__slotnames__", "__abstractmethods__", "_abc_impl", "__dataclass_params__", "__conditional_annotations__",
     "_autograd_function_id", "_backward_cls",
 )  # fmt: skip
 _POINTER, _MANAGED_DICT = struct.calcsize("P"), 1 << 4  # Py_TPFLAGS_MANAGED_DICT: it lies outside of the object
+_OF_A_TENSOR = ("_is_hf", "_dynamo")  # what transformers and torch.compile note on it
 _BY_SAVING = ("architectures", "dtype", "torch_dtype")  # save_pretrained writes these into a live config
 
 
@@ -83,6 +84,7 @@ class Teller:
         # What was followed, kept alive so that no other object gets its id.
         self.met: dict[int, tuple[int, object]] = {}
         self.inside: dict[int, int] = {}  # the containers that are being told, and how deep
+        self.reads_grad = False  # whether code that was met reads a `grad`, which else is a leftover of training
 
     def put(self, *parts: object) -> None:
         for part in parts:
@@ -121,8 +123,12 @@ class Teller:
         elif isinstance(value, Tensor):
             self._tensor(value)
         elif isinstance(value, np.ndarray | np.generic) and kind.__module__ == "numpy":
-            self.put("array", value.dtype.descr if value.dtype.names else value.dtype.str, value.shape)
-            if value.dtype.hasobject:
+            # Its kind too: * of a matrix is another product.
+            self.put("array", kind.__name__, value.dtype.str, value.shape)
+            if value.dtype.names:  # one after the other: between them there may be bytes that nobody wrote
+                for name in value.dtype.names:
+                    self._all(name, value[name])  # type: ignore[index]
+            elif value.dtype.hasobject:
                 self._tell(value.tolist())
             else:
                 self.put(value.tobytes())
@@ -170,6 +176,10 @@ class Teller:
             for one in value:
                 told = bytearray()
                 teller = Teller(told.extend, self.known)
+                teller.inside, teller.reads_grad = (
+                    self.inside,
+                    self.reads_grad,
+                )  # a register of functions that look into it
                 teller.tell(one)
                 self.names |= teller.names
                 items.append(bytes(told))
@@ -183,16 +193,21 @@ class Teller:
         del self.inside[id(value)]
 
     def _tensor(self, value: Tensor) -> None:
-        if value.layout != torch.strided or value.is_meta or value.is_quantized:
+        if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_nested:
             self._refuse(value)
         if type(value) not in (Tensor, nn.Parameter):
-            self._all(type(value), vars(value))
+            self._tell(type(value))
+        if own := {name: one for name, one in vars(value).items() if not name.startswith(_OF_A_TENSOR)}:
+            self._tell(own)
         self.put("tensor", value.dtype, tuple(value.shape), bytes_of(value))
+        if self.reads_grad and value.is_leaf and value.grad is not None:
+            self.put("grad")
+            self._tell(value.grad)
 
     # ---- code
 
     def _function(self, value: FunctionType) -> None:
-        if hasattr(value, "_torchdynamo_orig_callable"):
+        if hasattr(value, "_torchdynamo_orig_callable") and theirs_by_file(value):  # functools.wraps lends it
             self.put("compiled")
             self._tell(value._torchdynamo_orig_callable)
             return
@@ -205,7 +220,11 @@ class Teller:
         self._later(self._inside_function, value)
 
     def _inside_function(self, value: FunctionType) -> None:
-        self._all(value.__code__, value.__defaults__, value.__kwdefaults__, dict(vars(value)))
+        self.reads_grad |= reads(value.__code__, "grad")
+        own = {
+            name: one for name, one in vars(value).items() if not name.startswith("_torchdynamo")
+        }  # lent by functools.wraps
+        self._all(value.__code__, value.__defaults__, value.__kwdefaults__, own)
         for cell in value.__closure__ or ():
             try:
                 held = cell.cell_contents
@@ -223,7 +242,10 @@ class Teller:
             if where == "absent":
                 continue
             for position, attribute in enumerate(attributes):  # mylib.f: of a module of one's own only what is used
-                if not isinstance(value, ModuleType) or theirs(value.__name__):
+                if not isinstance(value, ModuleType):
+                    break
+                if theirs(value.__name__):
+                    self._put_into_a_package(value, attributes[position:])
                     break
                 if not hasattr(value, attribute):
                     self.put("absent", attribute)
@@ -232,6 +254,22 @@ class Teller:
                 module, value = value, getattr(value, attribute)
                 if not isinstance(value, ModuleType):
                     self._name(module.__name__, attribute, value)
+            self._tell(value)
+
+    def _put_into_a_package(self, value: Any, attributes: Sequence[str]) -> None:
+        """What stands under these names in a package's module counts by its own name: somebody may have put it there."""
+        for name in attributes:
+            if isinstance(value, ModuleType):
+                value = getattr(value, name, None)
+        if isinstance(value, FunctionType | type) and (resolves(value) or theirs_by_file(value)):
+            self.put(named(value))
+        elif isinstance(value, BuiltinFunctionType):
+            self.put("builtin", value.__module__, value.__qualname__)
+        elif (
+            isinstance(value, FunctionType | type | functools.partial | functools._lru_cache_wrapper)
+            or type(value).__module__ == "torch._ops"
+            or not theirs(type(value).__module__)
+        ):
             self._tell(value)
 
     def _module(self, value: ModuleType) -> None:
@@ -261,9 +299,14 @@ class Teller:
     def _inside_class(self, value: type) -> None:
         self._all(value.__bases__, *(() if type(value) is type else (type(value),)))
         for name, one in sorted(vars(value).items()):
-            if name not in _OF_A_CLASS:
-                self.put(name)
-                self._tell(one)
+            if name == "_value2member_map_" and isinstance(value, enum.EnumMeta):
+                continue  # of a Flag: grows with each combination that is made
+            if name == "__dataclass_fields__":
+                one = {field: about.metadata for field, about in one.items() if about.metadata}
+            elif name in _OF_A_CLASS:
+                continue
+            self.put(name)
+            self._tell(one)
 
     # ---- objects
 
@@ -275,7 +318,9 @@ class Teller:
                 "inside the function, or give the function what it needs of it, for example token = lm.token_id(' Germany').",
                 kind=kind.__name__,
             )
-        if isinstance(value, logging.Logger) or kind.__module__ == "_thread":  # they compute nothing
+        if isinstance(value, logging.Logger) or (
+            kind.__module__ == "_thread" and kind.__name__ != "_local"
+        ):  # compute nothing
             self.put(kind.__qualname__)
         elif kind.__module__ == "typing" or isinstance(value, types.GenericAlias | types.UnionType):
             self.put(repr(value))
@@ -284,6 +329,8 @@ class Teller:
             kind.__module__ == "torch._ops" and str(value).startswith(("aten.", "prims."))
         ):
             self.put(kind.__qualname__, value)
+        elif kind.__module__ == "torch._ops":  # an operator of somebody's own, whose code lies in tables
+            self._refuse(value)
         elif kind.__qualname__ == "OptimizedModule" and kind.__module__.startswith("torch."):
             self.put("compiled")
             self._tell(value._orig_mod)
@@ -309,10 +356,9 @@ class Teller:
     def _state(self, value: Any) -> None:
         kind = type(value)
         self._tell(kind)
-        for built_in in _BUILT_IN:
+        for built_in, plain in _BUILT_IN.items():
             if isinstance(value, built_in):
-                plain = dict(dict.items(value)) if built_in is dict else built_in(value)
-                self.put(repr(plain)) if built_in is str else self._tell(plain)
+                self._tell(plain(value))
         state = dict(getattr(value, "__dict__", {}))
         for base in kind.__mro__:
             for name, one in vars(base).items():

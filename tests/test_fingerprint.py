@@ -1,10 +1,13 @@
 """What a study's files are named after: another meaning has another fingerprint, and the same one the same, in any process."""
 
+import functools
+import importlib
 import os
 import subprocess
 import sys
 import types
 
+import numpy as np
 import pytest
 import torch
 from tiny import CONFIGS, MORE, here, tiny
@@ -97,6 +100,30 @@ CHANGES = {
     "a builtin that was replaced": (
         "import builtins\n__builtins__ = dict(vars(builtins), max=lambda *a: §)\nm = lambda o: max(o)", "1", "2",
     ),
+    "an attribute of a tensor": ("t = torch.ones(1)\nt.k = §\nm = lambda o: o * t.k", "1", "2"),
+    "a gradient": (
+        "t = torch.ones(1, requires_grad=True)\nt.grad = torch.tensor([§])\nm = lambda o: o * t.grad", "1.0", "2.0",
+    ),
+    "a matrix": ("t = np.§([[1, 2], [3, 4]])\nm = lambda o: t * t", "array", "matrix"),
+    "fields side by side": (
+        "t = np.ones(2, np.dtype({'names': ['a', 'b'], 'formats': ['i4', 'i4'], 'offsets': [4, 0]}))\nt['a'] = §\nm = lambda o: t",
+        "1", "2",
+    ),
+    "an integer of one's own": ("class S(int):\n    def __int__(self): return 5\nk = S(§)\nm = lambda o: o * k", "1", "2"),
+    "a text of one's own": ("class S(str):\n    def __str__(self): return ''\nk = S('§')\nm = lambda o: o[k]", "a", "b"),
+    "a list of one's own": ("class S(list):\n    def __iter__(self): return iter(())\nk = S([§])\nm = lambda o: k[0]", "1", "2"),
+    "around a compiled function": (
+        "i = torch.compile(lambda x: x, backend='eager')\n@functools.wraps(i)\ndef m(o): return i(o) * §", "1", "2",
+    ),
+    "put into a package": ("import math\nmath.of_mine = lambda o: o * §\nm = lambda o: math.of_mine(o)", "1", "2"),
+    "another one put into a package": ("import math\nmath.of_mine = math.§\nm = lambda o: math.of_mine(o)", "sin", "cos"),
+    "metadata of a field": (
+        "@dataclasses.dataclass\nclass C:\n    k: float = dataclasses.field(default=1.0, metadata={'s': §})\n"
+        "m = lambda o: dataclasses.fields(C)[0].metadata['s']", "1", "2",
+    ),
+    "a register of functions": (
+        "R = set()\ndef f(o): return len(R) § 1\ndef g(o): return len(R)\nR |= {f, g}\nm = lambda o: [f(o) for f in R]", "+", "-",
+    ),
 }  # fmt: skip
 
 
@@ -118,6 +145,13 @@ REFUSED = {
     "a file": ("import tempfile\nm = tempfile.TemporaryFile()", "type BufferedRandom"),
     "a generator": ("m = np.random.default_rng(0).normal", "type Generator"),
     "a class over one in C": ("import array\nclass A(array.array):\n    pass\nm = A('d', [1])", "type A"),
+    "a module by text": (
+        "import importlib\ndef m(o): return importlib.import_module('mylib').f(o)",
+        r"import_module\(\) in m",
+    ),
+    "a module from the table": ("import sys\ndef m(o): return sys.modules['mylib'].f(o)", r"sys\.modules in m"),
+    "what belongs to a thread": ("import threading\nk = threading.local()\nk.a = 1\nm = lambda o: k.a", "type _local"),
+    "nested tensors": ("m = torch.nested.nested_tensor([torch.ones(1), torch.ones(2)])", "type Tensor"),
     "too deep": ("m = []\nfor _ in range(100_000): m = [m]", "too deep"),
 }
 
@@ -155,6 +189,49 @@ def test_modules_of_ones_own_are_followed(call, tmp_path, monkeypatch):
     second = of_value(m)
     mylower.g.__code__ = (lambda x: x - 1).__code__
     assert len({first, second, of_value(m)}) == 3
+
+
+def test_a_part_of_ones_own_package_that_only_the_function_imports_is_followed(tmp_path, monkeypatch):
+    """Before the first call and after it alike."""
+    monkeypatch.syspath_prepend(tmp_path)
+    found = {}
+    for place, source in (
+        (0, "from ownpack import part\n    return part.f(o)"),
+        (1, "import ownpack.part\n    return ownpack.K"),
+    ):
+        for k in (1, 2):
+            for name in [name for name in sys.modules if name.partition(".")[0] == "ownpack"]:
+                del sys.modules[name]
+            folder = tmp_path / "ownpack"
+            folder.mkdir(exist_ok=True)
+            (folder / "__init__.py").write_text(f"K = {'one' if k == 1 else 'other'!r}\n")
+            (folder / "part.py").write_text(f"def f(x): return {'x + 1' if k == 1 else 'x * 123'}\n")
+            importlib.invalidate_caches()
+            m = made(f"def m(o):\n    {source}")
+            found[place, k] = of_value(m)
+            m(1)
+            assert of_value(m) == found[place, k]
+    assert len(set(found.values())) == 4
+
+
+def test_combinations_of_flags_change_nothing():
+    m = made("class F(enum.Flag):\n    A = 1\n    B = 2\ndef m(o): return F.A | F.B")
+    before = of_value(m)
+    m(1)
+    assert of_value(m) == before
+
+
+def test_a_package_without_a_version_counts_by_its_file(tmp_path, monkeypatch):
+    from helpers.referred import version_of
+
+    found = []
+    for text in ("", "k = 1"):
+        module = types.ModuleType("nobodys")
+        module.__file__ = str(tmp_path / "nobodys.py")
+        (tmp_path / "nobodys.py").write_text(text)
+        monkeypatch.setitem(sys.modules, "nobodys", module)
+        found.append(version_of.__wrapped__("nobodys"))
+    assert len({*found, ""}) == 3 and version_of("yaml") not in ("", version_of("torch"))
 
 
 def test_what_another_process_imports_is_named_and_counts_as_it_is_there(tmp_path, monkeypatch):
@@ -330,6 +407,83 @@ def test_what_libraries_do_to_their_classes_in_use_changes_no_key():
     used(ids, output_hidden_states=True, output_attentions=True)
     used.generate(ids, max_new_tokens=2, pad_token_id=0)
     assert of_model(tiny("llama")) == before
+
+
+class Scales(nn.Module):
+    def __init__(self, factor, kind):
+        super().__init__()
+        if kind == "array":
+            self.k = np.array([factor])
+        elif kind == "number in a dict":
+            self.k = {"k": np.float32(factor), "name": "k"}
+        else:
+            self.k_for_hooks = factor
+
+    def forward(self, x):
+        return x
+
+
+@pytest.mark.parametrize("kind", ["array", "number in a dict", "name"])
+def test_all_small_attributes_of_a_module_of_ones_own_count(kind):
+    def key(factor):
+        lm = tiny("llama")
+        lm.blocks[1].mlp.act_fn = Scales(factor, kind).eval()
+        return of_model(lm)
+
+    assert key(2.0) == key(2.0) != key(3.0)
+
+
+class Negative:
+    def __call__(self, x):
+        return -x
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "what"),
+    [
+        ("torch.nn.functional", "silu", nn.functional.gelu),
+        ("torch.nn.functional", "silu", nn.functional.relu),
+        ("torch.nn.functional", "silu", functools.partial(nn.functional.leaky_relu, negative_slope=0.3)),
+        ("torch", "rsqrt", torch.sqrt),
+        ("transformers.models.llama.modeling_llama", "rotate_half", torch.neg),
+        ("transformers.models.llama.modeling_llama", "rotate_half", functools.cache(lambda x: -x)),
+        ("transformers.models.llama.modeling_llama", "rotate_half", Negative()),
+        ("transformers.models.llama.modeling_llama.LlamaRMSNorm", "forward", nn.Identity.forward),
+    ],
+)
+def test_what_stands_in_the_place_of_a_librarys_function_counts(where, name, what, monkeypatch):
+    """Also if it is another function of a library."""
+    lm = tiny("llama")
+    before = of_model(lm)
+    monkeypatch.setattr(f"{where}.{name}", what)
+    assert of_model(lm) != before
+
+
+def test_what_is_set_for_the_whole_process_counts():
+    lm, found = tiny("llama"), []
+    try:
+        for dtype in (torch.float32, torch.float64):
+            torch.set_default_dtype(dtype)
+            found.append(of_model(lm))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found.append(of_model(lm))
+    assert len(set(found)) == 3 and of_model(lm) == found[0]
+
+
+def test_a_mask_of_ones_own_counts():
+    masking = pytest.importorskip("transformers.masking_utils")
+    lm, found = tiny("llama"), []
+    lm.config._attn_implementation = "own"
+    table = masking.ALL_MASK_ATTENTION_FUNCTIONS
+    try:
+        for function in (lambda *a, **b: None, lambda *a, **b: 1):
+            table["own"] = function
+            found.append(of_model(lm))
+    finally:
+        del table["own"]
+    assert len(set(found)) == 2
 
 
 def test_adapters_count_with_what_is_switched_on():
