@@ -79,17 +79,8 @@ class Trial:
 
     def check_shape(self, prompt: int, shape: torch.Size) -> None:
         """shape: of what the measure gave for a copy of a prompt. Raises BadValue."""
-        first, wanted = self.first = self.first or (prompt, shape)
-        if shape != wanted:
-            raise errors.BadValue(
-                "this measure gives numbers of shape {wanted} for a copy of prompt {first} and {got} for one of prompt {prompt}, "
-                "and one result cannot hold both: give as many for each, for example a mean over positions, or sweep prompts of "
-                "each length apart.",
-                wanted=tuple(wanted),
-                first=first,
-                got=tuple(shape),
-                prompt=prompt,
-            )
+        self.first = self.first or (prompt, shape)
+        check_alike(self.first, (prompt, shape))
 
     def __call__(self, prompt: int, edited: Tensor, value: Tensor, of: Callable[[Tensor], Tensor]) -> None:
         """edited: a prompt's logits, of which the measure made `value`; of(logits) measures others. Raises BadValue."""
@@ -113,6 +104,20 @@ class Trial:
                 "larger chunk than {chunk}, so that all come at once.",
                 chunk=self.chunk,
             )
+
+
+def check_alike(first: tuple[int, Sequence[int]], other: tuple[int, Sequence[int]]) -> None:
+    """first, other: a prompt, and the shape of what a measure gives for its copies. Raises BadValue."""
+    if other[1] != first[1]:
+        raise errors.BadValue(
+            "this measure gives numbers of shape {wanted} for a copy of prompt {first} and {got} for one of prompt {prompt}, "
+            "and one result cannot hold both: give as many for each, for example a mean over positions, or sweep prompts of "
+            "each length apart.",
+            wanted=tuple(first[1]),
+            first=first[0],
+            got=tuple(other[1]),
+            prompt=other[0],
+        )
 
 
 def _equal_up_to_rounding(a: Tensor, b: Tensor, logits: Tensor) -> bool:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from safetensors import SafetensorError
 from torch import Tensor
 
 from . import errors
+from .checks import whole
 from .encoding import Tokens
-from .measures import Measure, Targets
+from .measures import Measure, Targets, check_alike
 from .progress import Progress, bar
 
 if TYPE_CHECKING:
@@ -53,7 +56,12 @@ def measured(
     found: list[Any] = [None] * total
     missing = []
 
+    first: tuple[int, tuple[int, ...]] | None = None  # a prompt, and the shape of its numbers
+
     def put(numbers: Sequence[int], values: np.ndarray) -> None:
+        nonlocal first
+        first = first or (numbers[0], values.shape[1:])
+        check_alike(first, (numbers[0], values.shape[1:]))
         for number, value in zip(numbers, values, strict=True):
             found[number] = value
 
@@ -86,12 +94,18 @@ def _kept(file: Path) -> np.ndarray | None:
 
 def write_whole(file: Path, write: Callable[[Path], object]) -> None:
     """A file that is there is whole, whenever somebody dies."""
+    with no_room(file), tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        part = Path(folder) / file.name
+        write(part)
+        os.replace(part, file)
+
+
+@contextmanager
+def no_room(file: Path) -> Iterator[None]:
+    """What a disk says that cannot be written to, as CannotStore."""
     try:
-        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-            part = Path(folder) / file.name
-            write(part)
-            os.replace(part, file)
-    except OSError as error:
+        yield
+    except (OSError, SafetensorError) as error:
         raise errors.CannotStore(
             "{file} cannot be written ({error}): make room, or name another folder. What was finished is kept, and the study "
             "goes on from there when you call it again.",
@@ -102,13 +116,19 @@ def write_whole(file: Path, write: Callable[[Path], object]) -> None:
 
 def texts_of(prompts: Sequence[str] | Tensor | Tokens) -> list[str] | None:
     """The prompts' texts, None if they are ids."""
-    texts = not isinstance(prompts, Tensor | Tokens) and all(isinstance(text, str) for text in prompts)
-    return list(prompts) if texts else None  # type: ignore[arg-type]
+    texts = [] if isinstance(prompts, Tensor | Tokens) else [text for text in prompts if isinstance(text, str)]
+    if any("\0" in text for text in texts):
+        raise errors.BadPrompt(
+            "a prompt holds the character of number 0, which no netCDF file can keep: give the ids instead."
+        )
+    return texts if texts and len(texts) == len(prompts) else None  # type: ignore[arg-type]
 
 
 def targets_of(looked: Looked, target: Targets | None) -> list[str] | str:
     """How each prompt's target, or that of all, is called."""
-    return [str(one) for one in target] if isinstance(looked.targets, list) else str(target)  # type: ignore[union-attr]
+    several: Any = target if isinstance(looked.targets, list) else [target]
+    named = [one if isinstance(one, str) else str(whole(one)) for one in several]
+    return named if isinstance(looked.targets, list) else named[0]
 
 
 def labelled(

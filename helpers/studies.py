@@ -38,12 +38,13 @@ from .loading import load_model, quiet
 from .measures import Measure, Targets
 from .models import LanguageModel
 from .progress import Progress
-from .shards import AXES, cut, labelled, measured, targets_of, texts_of, write_whole
+from .shards import AXES, cut, labelled, measured, no_room, targets_of, texts_of, write_whole
 
 if TYPE_CHECKING:
     from xarray import DataArray
 
 SHARD = 32  # prompts
+_NOT_AN_OPTION = ("lm", "prompts", "target", "progress", "generator")
 Model = str | Path | LanguageModel | Callable[[], LanguageModel]
 
 
@@ -82,11 +83,13 @@ def study(
     import cloudpickle
 
     from . import worker
-    from .fingerprint import names_in, of_model, of_names, of_value
+    from .fingerprint import names_in, of_model, of_names, of_process, of_value
 
     _check_sweep(sweep)
     target, options = _by_name(sweep, given, target, options)
     measure = _check(sweep, prompts, target, options, shard)
+    if foreign.hooks_on_all_modules():
+        raise _hooked()
     place = _place(folder)
     elsewhere = engines.by_joblib(jobs)
     held: tuple[LanguageModel, str] | None = None
@@ -97,14 +100,20 @@ def study(
         held = worker.loaded(loads)
     code = None if isinstance(model, str | Path | LanguageModel) else model  # it may hang hooks on what it loads
     packed = cloudpickle.dumps(loads) if elsewhere else b""
-    work = worker.Work(uuid4().hex, packed, sweep.__name__, 0, measure, options, os.getpid())
+    work = worker.Work(uuid4().hex, packed, sweep.__name__, 0, measure, options, os.getpid(), process=of_process())
     if elsewhere and (own := names_in((options, measure, code))):
         work = replace(work, names=own, own=of_names(own))
         engines.end_old_processes()
     looked = worker.look(*held, work, (prompts, target)) if held else engines.look(jobs, work, prompts, target)
     used = dict(options)
-    # A mean by the prompts that it is over. How many copies run at once may change when memory has run out.
-    told = {name: value for name, value in options.items() if name not in ("chunk", "reference")}
+    # In the sweep's own order, with what was left out. A mean by the prompts that it is over; how many copies run at once may
+    # change when memory has run out.
+    whole_call = {name: options.get(name, one.default) for name, one in inspect.signature(sweep).parameters.items()}
+    told = {
+        name: value
+        for name, value in whole_call.items()
+        if name not in (*_NOT_AN_OPTION, "chunk", "reference", "measure")
+    }
     asked = of_value((sweep.__name__, told, measure, looked.model, code, looked.pool))
     if looked.means is not None:
         used["replacement"] = looked.means
@@ -191,7 +200,7 @@ def _check(
             "share: use a plain sweep_heads, or a tensor, a mean or zero as replacement."
         )
     parameters = inspect.signature(sweep).parameters
-    allowed = [name for name in parameters if name not in ("lm", "prompts", "target", "progress", "generator")]
+    allowed = [name for name in parameters if name not in _NOT_AN_OPTION]
     unknown = [name for name in options if name not in allowed]
     if unknown:
         raise errors.BadValue(
@@ -257,12 +266,16 @@ _BY_FUNCTION = (
 def _checked(lm: LanguageModel) -> LanguageModel:
     """A model that is the same in another process and on a later day. Raises BadValue."""
     recording.refuse_what_a_walk_cannot_do(lm)
-    if lm.live_edits or lm.hooks_of_others or foreign.hooks_on_all_modules():
-        raise errors.BadValue(
-            "edits or hooks are on this model, which neither other processes nor a later day would have: "
-            "take them off, or give a function without arguments that loads the model and hangs them on it."
-        )
+    if lm.live_edits or lm.hooks_of_others:
+        raise _hooked()
     return lm
+
+
+def _hooked() -> errors.BadValue:
+    return errors.BadValue(
+        "edits or hooks are on this model, which neither other processes nor a later day would have: "
+        "take them off, or give a function without arguments that loads the model and hangs them on it."
+    )
 
 
 def _loader(model: Model, place: Path, fingerprint: str | None) -> Callable[[], LanguageModel]:
@@ -293,7 +306,7 @@ def _loader(model: Model, place: Path, fingerprint: str | None) -> Callable[[], 
         )
     there = place / f"model-{fingerprint[:16]}"
     if not there.is_dir():
-        with tempfile.TemporaryDirectory(dir=place) as part, quiet():
+        with no_room(there), tempfile.TemporaryDirectory(dir=place) as part, quiet():
             worker.save(model, Path(part) / "model")
             try:
                 (Path(part) / "model").rename(there)

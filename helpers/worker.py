@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from . import errors, sweeps
 from .copies import check_values_per_prompt, copy_of, for_prompts
 from .families import Family
-from .fingerprint import of_model, of_names
+from .fingerprint import of_model, of_names, of_process
 from .loading import quiet
 from .measures import Measure, Outcome, log_prob_change, token_ids
 from .models import LanguageModel
@@ -47,6 +47,7 @@ class Work:
     asks: int = 0  # the process that the study runs in
     names: tuple[str, ...] = ()  # what it uses of modules of the user's own, which a process imports from their files
     own: str = ""  # the fingerprint of these in the study's process
+    process: Any = None  # what is set there for the whole process
 
 
 @dataclass(frozen=True)
@@ -179,10 +180,19 @@ def there(kind: str, work: bytes, given: bytes) -> Any:
             Thread(target=_end_with_the_study, args=(plan.asks,), daemon=True).start()
         if plan.name not in _kept:
             _kept.clear()
+            _check_process(plan)
             _check_code(plan)
             _kept[plan.name] = loaded(cloudpickle.loads(plan.load))
         does: Callable[..., Any] = look if kind == "look" else run
         return does(*_kept[plan.name], plan, cloudpickle.loads(given))
+
+
+def _check_process(plan: Work) -> None:
+    if plan.process is not None and of_process() != plan.process:
+        raise errors.BadValue(
+            "autocast, the default dtype, or the precision of matrix products is set otherwise in the study's process than in its "
+            "workers, which would measure other numbers: set it in none of them, or use jobs=1."
+        )
 
 
 def _check_code(plan: Work) -> None:
@@ -243,7 +253,7 @@ def run(lm: LanguageModel, model: str, work: Work, shard: Shard) -> tuple[list[i
         options["measure"] = _of_the_whole_list(work.measure, shard.numbers)
     rows = [torch.from_numpy(row.astype(np.int64)) for row in shard.rows]  # a copy: Ray hands out what nobody may write
     found = getattr(sweeps, work.sweep)(lm, padded(rows), target=shard.targets, progress=False, **options)
-    return shard.numbers, found.numpy()
+    return shard.numbers, (found.float() if found.dtype is torch.bfloat16 else found).numpy()
 
 
 def here(lm: LanguageModel, model: str, work: Work, shards: Sequence[Shard]) -> Iterator[Any]:

@@ -390,6 +390,72 @@ def test_another_question_never_reads_the_answers_of_this_one(lm, prompts, tmp_p
     assert of_model(other) != of_model(tiny("gpt2", seed=1)) and of_model(tiny("gpt2", seed=1)) != of_model(lm)
 
 
+def test_the_same_question_in_another_order_or_with_defaults_reads_what_is_there(lm, prompts, tmp_path):
+    run = partial(study, sweep_heads, lm, prompts, 7, folder=tmp_path, shard=7)
+    first = run(positions=-1, replacement="pooled mean")
+    for options in (
+        {"replacement": "pooled mean", "positions": -1},
+        {"blocks": None, "replacement": "pooled mean", "positions": -1},
+    ):
+        found = run(**options, progress=lambda *_: pytest.fail("all is there"))
+        assert (found.values == first.values).all()
+
+
+def test_what_is_set_for_the_process_is_never_read_without_it(tmp_path):
+    from torch.nn.modules.module import register_module_forward_hook
+
+    ids = torch.arange(12).reshape(4, 3)
+    run = partial(study, sweep_blocks, "pocket", ids, 7, folder=tmp_path, jobs=1)
+    hook = register_module_forward_hook(
+        lambda module, given, out: out * 2 if isinstance(module, torch.nn.Linear) else None
+    )
+    try:
+        with pytest.raises(errors.BadValue, match="edits or hooks are on this model"):
+            run()
+    finally:
+        hook.remove()
+    lm = tiny("llama", dtype=torch.float32)
+    run = partial(study, sweep_blocks, lm, ids, 7, folder=tmp_path)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = run(jobs=1)
+        with pytest.raises(errors.BadValue, match=r"autocast, the default dtype, .* set otherwise"):
+            run(jobs=2, shard=2)
+    fine = run(jobs=1)
+    torch.testing.assert_close(torch.from_numpy(fine.values), sweep_blocks(lm, ids, 7), rtol=0, atol=1e-5)
+    assert abs(fine.values - rough.values).max() > 1e-4
+
+
+def test_results_that_one_array_cannot_hold_are_a_sentence(lm, prompts, tmp_path):
+    every = Measure(lambda outcome: outcome.edited[..., 0], every_position=True)
+    with pytest.raises(errors.BadValue, match="this measure gives numbers of shape"):
+        study(sweep_blocks, lm, prompts, measure=every, folder=tmp_path, shard=1)
+    with pytest.raises(errors.BadPrompt, match="the character of number 0"):
+        study(sweep_blocks, "pocket", ["a\0", "b"], 7, folder=tmp_path, jobs=1)
+    rough = study(sweep_blocks, lm, prompts, measure=lambda o: o.edited[:, 0].bfloat16(), folder=tmp_path)
+    assert rough.dtype == "float32"
+
+
+def test_targets_as_tensors_have_names(lm, prompts, tmp_path):
+    found = study(sweep_blocks, lm, prompts, torch.tensor(TARGETS), folder=tmp_path)
+    assert list(found.target.values) == [str(target) for target in TARGETS]
+    assert study(sweep_blocks, lm, prompts, torch.tensor(7), folder=tmp_path).attrs["target"] == "7"
+
+
+def test_a_model_that_a_full_disk_cannot_keep_is_a_sentence(lm, tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    from helpers import studies, worker
+
+    for error in (OSError(28, "No space left on device"), SafetensorError("No space left on device")):
+
+        def full(model, folder, error=error):
+            raise error
+
+        monkeypatch.setattr(worker, "save", full)
+        with pytest.raises(errors.CannotStore, match=r"No space left on device.*make room"):
+            studies._loader(lm, tmp_path, "f" * 64)
+
+
 # ---- other processes
 
 
