@@ -53,11 +53,14 @@ class Edit:
     prompts: int | None = field(default=None, repr=False, compare=False)
     length: int | None = field(default=None, repr=False, compare=False)
     for_prompts: Callable[[Sequence[int], int], Edit] | None = field(default=None, repr=False, compare=False)
+    # What it does depends on the value and the stream alone: not on how often it was called (random numbers), or who knows.
+    pure: bool = field(default=False, repr=False, compare=False)
     made: object = field(default=None, repr=False, compare=False)  # the change that these and `given` belong to
 
     def __post_init__(self) -> None:
         if self.made not in (None, self.change):  # dataclasses.replace gave it another change: it is another edit
-            for name, value in {"given": object(), "prompts": None, "length": None, "for_prompts": None}.items():
+            others = {"given": object(), "prompts": None, "length": None, "for_prompts": None, "pure": False}
+            for name, value in others.items():
                 object.__setattr__(self, name, value)
         object.__setattr__(self, "made", self.change)
         object.__setattr__(self, "positions", check_positions(self.positions))

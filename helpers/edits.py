@@ -63,8 +63,8 @@ def _scale(name: str, site: str, block: int, factor: float | Tensor, positions: 
     if isinstance(factor, Tensor) and factor.requires_grad:  # it is being learned: use it as it is in each pass
         learned = factor
         times = lambda value, _: value * learned.to(value).reshape(())  # noqa: E731
-        return Edit(name, site, block, times, positions, given=_Same(factor))
-    return Edit(name, site, block, lambda value, _: value * by, positions, given=by)
+        return Edit(name, site, block, times, positions, given=_Same(factor), pure=True)
+    return Edit(name, site, block, lambda value, _: value * by, positions, given=by, pure=True)
 
 
 def scale_block(block: int, factor: float | Tensor, positions: Positions = None) -> Edit:
@@ -91,7 +91,7 @@ def skip_block(block: int, positions: Positions = None) -> Edit:
     `edit` raises BlockOutOfRange.
     """
     entered = lambda _, stream: stream.clone()  # noqa: E731
-    return Edit(f"skip_block({block})", "block", block, entered, positions, given="skip")
+    return Edit(f"skip_block({block})", "block", block, entered, positions, given="skip", pure=True)
 
 
 def skip_attention(block: int, positions: Positions = None) -> Edit:
@@ -100,13 +100,13 @@ def skip_attention(block: int, positions: Positions = None) -> Edit:
     What the MLP reads changes with it, but not in a parallel block (docs/families.md), where both read what entered the block.
     """
     zero = lambda value, _: torch.zeros_like(value)  # noqa: E731
-    return Edit(f"skip_attention({block})", "attention", block, zero, positions, given="skip")
+    return Edit(f"skip_attention({block})", "attention", block, zero, positions, given="skip", pure=True)
 
 
 def skip_mlp(block: int, positions: Positions = None) -> Edit:
     """The MLP in `block` adds nothing to the stream, (batch, pos, d_model). `edit` raises BlockOutOfRange."""
     zero = lambda value, _: torch.zeros_like(value)  # noqa: E731
-    return Edit(f"skip_mlp({block})", "mlp", block, zero, positions, given="skip")
+    return Edit(f"skip_mlp({block})", "mlp", block, zero, positions, given="skip", pure=True)
 
 
 def add_to_block(block: int, vector: Tensor, positions: Positions = None) -> Edit:
@@ -118,7 +118,7 @@ def add_to_block(block: int, vector: Tensor, positions: Positions = None) -> Edi
     vector = finite_tensor(vector, "the vector")
     return Edit(
         f"add_to_block({block}, {tuple(vector.shape)})", "block", block,
-        lambda value, _: value + _fitted(vector, value, "the vector"), positions, given=_Same(vector),
+        lambda value, _: value + _fitted(vector, value, "the vector"), positions, given=_Same(vector), pure=True,
         **_rows_of(vector, 3, lambda some: add_to_block(block, some)),
     )  # fmt: skip
 
@@ -132,7 +132,7 @@ def patch_block(block: int, value: Tensor, positions: Positions = None) -> Edit:
     given = finite_tensor(value, "the patch")
     return Edit(
         f"patch_block({block}, {tuple(given.shape)})", "block", block,
-        lambda old, _: _fitted(given, old, "the patch").clone(), positions, given=_Same(given),
+        lambda old, _: _fitted(given, old, "the patch").clone(), positions, given=_Same(given), pure=True,
         **_rows_of(given, 3, lambda some: patch_block(block, some)),
     )  # fmt: skip
 
@@ -177,7 +177,7 @@ def put_heads(block: int, heads: list[int], value: Tensor, site: str = "heads", 
         return new
 
     each = _rows_of(value, 4, lambda some: put_heads(block, heads, some, site))
-    return Edit(f"put_heads({block}, {heads})", site, block, put, positions, **each)
+    return Edit(f"put_heads({block}, {heads})", site, block, put, positions, pure=True, **each)
 
 
 def zero_keys(block: int, heads: Sequence[int] | int, positions: Positions = None) -> Edit:

@@ -27,8 +27,9 @@ class Plan:
     trial: Trial
     chunk: int  # tokens, copies × positions, in a block at once
     alone: Alone
+    in_order: bool  # one copy of one prompt at a time, in the order of the plain loop: an edit may draw random numbers
 
     @property
     def waiting(self) -> int:
         """Tokens of all copies in one walk: waiting streams are small next to a block's neurons."""
-        return 16 * self.chunk
+        return 1 if self.in_order else 16 * self.chunk

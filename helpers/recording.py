@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from . import errors, hooks, passes
+from .live import live_here
 from .models import LanguageModel
 from .plan import Plan
 from .say import say
@@ -39,7 +40,9 @@ def clean_passes(plan: Plan) -> Iterator[Clean]:
     Raises BadValue where a walk over the blocks would not give what the model itself gives.
     """
     lm, rows = plan.lm, plan.prompts
-    for number, prompts in enumerate(groups(rows, plan.n_copies, 1 if plan.alone.anywhere else plan.waiting)):
+    alone = plan.in_order or plan.alone.anywhere
+    numbers = [[i] for i in range(len(rows))] if alone else groups(rows, plan.n_copies, plan.waiting)
+    for number, prompts in enumerate(numbers):
         ids = torch.stack([rows[i] for i in prompts])
         if number == 0 and len(ids) > 1:  # the logits of a whole group would take too much memory
             _record(lm, ids[:1], to_the_end=True)
@@ -147,12 +150,19 @@ def _for_any_rows(value: Any, prompts: int) -> Any:
 
 
 def refuse_what_a_walk_cannot_do(lm: LanguageModel) -> None:
-    """Raises BadValue in train mode, and for hooks on the whole model."""
+    """Raises BadValue in train mode and for hooks on the whole model, BadEdit for noise that is live."""
     for name, module in lm.model.named_modules():
         if module.training:
             raise errors.BadValue(
                 "{name} is in train mode, where dropout makes every copy another experiment: call lm.model.eval() first.",
                 name=re.sub(r"\.(\d+)", r"[\1]", f"lm.model.{name}") if name else say("the model"),
+            )
+    for one in [one for group in live_here(lm) for one in group]:
+        if isinstance(one.given, tuple) and any(isinstance(value, torch.Generator) for value in one.given):
+            raise errors.BadEdit(
+                "{one!r} is on and draws anew in each pass, and a sweep shares one pass among many copies: take it off, or put it "
+                "among the edits of each copy, as in sweep_edits(lm, prompt, [[noise, other], ...]).",
+                one=one,
             )
     hooked = {id(module) for module in lm.hooks_of_others.values()}
     steps = lm.parts.blocks.split(".")

@@ -84,7 +84,8 @@ def sweep_edits(
     Raises what `edit` and `lm.encode` raise, TargetIsNotOneToken, and BadValue in train mode, where dropout would make
     every copy another experiment, or when the model does more than its blocks and its read-out (a hook on the whole model,
     a replaced forward), which a walk over the blocks would not do. Where a live edit, code of yours (a hook, a module
-    of your own class) or weights of 8 bits might look at several rows of a batch, rows run one by one: as right, and slower.
+    of your own class) or weights of 8 bits might look at several rows of a batch, rows run one by one: as right, and slower. So do
+    copies where an edit draws random numbers or has a function of yours (noise_neurons, change): prompt by prompt, in their order.
     """
     check_list(edits)
     copies = [copy_of(lm, one) for one in edits]
@@ -92,7 +93,8 @@ def sweep_edits(
     check_values_per_prompt(copies, tokens)
     rows = prompt_rows(lm, tokens)
     of_prompts = lambda chosen: for_prompts(copies, chosen, len(rows), len(rows[chosen[0]]))  # noqa: E731
-    found = _sweep(lm, rows, lambda: of_prompts, (len(copies),), target, measure, chunk, progress)
+    drawn = not all(one.pure for copy in copies for one in copy)
+    found = _sweep(lm, rows, lambda: of_prompts, (len(copies),), target, measure, chunk, progress, drawn)
     return found[0] if _single(prompts) else found
 
 
@@ -245,6 +247,7 @@ def _sweep(
     measure: Measured,
     chunk: int,
     progress: Progress,
+    in_order: bool = False,
 ) -> Tensor:
     """(n_prompts, *shape, ...). The door of all sweeps. What `make` runs to give `copies_of` (means) is part of the sweep."""
     if (target is None) == (measure is None):
@@ -263,7 +266,7 @@ def _sweep(
     number, found = torch.Size(shape).numel(), dict[int, Tensor]()
     whole = edited_as_a_whole(lm, translatable("this sweep"), by_this_thread=True)
     with whole as check, bar(len(rows) * number * lm.n_blocks, progress) as done:
-        plan = Plan(lm, rows, make(), number, measure, trial, chunk, where_rows_run_alone(lm))
+        plan = Plan(lm, rows, make(), number, measure, trial, chunk, where_rows_run_alone(lm), in_order)
         for clean in clean_passes(plan):
             found.update(zip(clean.prompts, staircase.run(plan, clean, done), strict=True))
             check()

@@ -85,6 +85,47 @@ def loop(lm, prompts, copies, of=lambda logits: logits[-1].log_softmax(-1)[TARGE
     return torch.stack(table, dim=1)
 
 
+def drawing(lm, generator):
+    """Edits that share one source of numbers, none in the order of its block."""
+
+    def shaken(value):
+        return value + torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
+
+    return [
+        (noise_neurons(2, [0, 1, 2], 0.0, 1.0, generator),),
+        (noise_neurons(1, slice(0, None, 2), 0.0, 1.0, generator),),
+        (skip_mlp(1),),
+        (change("attention", 0, shaken), noise_neurons(0, [3], 1.0, 0.5, generator)),
+        (replace_heads(0, 1, torch.ones(())), change("block", 3, shaken, positions=-1)),
+    ]
+
+
+@pytest.mark.parametrize("chunk", [1, 11, 768])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "opt"])
+def test_edits_that_draw_from_one_generator_draw_as_in_the_loop(family, chunk):
+    lm = tiny(family)
+    prompts, generator = texts(9, 5, 9, 7), torch.Generator()
+    copies = drawing(lm, generator)
+    generator.manual_seed(3)
+    expected = []
+    for prompt in prompts:
+        before, row = lm.logits(prompt)[0, -1].log_softmax(-1)[TARGET], []
+        for copy in copies:
+            with edit(lm, *copy):
+                row.append(lm.logits(prompt)[0, -1].log_softmax(-1)[TARGET] - before)
+        expected.append(torch.stack(row))
+    generator.manual_seed(3)
+    found = sweep_edits(lm, as_tokens(prompts), copies, TARGET, chunk=chunk)
+    torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=1e-9)
+
+
+def test_noise_that_is_live_is_refused_and_has_its_place_among_the_copies():
+    lm, prompt, noise = tiny("llama"), texts(7)[0], noise_neurons(1, [0], 0.0, 1.0, torch.Generator())
+    with edit(lm, noise), pytest.raises(errors.BadEdit, match=r"noise_neurons.* is on and draws anew in each pass"):
+        sweep_heads(lm, prompt, TARGET)
+    assert sweep_edits(lm, prompt, [[noise, zero_heads(2, 0)]], TARGET).shape == (1,)
+
+
 def every_head(lm):
     return [(zero_heads(block, [head]),) for block in range(lm.n_blocks) for head in range(lm.n_heads)]
 
