@@ -1,19 +1,23 @@
 """Code on a model that comes from no library: what the helpers cannot look into, and can only see is there.
 
 A hook of the user's own, a `forward` that was replaced on one module, a module of a class of one's own, a hook on all
-modules (`register_module_forward_hook`), a function in the place of a library's: on a module, in its class, in the file of
-that class, or registered as a kind of attention. Such code may do anything, so a sweep gives it one row at a time, and a
-Replay keeps nothing; print(lm) names the hooks and the forwards.
+modules (`register_module_forward_hook`), a mode (`with TorchFunctionMode`), a function in the place of a library's: on a
+module, in its class, in the file of that class, in torch.nn.functional, or registered as a kind of attention. Such code may do
+anything, so a sweep gives it one row at a time, and a Replay keeps nothing (but does not look into torch.nn.functional);
+print(lm) names the hooks and the forwards.
 """
 
 from __future__ import annotations
 
 import functools
 import sys
+import types
 from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
+from torch.overrides import _get_current_function_mode_stack  # not public, as the next
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
 _KNOWN = (*LIBRARIES, __package__)  # exact.py has modules, too
@@ -22,6 +26,11 @@ _BUILT_ON = (
     "builtins", "einops", "flash_attn", "huggingface_hub", "kernels", "numpy", "safetensors", "triton", "typing_extensions",
 )  # fmt: skip
 _WRITERS = frozenset({*_KNOWN, *_BUILT_ON, *sys.stdlib_module_names})
+# What a function may be wrapped in, and where it is there.
+_INSIDE = {
+    property: "fget", functools.cached_property: "func", functools.partial: "func", functools.partialmethod: "func",
+    staticmethod: "__func__", classmethod: "__func__", types.MethodType: "__func__",
+}  # fmt: skip
 
 
 def has_other_hooks(module: nn.Module, ours: set[int]) -> bool:
@@ -61,15 +70,33 @@ def named(model: nn.Module, hooked: Iterable[str]) -> str:
 
 
 def modules_of_ones_own(model: nn.Module) -> set[int]:
-    """Ids of the modules whose class, `forward` or methods no library wrote; hooks aside."""
-    kinds = {type(module) for module in model.modules()}
+    """Ids of the modules whose class, `forward`, methods or kind of attention no library wrote; hooks aside."""
+    modules = list(model.modules())
+    kinds = {type(module) for module in modules}
     own = {kind for kind in kinds if not of_a_library(kind) or any(map(own_function, computes_with(kind)))}
-    return {id(one) for one in model.modules() if type(one) in own or own_forward(one) or own_method(one)}
+    attentions = {kind for kind in map(attention_of, modules) if any(map(own_function, attention_functions(kind)))}
+    return {
+        id(one)
+        for one in modules
+        if type(one) in own or attention_of(one) in attentions or own_forward(one) or own_method(one)
+    }
 
 
 def runs_everywhere(config: Any) -> bool:
     """Whether code that no library wrote runs in all modules, or as the model's kind of attention."""
-    return bool(hooks_on_all_modules()) or any(map(own_function, attention_functions(config._attn_implementation)))
+    attention = attention_functions(config._attn_implementation)
+    return bool(hooks_on_all_modules() or own_modes()) or any(map(own_function, attention))
+
+
+def own_modes() -> list[Any]:
+    """The modes that are on and no library's own: each sees, and may change, all that torch computes."""
+    modes = (*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack())
+    return [mode for mode in modes if not of_a_library(type(mode))]
+
+
+def attention_of(module: nn.Module) -> str | None:
+    """The kind of attention that the config of this one module names: a block's may be another than the model's."""
+    return getattr(vars(module).get("config"), "_attn_implementation", None)
 
 
 def computes_with(kind: type[nn.Module]) -> list[Any]:
@@ -84,7 +111,7 @@ def own_method(module: nn.Module) -> bool:
     return any(map(own_function, list(vars(module).values())))
 
 
-def attention_functions(kind: str) -> list[Any]:
+def attention_functions(kind: str | None) -> list[Any]:
     """What was registered under the name of a kind of attention: the function, and the one that makes its mask."""
     # Two seconds to import, which whoever has a model has spent.
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -94,16 +121,19 @@ def attention_functions(kind: str) -> list[Any]:
 
 
 def own_function(value: Any) -> bool:
-    """Whether somebody else than a library wrote it: said by its name, which functools.wraps lends, and by its own globals."""
-    if isinstance(value, property):
-        value = value.fget
-    while isinstance(value, functools.partial):
-        value = value.func
+    """Whether somebody else than a library wrote it, or what it wraps: said by its name, which functools.wraps lends, and by its
+    own globals.
+    """
+    while inside := _INSIDE.get(type(value)):
+        value = getattr(value, inside)
     if isinstance(value, type) or not callable(value):
         return False
-    value = getattr(value, "__func__", value)
     names = {getattr(value, "__module__", None), getattr(value, "__globals__", {}).get("__name__")} - {None}
-    return any(str(name).partition(".")[0] not in _WRITERS for name in names)
+    if any(str(name).partition(".")[0] not in _WRITERS for name in names):
+        return True
+    # torch.no_grad() and its like give what they wrap the name that it has, and globals of their own.
+    wrapped = getattr(value, "__dict__", {}).get("__wrapped__")
+    return wrapped is not None and own_function(wrapped)
 
 
 def of_a_library(code: Any) -> bool:

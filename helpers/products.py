@@ -21,11 +21,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from . import foreign
+
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # of x (…, in), weight (out, in) and a bias (out,)
 
 
 def quick_products() -> AbstractContextManager[Any]:
     """Inside, products of float32 tensors on the CPU run on oneDNN, where PyTorch has it and MKL is not as fast."""
+    if foreign.own_modes():
+        return nullcontext()  # a mode of the user's would not see a product that went another way
     product = _by_onednn() if torch.backends.cpu.get_cpu_capability() == "AVX512" and not _is_intel() else None
     return _Quick(product) if product and torch.backends.mkldnn.enabled else nullcontext()
 

@@ -45,11 +45,12 @@ def snapshot(lm: LanguageModel, weights_of: list[Any] | None = None) -> list[Any
 
     None in train mode, under live edits, and with hooks, functions, classes or modes of one's own that may do anything."""
     modes = torch._C._len_torch_function_stack() + torch._C._len_torch_dispatch_stack()
-    attention = foreign.attention_functions(lm.config._attn_implementation)
     if live_here(lm) or modes or foreign.runs_everywhere(lm.config):
         return None
     modules: list[nn.Module] = [lm.model]
-    seen, found = {id(lm.model)}, [*_settings(lm.device.type), *map(Same, attention)]
+    seen, found = {id(lm.model)}, _settings(lm.device.type)
+    attentions = [lm.config._attn_implementation]
+    order: dict[int, int] = {}
     classes: dict[type, list[Any]] = {}
     others = {handle.id for handle in list(lm.edit_handles)}  # of sweeps in other threads, which do nothing in this one
     tensors: dict[int, Tensor] = {}
@@ -61,17 +62,22 @@ def snapshot(lm: LanguageModel, weights_of: list[Any] | None = None) -> list[Any
             if not foreign.of_a_library(type(module)):
                 return None
             classes[type(module)] = foreign.computes_with(type(module))
+        attentions.append(foreign.attention_of(module))
         for one in own["_modules"].values():
             if one is not None and id(one) not in seen:
                 seen.add(id(one))
                 modules.append(one)
         for table in (own["_parameters"], own["_buffers"]):
             tensors.update((id(one), one) for one in table.values() if one is not None)
+        # What stands at several places may stand at others since: each place counts, not only the first.
+        places = (one for table in ("_modules", "_parameters", "_buffers") for one in own[table].values())
+        found.append([order.setdefault(id(one), len(order)) for one in places])
         if len(own) > len(_OF_EVERY_MODULE):
             if foreign.own_method(module):
                 return None
             found.append([_plain(value, tensors, seen) for name, value in own.items() if name not in _OF_EVERY_MODULE])
     values = [value for one in classes.values() for value in one]
+    values += [value for kind in dict.fromkeys(attentions) for value in foreign.attention_functions(kind)]
     if any(map(foreign.own_function, {id(value): value for value in values}.values())):
         return None
     try:
@@ -98,10 +104,10 @@ def _plain(value: Any, tensors: dict[int, Tensor], seen: set[int]) -> Any:
     if type(value) in _PLAIN:
         return value
     if id(value) in seen:
-        return None  # every module holds the config
+        return Same(value)  # every module holds the config
     if isinstance(value, Tensor):
         tensors[id(value)] = value
-        return None
+        return Same(value)
     if isinstance(value, PretrainedConfig):
         seen.add(id(value))
         value = vars(value)
@@ -132,13 +138,14 @@ def _numbers(tensors: list[Tensor], known: list[Any] | None) -> list[Any]:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """(words of a row,) int64: all rows added up; all columns, (rows,), of numbers that are summed here alone."""
+    """(words of a row,) int64: all rows added up; and all columns, (rows,), of numbers that are summed here alone."""
     words = tensor.detach().contiguous().view(-1)
     odd = tensor.numel() * tensor.element_size() % 8 or tensor.storage_offset() * tensor.element_size() % 8
     words = words.view(torch.uint8).long() if odd else words.view(torch.int64)
     rows = tensor.shape[0] if tensor.ndim > 1 else 0
     if rows and words.numel() % rows == 0:
-        words = words.view(rows, -1).sum(0 if _summed(tensor) else 1)
+        words = words.view(rows, -1)
+        words = words.sum(0) if _summed(tensor) else torch.cat([words.sum(0), words.sum(1)])
     return words if len(words) < 2**16 else _weighted(words)  # the sums of all lie in memory together
 
 
@@ -155,6 +162,8 @@ def _summed(tensor: Tensor) -> bool:
 
 
 def _weighted(sums: Tensor) -> Tensor:
-    """(1,): each number times an odd one of its own."""
+    """(1,): each number times an odd one of its own; in float64, since in float32 the sum of all would round one's move away."""
+    if sums.is_floating_point():  # on the CPU: some devices have no float64
+        sums = sums.cpu().double().nan_to_num(0, posinf=0, neginf=0)
     weights = 2 * torch.arange(len(sums), device=sums.device) + 1
-    return (sums.nan_to_num() * weights.to(sums.dtype)).sum()[None]
+    return (sums * weights.to(sums.dtype)).sum()[None]

@@ -139,6 +139,23 @@ def test_a_product_that_is_gone_or_wrong_is_not_used(monkeypatch, wrong):
         products._by_onednn.cache_clear()
 
 
+@torch.no_grad()
+def test_a_mode_of_ones_own_sees_each_product(used):
+    class Doubled(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            found = function(*args, **kwargs or {})
+            return 2 * found if function is F.linear else found
+
+    x, weight = torch.randn(3, 6), torch.randn(4, 6)
+    expected = 2 * F.linear(x, weight, None)
+    with Doubled(), quick_products():
+        torch.testing.assert_close(F.linear(x, weight, None), expected)
+    assert not used
+    with torch.device("cpu"), quick_products():  # PyTorch's own, which changes no product
+        F.linear(x, weight, None)
+    assert len(used) == 1
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_a_sweep_uses_them_and_leaves_the_model_as_it_was(used, family):
     lm = tiny(family, torch.float32)

@@ -250,6 +250,45 @@ def test_numbers_that_are_written_past_pytorchs_count_are_seen(write, dtype):
     assert replay.version == 2
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_two_rows_that_change_places_are_seen_in_a_model_of_many(dtype):
+    """Of 5,000 rows and more: a float32 sum of all of them is too coarse for it."""
+    lm = tiny("llama", dtype, hidden_size=64, vocab_size=5000)
+    replay, weight = Replay(lm), lm.blocks[1].mlp.up_proj.weight
+    replay(IDS)
+    weight.data[[3, 4]] = weight.data[[4, 3]]
+    torch.testing.assert_close(replay(IDS)[0].resid[1:], whole_pass(lm)[0])
+    assert replay.version == 2
+
+
+def test_a_mask_that_is_moved_within_its_only_row_is_seen():
+    lm = tiny("gpt_neo")
+    replay, mask = Replay(lm), lm.blocks[1].attn.attention.bias
+    before, _ = replay(IDS)
+    mask.data.copy_(mask.data.roll(8, -1))
+    clean, _ = replay(IDS)
+    torch.testing.assert_close(clean.resid[1:], whole_pass(lm)[0])
+    assert not torch.allclose(clean.resid, before.resid)
+
+
+@pytest.mark.parametrize("name", ["mlp.up_proj.weight", "mlp.up_proj", "input_layernorm"])
+def test_what_is_shared_with_another_block_than_before_is_seen(name):
+    """All modules and weights are the same two times: only who has them differs."""
+    lm, (path, _, last) = tiny("llama"), name.rpartition(".")
+
+    def share(block):
+        setattr(lm.blocks[2].get_submodule(path), last, getattr(lm.blocks[block].get_submodule(path), last))
+
+    share(0)
+    replay = Replay(lm)
+    before, _ = replay(IDS)
+    share(1)
+    clean, edited = replay(IDS, scale_block(3, 0.5))
+    torch.testing.assert_close(clean.resid[1:], whole_pass(lm)[0])
+    torch.testing.assert_close(edited.resid[1:], whole_pass(lm, scale={3: 0.5})[0])
+    assert not torch.allclose(clean.resid, before.resid) and replay.version == 2
+
+
 def test_a_norm_turned_round_and_a_matrix_without_numbers():
     lm = tiny("llama", hidden_size=64)
     lm.blocks[0].mlp.register_buffer("nothing", torch.empty(0, 3))
@@ -261,10 +300,10 @@ def test_a_norm_turned_round_and_a_matrix_without_numbers():
     assert replay.version == 2
 
 
-@pytest.mark.parametrize("place", ["a kind of attention", "a file", "a class", "a module"])
+@pytest.mark.parametrize("place", ["a kind of attention", "one block's", "a file", "a class", "a module"])
 def test_a_function_of_ones_own_may_go_by_anything_so_nothing_is_kept(place, monkeypatch):
     """It stays the same function, while the number that it goes by is another one at the second pass."""
-    strength, of_llama = [1.0], place in ("a kind of attention", "a file")
+    strength, of_llama = [1.0], place in ("a kind of attention", "one block's", "a file")
     lm = tiny("llama" if of_llama else "gpt_neo")
     attention = lm.blocks[1].self_attn if of_llama else lm.blocks[1].attn.attention
     library = sys.modules[type(attention).__module__]
@@ -278,6 +317,10 @@ def test_a_function_of_ones_own_may_go_by_anything_so_nothing_is_kept(place, mon
     if place == "a kind of attention":
         monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "mine", mine)
         lm.model.set_attn_implementation("mine")
+    elif place == "one block's":
+        monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "mine", mine)
+        attention.config = copy.copy(lm.config)
+        attention.config._attn_implementation = "mine"
     elif place == "a file":
         monkeypatch.setattr(library, "eager_attention_forward", mine)
     elif place == "a class":
