@@ -85,6 +85,7 @@ def _run_block(plan: Plan, clean: Clean, block: int, stairs: _Stairs, edits: _Co
                 some = slice(here[0], here[-1] + 1)
                 output = plan.lm.blocks[block](streams[some].flatten(0, 1), *rest, **named)
                 streams[some] = hooks.first(output).view(len(here), prompts, length, d_model)
+            edits.here = range(0)
         finally:
             hooks.remove(handles)
     finally:
@@ -123,8 +124,8 @@ def _stairs(copies: Sequence[Copy]) -> _Stairs:
 class _CopyEdits:
     """The edits of all copies as edits of the model, each of which changes its own copy's rows and no others.
 
-    here: the copies that are in a block at the moment, by their row in the stairs. An edit sees one prompt at a time, as
-    in the plain loop: its function may look at all rows that it gets.
+    here: the copies that are in a block at the moment, by their row in the stairs; none in between, when the caller's progress
+    is told. An edit sees one prompt at a time, as in the plain loop: its function may look at all rows that it gets.
     """
 
     def __init__(self, stairs: _Stairs, prompts: int, length: int) -> None:
@@ -147,7 +148,7 @@ class _CopyEdits:
 
     def _change(self, there: list[tuple[int, list[Change]]]) -> Change:
         def change(value: Tensor, stream: Tensor) -> Tensor:
-            if self.busy:
+            if self.busy or not self.here:
                 raise run_inside()
             now = [(row, changes) for row, changes in there if row in self.here]
             new = value.clone() if now else value

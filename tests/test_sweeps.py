@@ -1,5 +1,6 @@
 """Sweeps against the plain loop, one edited pass after the other, and against plain PyTorch hooks."""
 
+import copy as copying
 import functools
 import io
 import sys
@@ -11,6 +12,8 @@ from reference import reference
 from tiny import CONFIGS, MORE, here, tiny
 from torch.nn.functional import cross_entropy, kl_div
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from helpers import (
@@ -478,7 +481,66 @@ def test_another_forward_on_a_class_of_the_library_is_code_of_ones_own(monkeypat
     torch.testing.assert_close(sweep_heads(lm, as_tokens(prompts), TARGET), expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("place", ["a kind of attention", "a file", "a module"])
+def test_a_hook_between_the_final_norm_and_the_unembedding_sees_one_row_of_whole_prompts():
+    lm = tiny("opt", word_embed_proj_dim=16)
+    prompts = texts(7, 7)
+    plain = sweep_heads(lm, as_tokens(prompts), TARGET)
+    handle = lm.model.model.decoder.project_out.register_forward_hook(lambda m, args, out: out - out.mean((0, 1)))
+    expected = loop(lm, prompts, every_head(lm), together=False).view(2, 4, 4)
+    torch.testing.assert_close(sweep_heads(lm, as_tokens(prompts), TARGET), expected, rtol=0, atol=tolerance(lm))
+    assert (expected - plain).abs().max() > 1e-3
+    handle.remove()
+
+
+@pytest.mark.parametrize("wrapped", ["partialmethod", "no_grad", "cached"])
+def test_what_lends_a_function_a_librarys_name_hides_it_not(wrapped, monkeypatch):
+    lm = tiny("llama")
+    prompts, kind = texts(7, 7), type(lm.mlp(0))
+    old = kind.forward
+
+    @functools.wraps(old)
+    def mine(self, x):
+        return mixed(old(self, x))
+
+    if wrapped == "partialmethod":
+        mine = functools.partialmethod(lambda self, function, x: function(self, x), mine)
+    else:
+        mine = torch.no_grad()(mine) if wrapped == "no_grad" else functools.cache(mine)
+    monkeypatch.setattr(kind, "forward", mine)
+    expected = loop(lm, prompts, every_head(lm), together=False).view(2, 4, 4)
+    torch.testing.assert_close(sweep_heads(lm, as_tokens(prompts), TARGET), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [TorchFunctionMode, TorchDispatchMode])
+def test_a_mode_of_ones_own_sees_what_it_sees_in_the_loop(kind):
+    """Such as one that tries out 8 bits, with one step for all that is in the batch."""
+
+    def computed(self, function, types, args=(), kwargs=None):
+        found = function(*args, **kwargs or {})
+        if function not in (torch.nn.functional.linear, torch.ops.aten.mm.default):
+            return found
+        step = found.abs().amax() / 127
+        return (found / step).round() * step
+
+    mine = type(
+        "Mine", (kind,), {"__torch_function__": computed, "__torch_dispatch__": computed, "__module__": __name__}
+    )
+    lm, prompts = tiny("llama"), texts(7, 7)
+    plain = sweep_heads(lm, as_tokens(prompts), TARGET)
+    with mine():
+        expected = loop(lm, prompts, every_head(lm), together=False).view(2, 4, 4)
+        torch.testing.assert_close(sweep_heads(lm, as_tokens(prompts), TARGET), expected, rtol=0, atol=1e-12)
+    assert (expected - plain).abs().max() > 1e-3
+
+
+def test_a_function_of_ones_own_in_torch_nn_functional(monkeypatch):
+    lm, prompts, old = tiny("llama"), texts(7, 7), torch.nn.functional.silu
+    monkeypatch.setattr(torch.nn.functional, "silu", lambda x, inplace=False: mixed(old(x)))
+    expected = loop(lm, prompts, every_head(lm), together=False).view(2, 4, 4)
+    torch.testing.assert_close(sweep_heads(lm, as_tokens(prompts), TARGET), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("place", ["a kind of attention", "one block's kind of attention", "a file", "a module"])
 def test_a_function_in_a_librarys_place_is_code_of_ones_own(place, monkeypatch):
     """One that meddles with the first prompt of a batch, as code for a single prompt does."""
     lm = tiny("gpt_neo" if place == "a module" else "llama")
@@ -496,6 +558,10 @@ def test_a_function_in_a_librarys_place_is_code_of_ones_own(place, monkeypatch):
     if place == "a kind of attention":
         monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "mine", first_prompt)
         lm.model.set_attn_implementation("mine")
+    elif place == "one block's kind of attention":
+        monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "mine", first_prompt)
+        lm.attention(2).config = copying.copy(lm.config)
+        lm.attention(2).config._attn_implementation = "mine"
     elif place == "a file":
         monkeypatch.setattr(library, "eager_attention_forward", first_prompt)
     else:
@@ -940,6 +1006,14 @@ def test_noise_draws_from_its_generator():
 
 
 # ---- progress
+
+
+def test_a_function_that_is_told_and_runs_the_model_does_not_get_the_sweeps_edits():
+    lm = tiny("gpt2")
+    (prompt,) = texts(6)
+    with pytest.raises(errors.BadEdit, match="runs the model itself"):
+        sweep_heads(lm, prompt, TARGET, progress=lambda done, total: lm.model(prompt[None]))
+    torch.testing.assert_close(lm.model(prompt[None]).logits, lm.logits(prompt))
 
 
 def test_progress_is_told_to_a_function_and_to_nobody_else(capfd):
