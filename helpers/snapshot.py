@@ -71,7 +71,7 @@ def snapshot(lm: LanguageModel, weights_of: list[Any] | None = None) -> list[Any
             tensors.update((id(one), one) for one in table.values() if one is not None)
         # What stands at several places may stand at others since: each place counts, not only the first.
         places = (one for table in ("_modules", "_parameters", "_buffers") for one in own[table].values())
-        found.append([order.setdefault(id(one), len(order)) for one in places])
+        found += [type(module), [order.setdefault(id(one), len(order)) for one in places]]
         if len(own) > len(_OF_EVERY_MODULE):
             if foreign.own_method(module):
                 return None
@@ -95,8 +95,16 @@ def _settings(device: str) -> list[Any]:
         torch.backends.cuda.mem_efficient_sdp_enabled(),
         torch.backends.cuda.math_sdp_enabled(),
         torch.backends.cuda.cudnn_sdp_enabled(),
-        torch.get_float32_matmul_precision(),
+        *_float32_products(),
     ]
+
+
+def _float32_products() -> list[str]:
+    """How exact they are. PyTorch 2.9 has other settings for that, and will not tell the old one once they were used."""
+    if not hasattr(torch.backends, "fp32_precision"):
+        return [torch.get_float32_matmul_precision()]
+    backends: Any = torch.backends
+    return [one.fp32_precision for one in (backends, backends.cuda.matmul, backends.mkldnn.matmul)]
 
 
 def _plain(value: Any, tensors: dict[int, Tensor], seen: set[int]) -> Any:

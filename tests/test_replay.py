@@ -352,6 +352,37 @@ def test_a_setting_of_the_process_makes_a_new_clean_pass():
         assert replay.version == version + 1
 
 
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="this PyTorch has the older setting alone")
+def test_the_newer_settings_of_float32_products_make_a_new_clean_pass():
+    lm, products = tiny("llama", torch.float32), torch.backends.mkldnn.matmul
+    replay, before = Replay(lm), products.fp32_precision
+    replay(IDS)
+    products.fp32_precision = "bf16"
+    try:
+        with pytest.raises(RuntimeError, match="legacy"):
+            torch.get_float32_matmul_precision()
+        clean, edited = replay(IDS, scale_block(2, 0.5))
+        assert replay.version == 2
+        assert torch.equal(clean.resid[1:], whole_pass(lm)[0])
+        assert torch.equal(edited.resid[1:], whole_pass(lm, scale={2: 0.5})[0])
+    finally:
+        products.fp32_precision = before
+    torch.get_float32_matmul_precision()
+
+
+def test_a_module_that_is_of_another_class_now_which_the_model_had_before():
+    lm = tiny("llama")
+    lm.blocks[0].mlp.act_fn = torch.nn.Tanh().eval()
+    lm.blocks[1].mlp.act_fn = torch.nn.SiLU().eval()
+    lm.blocks[3].mlp.act_fn = torch.nn.SiLU().eval()
+    replay = Replay(lm)
+    before, _ = replay(IDS)
+    lm.blocks[1].mlp.act_fn.__class__ = torch.nn.Tanh
+    clean, _ = replay(IDS)
+    torch.testing.assert_close(clean.resid[1:], whole_pass(lm)[0])
+    assert not torch.allclose(clean.resid, before.resid)
+
+
 def test_modules_of_ones_own_make_every_pass_a_whole_one():
     lm, factor = tiny("llama"), [1.0]
 
