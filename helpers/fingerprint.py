@@ -34,7 +34,7 @@ from .told import Teller, bytes_of, in_order, settings
 # Attributes of modules that do not compute: what PyTorch, transformers and accelerate note about loading, saving, training
 # and sharing out, and what a pass writes.
 _NOTES = (
-    "training", "gradient_checkpointing", "name_or_path", "loss_type", "warnings_issued", "all_tied_weights_keys",
+    "training", "gradient_checkpointing", "name_or_path", "loss_type", "warnings_issued", "all_tied_weights_keys", "_is_torch_compile",
     "hf_device_map", "max_seq_len_cached", "compute_type_is_set", "to", "cuda", "npu", "xpu", "mlu", "sdaa", "musa", "neuron",
     "_parameters", "_buffers", "_modules", "_hf_hook", "_old_forward", "forward",
 )  # fmt: skip

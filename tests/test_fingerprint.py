@@ -403,10 +403,11 @@ def test_what_libraries_do_to_their_classes_in_use_changes_no_key():
     """A worker process has not done all that this one did before a study."""
     before, ids = of_model(tiny("llama")), torch.tensor([[1, 2, 3]])
     torch.compile(lambda x: x + 1, backend="eager")(torch.ones(2))
-    used = tiny("llama").model
-    used(ids, output_hidden_states=True, output_attentions=True)
-    used.generate(ids, max_new_tokens=2, pad_token_id=0)
-    assert of_model(tiny("llama")) == before
+    lm = tiny("llama")
+    lm.model(ids, output_hidden_states=True, output_attentions=True)
+    lm.model.generate(ids, max_new_tokens=2, pad_token_id=0)
+    torch.compile(lm.model, backend="eager")(ids)
+    assert of_model(lm) == of_model(tiny("llama")) == before
 
 
 class Scales(nn.Module):
