@@ -150,7 +150,7 @@ def begin(lm: LanguageModel, module: nn.Module, args: tuple, kwargs: dict[str, A
         mask = now.mask if isinstance(now, Ours) else _mask_in(module, args, kwargs)
         if not isinstance(now, Ours):
             refuse_nowhere(module)
-            if isinstance(mask, Tensor) and mask.ndim == 2:
+            if isinstance(mask, Tensor) and mask.ndim == 2 and not mask[:, 0].all():  # a row that begins with padding
                 lm.check_left_padding(mask.bool())
         groups = [group for group in live_here(lm) if group.ready]
         now = Pass(module, groups, isinstance(now, Ours), mask, sys._getframe(2))

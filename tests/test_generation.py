@@ -222,6 +222,9 @@ def test_padding_on_the_left_that_gives_nan_is_refused_under_an_edit(cache):
     with edit(lm, skip_block(1)):
         with pytest.raises(BadValue, match="padding on the left gives NaN in float64"):
             lm.model.generate(IDS, attention_mask=left, **options)
+        hole = torch.ones_like(IDS)
+        hole[1, 2:4] = 0  # every token sees one
+        assert lm.model(input_ids=IDS, attention_mask=hole).logits.isfinite().all()
         right = lm.model.generate(IDS, attention_mask=torch.ones_like(IDS), **options)
         assert right.shape == (len(IDS), IDS.shape[1] + 3)
     narrow = tiny("llama", torch.float32)
