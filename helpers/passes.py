@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import get_ident
@@ -19,6 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
+import torch
 from torch import Tensor, nn
 
 from . import errors
@@ -150,8 +151,9 @@ def begin(lm: LanguageModel, module: nn.Module, args: tuple, kwargs: dict[str, A
         mask = now.mask if isinstance(now, Ours) else _mask_in(module, args, kwargs)
         if not isinstance(now, Ours):
             refuse_nowhere(module)
-            if isinstance(mask, Tensor) and mask.ndim == 2 and not mask[:, 0].all():  # a row that begins with padding
-                lm.check_left_padding(mask.bool())
+            for real in _real_tokens(mask):
+                if not real[:, :1].all():  # a row that begins with padding
+                    lm.check_left_padding(real)
         groups = [group for group in live_here(lm) if group.ready]
         now = Pass(module, groups, isinstance(now, Ours), mask, sys._getframe(2))
         running.append(now)
@@ -236,6 +238,17 @@ def _mask_in(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         kwargs = {**dict(zip(inspect.signature(module.forward).parameters, args, strict=False)), **kwargs}
     mask = kwargs.get("attention_mask")
     return getattr(kwargs.get("input_ids"), "real_tokens", None) if mask is None else mask  # said by lm.inputs
+
+
+def _real_tokens(mask: Any) -> Iterator[Tensor]:
+    """(batch, pos) False where a mask says padding: one of 2 axes, or what `generate` makes of it for a static cache, numbers to
+    add of 4 axes, perhaps a dict with one for each kind of attention, where padding at the start may look at nothing.
+    """
+    for one in mask.values() if isinstance(mask, Mapping) else [mask]:
+        if isinstance(one, Tensor) and one.ndim == 2:
+            yield one.bool()
+        elif isinstance(one, Tensor) and one.ndim == 4 and one.is_floating_point():
+            yield (one >= torch.finfo(torch.float32).min).any(-1)[:, 0]
 
 
 def _cached(values: Iterable[Any]) -> tuple[Any, int]:

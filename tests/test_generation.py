@@ -234,6 +234,24 @@ def test_padding_on_the_left_that_gives_nan_is_refused_under_an_edit(cache):
     assert found[:1, 3:].equal(alone)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_so_is_padding_that_generate_prepared_for_a_static_cache(family):
+    """There the model gets a mask of 4 axes, or a dict of them."""
+    left = torch.ones_like(IDS)
+    left[0, :3] = 0
+    options = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0, "cache_implementation": "static"}
+    for dtype in (torch.float64, torch.float32):
+        lm = tiny(family, dtype)
+        with edit(lm, skip_block(1)):
+            if dtype == torch.float64:
+                with pytest.raises(BadValue, match="padding on the left gives NaN in float64"):
+                    lm.model.generate(IDS, attention_mask=left, **options)
+            else:
+                lm.model.generate(IDS, attention_mask=left, **options)
+            right = lm.model.generate(IDS, attention_mask=torch.ones_like(IDS), **options)
+            assert right.shape == (len(IDS), IDS.shape[1] + 3)
+
+
 @pytest.mark.parametrize("where", [0, -1, [1, -2], slice(2, 5), slice(-3, None), slice(None, None, -2), [6]])
 @pytest.mark.parametrize("cache", [True, False])
 def test_a_learners_own_pass_is_edited_at_the_same_positions(where, cache):
