@@ -140,7 +140,7 @@ def _own_code(kind: type, read: set[int]) -> Iterator[tuple[str, Any]]:
             continue
         module = sys.modules.get(base.__module__)
         spaces = [base] if module is None or id(module) in read else [base, module]
-        for space in (*spaces, *(one for one in (torch, nn.functional, Tensor) if id(one) not in read)):
+        for space in (*spaces, *(one for one in (torch, nn.functional) if id(one) not in read)):
             read.add(id(space))
             for name, value in sorted(vars(space).items()):
                 yield from _put_there(space, name, value)
@@ -148,19 +148,9 @@ def _own_code(kind: type, read: set[int]) -> Iterator[tuple[str, Any]]:
 
 def _put_there(space: Any, name: str, value: Any) -> Iterator[tuple[str, Any]]:
     """What stands in a library's class or file and was not written there: by itself or, of a library's functions, by name."""
-    said = f"{space.__name__}.{name}"
     value = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
     if isinstance(value, FunctionType) and not theirs_by_file(value):
-        yield said, value
-    elif isinstance(value, FunctionType | BuiltinFunctionType):
-        where = f"{value.__module__}.{value.__qualname__}"
-        written_there = (value.__module__, value.__name__) == (getattr(space, "__module__", space.__name__), name)
-        if not written_there and name not in ("__init__", "__setstate__"):  # torch.compile writes these into nn.Module
-            yield said, where
-    elif isinstance(value, functools.partial | functools._lru_cache_wrapper) or (
-        callable(value) and not isinstance(value, type) and not theirs(type(value).__module__)
-    ):
-        yield said, value
+        yield f"{space.__name__}.{name}", value
 
 
 @functools.cache

@@ -1,6 +1,5 @@
 """What a study's files are named after: another meaning has another fingerprint, and the same one the same, in any process."""
 
-import functools
 import importlib
 import os
 import subprocess
@@ -432,32 +431,6 @@ def test_all_small_attributes_of_a_module_of_ones_own_count(kind):
         return of_model(lm)
 
     assert key(2.0) == key(2.0) != key(3.0)
-
-
-class Negative:
-    def __call__(self, x):
-        return -x
-
-
-@pytest.mark.parametrize(
-    ("where", "name", "what"),
-    [
-        ("torch.nn.functional", "silu", nn.functional.gelu),
-        ("torch.nn.functional", "silu", nn.functional.relu),
-        ("torch.nn.functional", "silu", functools.partial(nn.functional.leaky_relu, negative_slope=0.3)),
-        ("torch", "rsqrt", torch.sqrt),
-        ("transformers.models.llama.modeling_llama", "rotate_half", torch.neg),
-        ("transformers.models.llama.modeling_llama", "rotate_half", functools.cache(lambda x: -x)),
-        ("transformers.models.llama.modeling_llama", "rotate_half", Negative()),
-        ("transformers.models.llama.modeling_llama.LlamaRMSNorm", "forward", nn.Identity.forward),
-    ],
-)
-def test_what_stands_in_the_place_of_a_librarys_function_counts(where, name, what, monkeypatch):
-    """Also if it is another function of a library."""
-    lm = tiny("llama")
-    before = of_model(lm)
-    monkeypatch.setattr(f"{where}.{name}", what)
-    assert of_model(lm) != before
 
 
 def test_what_is_set_for_the_whole_process_counts():
