@@ -147,7 +147,11 @@ def _own_code(kind: type, read: set[int]) -> Iterator[tuple[str, Any]]:
 
 
 def _put_there(space: Any, name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """What stands in a library's class or file and was not written there: by itself or, of a library's functions, by name."""
+    """A function that no library wrote, in a library's class or file.
+
+    Of a library's in the place of another it is not told: libraries put theirs on torch's classes in use, other ones in each
+    process, so no worker would have the same key.
+    """
     value = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
     if isinstance(value, FunctionType) and not theirs_by_file(value):
         yield f"{space.__name__}.{name}", value
