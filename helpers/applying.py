@@ -53,7 +53,7 @@ class Edit:
     prompts: int | None = field(default=None, repr=False, compare=False)
     length: int | None = field(default=None, repr=False, compare=False)
     for_prompts: Callable[[Sequence[int], int], Edit] | None = field(default=None, repr=False, compare=False)
-    # What it does depends on the value and the stream alone: not on how often it was called (random numbers), or who knows.
+    # What it does depends on the value and the stream alone, and not on random numbers or earlier calls; False where nobody knows.
     pure: bool = field(default=False, repr=False, compare=False)
     made: object = field(default=None, repr=False, compare=False)  # the change that these and `given` belong to
 

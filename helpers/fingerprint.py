@@ -29,6 +29,7 @@ from transformers import PretrainedConfig
 from . import causes, foreign
 from .models import LanguageModel
 from .referred import by_name, theirs, theirs_by_file, version_of
+from .snapshot import of_process
 from .told import Teller, bytes_of, in_order, settings
 
 # Attributes of modules that do not compute: what PyTorch, transformers and accelerate note about loading, saving, training
@@ -77,17 +78,6 @@ def of_model(lm: LanguageModel) -> str:
             teller.tell(value)
     teller.tell(foreign.attention_functions(lm.config._attn_implementation))
     return key.hexdigest()
-
-
-def of_process() -> list[Any]:
-    """What is set for the whole process and changes the numbers of the same code."""
-    cuda = torch.backends.cuda
-    return [
-        torch.get_default_dtype(),
-        torch.get_float32_matmul_precision(),
-        [torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) for device in ("cpu", "cuda")],
-        [cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled(), cuda.cudnn_sdp_enabled()],
-    ]
 
 
 def _weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -12,6 +12,7 @@ somebody's own, which may go by anything, is where a library's was: its passes m
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ def snapshot(lm: LanguageModel, weights_of: list[Any] | None = None) -> list[Any
     if live_here(lm) or modes or foreign.runs_everywhere(lm.config):
         return None
     modules: list[nn.Module] = [lm.model]
-    seen, found = {id(lm.model)}, _settings(lm.device.type)
+    seen, found = {id(lm.model)}, of_process([lm.device.type])
     attentions = [lm.config._attn_implementation]
     order: dict[int, int] = {}
     classes: dict[type, list[Any]] = {}
@@ -87,15 +88,14 @@ def snapshot(lm: LanguageModel, weights_of: list[Any] | None = None) -> list[Any
     return [[Same(module) for module in modules], [Same(value) for value in values], found, numbers]
 
 
-def _settings(device: str) -> list[Any]:
-    """Of the process: what changes the numbers of a pass of the same model."""
+def of_process(devices: Iterable[str] = ("cpu", "cuda")) -> list[Any]:
+    """What is set for the whole process and changes the numbers of the same code; autocast on these devices."""
+    cuda = torch.backends.cuda
     return [
-        torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
-        torch.backends.cuda.flash_sdp_enabled(),
-        torch.backends.cuda.mem_efficient_sdp_enabled(),
-        torch.backends.cuda.math_sdp_enabled(),
-        torch.backends.cuda.cudnn_sdp_enabled(),
-        *_float32_products(),
+        torch.get_default_dtype(),
+        [torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) for device in devices],
+        [cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled(), cuda.cudnn_sdp_enabled()],
+        _float32_products(),
     ]
 
 

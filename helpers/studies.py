@@ -83,7 +83,8 @@ def study(
     import cloudpickle
 
     from . import worker
-    from .fingerprint import names_in, of_model, of_names, of_process, of_value
+    from .fingerprint import names_in, of_model, of_names, of_value
+    from .snapshot import of_process
 
     _check_sweep(sweep)
     target, options = _by_name(sweep, given, target, options)

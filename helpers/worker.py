@@ -26,11 +26,12 @@ from safetensors.torch import load_file, save_file
 from . import errors, sweeps
 from .copies import check_values_per_prompt, copy_of, for_prompts
 from .families import Family
-from .fingerprint import of_model, of_names, of_process
+from .fingerprint import of_model, of_names
 from .loading import quiet
 from .measures import Measure, Outcome, log_prob_change, token_ids
 from .models import LanguageModel
 from .replacements import CHUNK, from_the_end, mean_heads, padded, prompt_rows
+from .snapshot import of_process
 from .wrapping import wrap
 
 

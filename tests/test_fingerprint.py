@@ -446,6 +446,18 @@ def test_what_is_set_for_the_whole_process_counts():
     assert len(set(found)) == 3 and of_model(lm) == found[0]
 
 
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="this PyTorch has the older setting alone")
+def test_the_newer_settings_of_float32_products_count_and_stop_no_study():
+    lm, products = tiny("llama", torch.float32), torch.backends.mkldnn.matmul
+    before, precision = of_model(lm), products.fp32_precision
+    products.fp32_precision = "bf16"
+    try:
+        assert of_model(lm) != before
+    finally:
+        products.fp32_precision = precision
+    assert of_model(lm) == before
+
+
 def test_a_mask_of_ones_own_counts():
     masking = pytest.importorskip("transformers.masking_utils")
     lm, found = tiny("llama"), []

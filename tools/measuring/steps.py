@@ -72,8 +72,8 @@ def code_of() -> str:
     """SHA-256 over the modules of the helpers that the numbers pass through, and over this tool, by name."""
     package = Path(helpers.__file__).parent
     names = (
-        "applying countries edits families hooks loading measures metrics models passes positions products readings recording "
-        "replacements staircase sweeps tracing"
+        "applying checks copies countries edits families foreign hooks layout live loading measures metrics models passes plan "
+        "positions products readings recording replacements rows sites staircase sweeps tracing"
     )
     here = Path(__file__).resolve().parent
     tool = [here.with_name("measure.py"), *sorted(here.glob("*.py"))]
